@@ -1,0 +1,298 @@
+//! Plain values that control plane and agent share. Always valid: what comes from outside is parsed in `wire`.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{Generation, NodeId, PlacementId, StudentId, WorkspaceUid};
+
+/// Limits of a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Resources {
+    /// Thousandths of a processor.
+    pub cpu_millicores: i64,
+    /// Bytes; no swap comes on top.
+    pub memory_bytes: i64,
+    /// Processes and threads.
+    pub pids: i64,
+}
+
+/// What a container is made of; frozen when a workspace is placed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct WorkspaceSpec {
+    /// Image reference.
+    pub image: String,
+    /// Limits.
+    pub resources: Resources,
+    /// Port the editor listens on in the container.
+    pub probe_port: u16,
+    /// Path that answers 200 when the editor is ready.
+    pub probe_path: String,
+}
+
+impl WorkspaceSpec {
+    /// SHA-256 over the spec, for the label `carrel.spec`: a container made of another spec is seen.
+    pub fn digest(&self) -> String {
+        use sha2::{Digest as _, Sha256};
+        let text = format!(
+            "{}\n{}\n{}\n{}\n{}\n{}",
+            self.image,
+            self.resources.cpu_millicores,
+            self.resources.memory_bytes,
+            self.resources.pids,
+            self.probe_port,
+            self.probe_path
+        );
+        crate::id::hex(&Sha256::digest(text.as_bytes()))
+    }
+}
+
+/// A kind of activity. An open tab, a socket, a health check or a read is none of them, by construction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Signal {
+    /// Mouse or keys in the LMS's page.
+    LmsInput,
+    /// Keys, clicks or edits in the editor.
+    EditorInput,
+    /// "Keep working", or Start on a running workspace.
+    KeepWorking,
+}
+
+/// Who or what stopped a workspace.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum StopReason {
+    /// A caller asked for it.
+    User,
+    /// No activity for the idle timeout.
+    Idle,
+    /// Out of its memory limit, too often.
+    Oom,
+    /// Its program ended, too often.
+    Exited,
+    /// It is being deleted.
+    Deleted,
+    /// The student's directory could not be mounted.
+    Storage,
+    /// Carrel gave up the start.
+    StartFailed,
+}
+
+/// Why a workspace is in its state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum StatusReason {
+    /// PENDING: no node is connected and healthy.
+    NoNodeReady,
+    /// PENDING: every healthy node is full.
+    NoCapacity,
+    /// PENDING: the generation before is still being stopped.
+    PreviousStopping,
+    /// PENDING: the generation before is on a silent node.
+    PreviousHostUnreachable,
+    /// FAILED: waited too long in PENDING.
+    QueueTimeout,
+    /// FAILED: did not answer in time.
+    StartTimeout,
+    /// FAILED: did not go in time.
+    StopTimeout,
+    /// FAILED: the image cannot be had.
+    ImageUnavailable,
+    /// The node refused the student's directory.
+    StorageUnavailable,
+    /// FAILED: crashed more often than the budget allows.
+    CrashLoop,
+    /// STARTING: exited, and is restarted within the budget.
+    Restarting,
+    /// FAILED: Docker refused.
+    RuntimeError,
+    /// UNREACHABLE: no heartbeat from the node.
+    NodeUnreachable,
+    /// FAILED: out of its memory limit more often than the budget allows.
+    OutOfMemory,
+    /// It is being deleted.
+    Deleting,
+}
+
+/// The steps of a start, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Stage {
+    /// Waits for a place.
+    Queued,
+    /// The node fetches the image.
+    Pulling,
+    /// Directory and container are made.
+    Creating,
+    /// Docker starts the container.
+    Starting,
+    /// The editor is asked until it answers.
+    Probing,
+}
+
+/// What an agent knows of its host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// For people.
+    pub hostname: String,
+    /// Contents of /etc/machine-id.
+    pub machine_id: String,
+    /// The kernel's id of this boot.
+    pub boot_id: String,
+    /// Id of the Docker daemon; empty when it has never been reached.
+    pub docker_id: String,
+    /// Version of the Docker daemon; empty when it has never been reached.
+    pub docker_version: String,
+    /// Version of the agent.
+    pub agent_version: String,
+    /// Thousandths of a processor.
+    pub cpu_millicores: i64,
+    /// Bytes.
+    pub memory_bytes: i64,
+    /// Workspaces at most.
+    pub max_workspaces: i64,
+    /// IP address under which the agent's ports are reached.
+    pub advertise_address: String,
+}
+
+/// A container with our labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Container {
+    /// Docker's id.
+    pub container_id: String,
+    /// Label `carrel.workspace`.
+    pub workspace: WorkspaceUid,
+    /// Label `carrel.student`.
+    pub student: StudentId,
+    /// Label `carrel.generation`.
+    pub generation: Generation,
+    /// Label `carrel.incarnation`.
+    pub incarnation: i64,
+    /// Label `carrel.node`.
+    pub node: NodeId,
+    /// Whether its program runs.
+    pub running: bool,
+}
+
+/// What a workspace should be on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredItem {
+    /// The workspace.
+    pub workspace: WorkspaceUid,
+    /// The student.
+    pub student: StudentId,
+    /// The incarnation of the container.
+    pub generation: Generation,
+    /// The placement.
+    pub placement: PlacementId,
+    /// What to run; the same through the whole generation.
+    pub spec: WorkspaceSpec,
+    /// Run or stop.
+    pub run: Run,
+    /// W3C trace context of the request that caused the order; empty when there is none.
+    pub traceparent: String,
+}
+
+/// Run or stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Run {
+    /// A container of this generation runs.
+    Running {
+        /// How long a start may take before the agent gives up.
+        start_timeout: Duration,
+    },
+    /// No container of this or a lower generation exists.
+    Stopped {
+        /// Why.
+        reason: StopReason,
+        /// Between SIGTERM and SIGKILL; zero is SIGKILL at once.
+        grace: Duration,
+        /// Move the student's directory to the trash afterwards.
+        purge_files: bool,
+    },
+}
+
+/// A version of a node's desired set. Ordered incarnation first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DesiredPair {
+    /// Incarnation of the store.
+    pub incarnation: i64,
+    /// `node.desired_generation`.
+    pub generation: i64,
+}
+
+/// All that a node should run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DesiredSet {
+    /// Its version.
+    pub pair: DesiredPair,
+    /// Digest over the items.
+    pub digest: String,
+    /// Sorted by workspace.
+    pub items: Vec<DesiredItem>,
+}
+
+/// What one workspace does on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Observation {
+    /// The workspace.
+    pub workspace: WorkspaceUid,
+    /// The incarnation of the container.
+    pub generation: Generation,
+    /// Rises with each report.
+    pub sequence: i64,
+    /// What it does.
+    pub state: Observed,
+    /// Last exit code; `None` when its program has not ended.
+    pub exit_code: Option<i32>,
+    /// Ended by the kernel for want of memory.
+    pub oom_killed: bool,
+    /// One sentence.
+    pub message: String,
+    /// Image id as resolved on the node; empty when unknown.
+    pub image_digest: String,
+    /// W3C trace context of the order; empty when there is none.
+    pub traceparent: String,
+}
+
+/// What a workspace does on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observed {
+    /// On its way up.
+    Starting(Stage),
+    /// The editor answers HTTP at `endpoint` (host:port).
+    Running {
+        /// host:port.
+        endpoint: String,
+    },
+    /// Its program ended and is being restarted.
+    Restarting,
+    /// Given up.
+    Failed(StatusReason),
+    /// Not on this node, and never again in this generation.
+    Gone {
+        /// Whether the files went to the trash, when the item asked for it; `Err` says why not.
+        purge: Result<bool, String>,
+    },
+}
+
+/// Health of a part of a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Health {
+    /// `None`: healthy. Else a stable reason and a sentence with the next step.
+    pub problem: Option<(String, String)>,
+    /// How old the finding is.
+    pub age: Duration,
+}
+
+/// What is to be done with an orphan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Its generation is known to be over.
+    Stop,
+    /// It was taken into the store.
+    Adopt,
+    /// Leave it alone.
+    Hold,
+}

@@ -1,0 +1,493 @@
+//! Messages to values and back. `TryFrom` in (a [`WireError`] names the field), `From` out.
+//!
+//! Only what both binaries exchange is here; the public API is rendered in the control plane's `grpc::convert`.
+
+use std::time::Duration;
+
+use carrel_proto::v1 as pb;
+use time::OffsetDateTime;
+
+use crate::id::Generation;
+use crate::model::{
+    Container, DesiredItem, DesiredPair, DesiredSet, Health, NodeFacts, Observation, Observed, Resources, Run, Signal,
+    Stage, StatusReason, StopReason, Verdict, WorkspaceSpec,
+};
+
+/// A message that means nothing: which field, and why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct WireError {
+    /// The field, by its name in the .proto file.
+    pub field: &'static str,
+    /// One sentence.
+    pub problem: String,
+}
+
+impl WireError {
+    /// A problem of a field.
+    pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self { field, problem: problem.into() }
+    }
+}
+
+fn parse<T: std::str::FromStr<Err = crate::id::InvalidId>>(field: &'static str, text: &str) -> Result<T, WireError> {
+    text.parse().map_err(|e: crate::id::InvalidId| WireError::new(field, e.0))
+}
+
+fn present<T>(field: &'static str, value: Option<T>) -> Result<T, WireError> {
+    value.ok_or_else(|| WireError::new(field, "must be set"))
+}
+
+/// A time on the wire.
+pub fn timestamp(at: OffsetDateTime) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: at.unix_timestamp(),
+        nanos: i32::try_from(at.nanosecond()).unwrap_or_default(),
+    }
+}
+
+/// A time from the wire.
+///
+/// # Errors
+/// When it is out of the range of years 1 to 9999.
+pub fn time_of(field: &'static str, at: &prost_types::Timestamp) -> Result<OffsetDateTime, WireError> {
+    let nanos = i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos);
+    let in_range = (-62_135_596_800..=253_402_300_799).contains(&at.seconds) && (0..1_000_000_000).contains(&at.nanos);
+    OffsetDateTime::from_unix_timestamp_nanos(nanos)
+        .ok()
+        .filter(|_| in_range)
+        .ok_or_else(|| WireError::new(field, "is not a time between the years 1 and 9999"))
+}
+
+/// A span on the wire; a span too long for it is the longest one.
+pub fn duration(span: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: i64::try_from(span.as_secs()).unwrap_or(i64::MAX),
+        nanos: i32::try_from(span.subsec_nanos()).unwrap_or_default(),
+    }
+}
+
+/// A span from the wire.
+///
+/// # Errors
+/// When it is negative or malformed.
+pub fn span_of(field: &'static str, span: &prost_types::Duration) -> Result<Duration, WireError> {
+    let seconds = u64::try_from(span.seconds).map_err(|_| WireError::new(field, "must not be negative"))?;
+    let nanos = u32::try_from(span.nanos)
+        .ok()
+        .filter(|n| *n < 1_000_000_000)
+        .ok_or_else(|| WireError::new(field, "must not be negative"))?;
+    Ok(Duration::new(seconds, nanos))
+}
+
+macro_rules! enumeration {
+    ($field:literal, $value:ident, $message:path, $( $variant:ident ),+ $(,)?) => {
+        impl From<$value> for $message {
+            fn from(value: $value) -> Self {
+                match value { $( $value::$variant => Self::$variant ),+ }
+            }
+        }
+        impl TryFrom<$message> for $value {
+            type Error = WireError;
+            fn try_from(message: $message) -> Result<Self, WireError> {
+                match message {
+                    $( <$message>::$variant => Ok(Self::$variant), )+
+                    <$message>::Unspecified => Err(WireError::new($field, "must be set")),
+                }
+            }
+        }
+    };
+}
+
+enumeration!("signal", Signal, pb::Signal, LmsInput, EditorInput, KeepWorking);
+enumeration!(
+    "stop_reason", StopReason, pb::stop::Reason, User, Idle, Oom, Exited, Deleted, Storage, StartFailed
+);
+enumeration!("stage", Stage, pb::progress::Stage, Queued, Pulling, Creating, Starting, Probing);
+enumeration!(
+    "reason",
+    StatusReason,
+    pb::workspace::StatusReason,
+    NoNodeReady,
+    NoCapacity,
+    PreviousStopping,
+    PreviousHostUnreachable,
+    QueueTimeout,
+    StartTimeout,
+    StopTimeout,
+    ImageUnavailable,
+    StorageUnavailable,
+    CrashLoop,
+    Restarting,
+    RuntimeError,
+    NodeUnreachable,
+    OutOfMemory,
+    Deleting,
+);
+
+fn variant<M: TryFrom<i32>>(field: &'static str, number: i32) -> Result<M, WireError> {
+    M::try_from(number).map_err(|_| WireError::new(field, format!("{number} is not a known value")))
+}
+
+impl From<Resources> for pb::Resources {
+    fn from(r: Resources) -> Self {
+        Self { cpu_millicores: r.cpu_millicores, memory_bytes: r.memory_bytes, pids: r.pids }
+    }
+}
+
+impl From<WorkspaceSpec> for pb::WorkspaceSpec {
+    fn from(spec: WorkspaceSpec) -> Self {
+        Self {
+            image: spec.image,
+            resources: Some(spec.resources.into()),
+            probe_port: i32::from(spec.probe_port),
+            probe_path: spec.probe_path,
+        }
+    }
+}
+
+impl TryFrom<pb::WorkspaceSpec> for WorkspaceSpec {
+    type Error = WireError;
+    fn try_from(spec: pb::WorkspaceSpec) -> Result<Self, WireError> {
+        let r = present("spec.resources", spec.resources)?;
+        if r.cpu_millicores <= 0 || r.memory_bytes <= 0 || r.pids <= 0 {
+            return Err(WireError::new("spec.resources", "every limit must be positive"));
+        }
+        Ok(Self {
+            image: spec.image,
+            resources: Resources { cpu_millicores: r.cpu_millicores, memory_bytes: r.memory_bytes, pids: r.pids },
+            probe_port: u16::try_from(spec.probe_port)
+                .map_err(|_| WireError::new("spec.probe_port", "must be 1 to 65535"))?,
+            probe_path: spec.probe_path,
+        })
+    }
+}
+
+impl From<NodeFacts> for pb::NodeFacts {
+    fn from(f: NodeFacts) -> Self {
+        Self {
+            hostname: f.hostname,
+            machine_id: f.machine_id,
+            boot_id: f.boot_id,
+            docker_id: f.docker_id,
+            docker_version: f.docker_version,
+            agent_version: f.agent_version,
+            cpu_millicores: f.cpu_millicores,
+            memory_bytes: f.memory_bytes,
+            max_workspaces: f.max_workspaces,
+            advertise_address: f.advertise_address,
+        }
+    }
+}
+
+impl TryFrom<pb::NodeFacts> for NodeFacts {
+    type Error = WireError;
+    fn try_from(f: pb::NodeFacts) -> Result<Self, WireError> {
+        if f.machine_id.is_empty() {
+            return Err(WireError::new("facts.machine_id", "must not be empty"));
+        }
+        if f.cpu_millicores <= 0 || f.memory_bytes <= 0 || f.max_workspaces <= 0 {
+            return Err(WireError::new("facts", "cpu_millicores, memory_bytes and max_workspaces must be positive"));
+        }
+        Ok(Self {
+            hostname: f.hostname,
+            machine_id: f.machine_id,
+            boot_id: f.boot_id,
+            docker_id: f.docker_id,
+            docker_version: f.docker_version,
+            agent_version: f.agent_version,
+            cpu_millicores: f.cpu_millicores,
+            memory_bytes: f.memory_bytes,
+            max_workspaces: f.max_workspaces,
+            advertise_address: f.advertise_address,
+        })
+    }
+}
+
+impl From<Container> for pb::Container {
+    fn from(c: Container) -> Self {
+        Self {
+            container_id: c.container_id,
+            workspace_uid: c.workspace.to_string(),
+            student_id: c.student.to_string(),
+            generation: c.generation.0,
+            incarnation: c.incarnation,
+            node_id: c.node.to_string(),
+            running: c.running,
+        }
+    }
+}
+
+impl TryFrom<pb::Container> for Container {
+    type Error = WireError;
+    fn try_from(c: pb::Container) -> Result<Self, WireError> {
+        Ok(Self {
+            workspace: parse("container.workspace_uid", &c.workspace_uid)?,
+            student: parse("container.student_id", &c.student_id)?,
+            generation: Generation(c.generation),
+            incarnation: c.incarnation,
+            node: parse("container.node_id", &c.node_id)?,
+            running: c.running,
+            container_id: c.container_id,
+        })
+    }
+}
+
+impl From<DesiredPair> for pb::DesiredPair {
+    fn from(pair: DesiredPair) -> Self {
+        Self { incarnation: pair.incarnation, desired_generation: pair.generation }
+    }
+}
+
+impl From<pb::DesiredPair> for DesiredPair {
+    fn from(pair: pb::DesiredPair) -> Self {
+        Self { incarnation: pair.incarnation, generation: pair.desired_generation }
+    }
+}
+
+impl From<DesiredItem> for pb::DesiredItem {
+    fn from(item: DesiredItem) -> Self {
+        let mut message = Self {
+            workspace_uid: item.workspace.to_string(),
+            student_id: item.student.to_string(),
+            generation: item.generation.0,
+            placement_id: item.placement.to_string(),
+            spec: Some(item.spec.into()),
+            traceparent: item.traceparent,
+            ..Self::default()
+        };
+        match item.run {
+            Run::Running { start_timeout } => {
+                message.set_run(pb::desired_item::Run::Running);
+                message.start_timeout = Some(duration(start_timeout));
+            }
+            Run::Stopped { reason, grace, purge_files } => {
+                message.set_run(pb::desired_item::Run::Stopped);
+                message.set_stop_reason(reason.into());
+                message.stop_grace = Some(duration(grace));
+                message.purge_files = purge_files;
+            }
+        }
+        message
+    }
+}
+
+impl TryFrom<pb::DesiredItem> for DesiredItem {
+    type Error = WireError;
+    fn try_from(m: pb::DesiredItem) -> Result<Self, WireError> {
+        let run = match variant::<pb::desired_item::Run>("item.run", m.run)? {
+            pb::desired_item::Run::Running => Run::Running {
+                start_timeout: span_of("item.start_timeout", &present("item.start_timeout", m.start_timeout)?)?,
+            },
+            pb::desired_item::Run::Stopped => Run::Stopped {
+                reason: variant::<pb::stop::Reason>("item.stop_reason", m.stop_reason)?.try_into()?,
+                grace: span_of("item.stop_grace", &present("item.stop_grace", m.stop_grace)?)?,
+                purge_files: m.purge_files,
+            },
+            pb::desired_item::Run::Unspecified => return Err(WireError::new("item.run", "must be set")),
+        };
+        Ok(Self {
+            workspace: parse("item.workspace_uid", &m.workspace_uid)?,
+            student: parse("item.student_id", &m.student_id)?,
+            generation: Generation(m.generation),
+            placement: parse("item.placement_id", &m.placement_id)?,
+            spec: present("item.spec", m.spec)?.try_into()?,
+            run,
+            traceparent: m.traceparent,
+        })
+    }
+}
+
+impl From<DesiredSet> for pb::Desired {
+    fn from(set: DesiredSet) -> Self {
+        Self {
+            pair: Some(set.pair.into()),
+            digest: set.digest,
+            items: set.items.into_iter().map(Into::into).collect(),
+        }
+    }
+}
+
+impl TryFrom<pb::Desired> for DesiredSet {
+    type Error = WireError;
+    fn try_from(m: pb::Desired) -> Result<Self, WireError> {
+        Ok(Self {
+            pair: present("desired.pair", m.pair)?.into(),
+            digest: m.digest,
+            items: m.items.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+impl DesiredSet {
+    /// A set with its digest. The trace context is not part of it: it changes nothing that should run.
+    pub fn new(pair: DesiredPair, mut items: Vec<DesiredItem>) -> Self {
+        use sha2::{Digest as _, Sha256};
+        items.sort_by_key(|item| item.workspace);
+        let mut hash = Sha256::new();
+        for item in &items {
+            hash.update(format!(
+                "{} {} {} {} {} {:?}\n",
+                item.workspace,
+                item.student,
+                item.generation,
+                item.placement,
+                item.spec.digest(),
+                item.run
+            ));
+        }
+        Self { pair, digest: crate::id::hex(&hash.finalize()), items }
+    }
+}
+
+impl From<Observation> for pb::Observation {
+    fn from(o: Observation) -> Self {
+        let mut message = Self {
+            workspace_uid: o.workspace.to_string(),
+            generation: o.generation.0,
+            sequence: o.sequence,
+            exit_code: o.exit_code,
+            oom_killed: o.oom_killed,
+            message: o.message,
+            image_digest: o.image_digest,
+            traceparent: o.traceparent,
+            ..Self::default()
+        };
+        match o.state {
+            Observed::Starting(stage) => {
+                message.set_state(pb::observation::State::Starting);
+                message.set_stage(stage.into());
+            }
+            Observed::Running { endpoint } => {
+                message.set_state(pb::observation::State::Running);
+                message.endpoint = endpoint;
+            }
+            Observed::Restarting => message.set_state(pb::observation::State::Restarting),
+            Observed::Failed(reason) => {
+                message.set_state(pb::observation::State::Failed);
+                message.set_reason(reason.into());
+            }
+            Observed::Gone { purge } => {
+                message.set_state(pb::observation::State::Gone);
+                match purge {
+                    Ok(purged) => message.purged = purged,
+                    Err(problem) => message.purge_error = problem,
+                }
+            }
+        }
+        message
+    }
+}
+
+impl TryFrom<pb::Observation> for Observation {
+    type Error = WireError;
+    fn try_from(m: pb::Observation) -> Result<Self, WireError> {
+        let state = match variant::<pb::observation::State>("observation.state", m.state)? {
+            pb::observation::State::Starting => {
+                Observed::Starting(variant::<pb::progress::Stage>("observation.stage", m.stage)?.try_into()?)
+            }
+            pb::observation::State::Running if m.endpoint.is_empty() => {
+                return Err(WireError::new("observation.endpoint", "must be set with RUNNING"));
+            }
+            pb::observation::State::Running => Observed::Running { endpoint: m.endpoint },
+            pb::observation::State::Restarting => Observed::Restarting,
+            pb::observation::State::Failed => {
+                let reason = variant::<pb::workspace::StatusReason>("observation.reason", m.reason)?;
+                Observed::Failed(reason.try_into()?)
+            }
+            pb::observation::State::Gone if m.purge_error.is_empty() => Observed::Gone { purge: Ok(m.purged) },
+            pb::observation::State::Gone => Observed::Gone { purge: Err(m.purge_error) },
+            pb::observation::State::Unspecified => {
+                return Err(WireError::new("observation.state", "must be set"));
+            }
+        };
+        Ok(Self {
+            workspace: parse("observation.workspace_uid", &m.workspace_uid)?,
+            generation: Generation(m.generation),
+            sequence: m.sequence,
+            state,
+            exit_code: m.exit_code,
+            oom_killed: m.oom_killed,
+            message: m.message,
+            image_digest: m.image_digest,
+            traceparent: m.traceparent,
+        })
+    }
+}
+
+impl From<Health> for pb::ComponentHealth {
+    fn from(h: Health) -> Self {
+        let healthy = h.problem.is_none();
+        let (reason, message) = h.problem.unwrap_or_default();
+        Self { healthy, reason, message, age: Some(duration(h.age)) }
+    }
+}
+
+impl TryFrom<pb::ComponentHealth> for Health {
+    type Error = WireError;
+    fn try_from(m: pb::ComponentHealth) -> Result<Self, WireError> {
+        let age = m.age.map(|age| span_of("health.age", &age)).transpose()?.unwrap_or_default();
+        Ok(Self { problem: (!m.healthy).then_some((m.reason, m.message)), age })
+    }
+}
+
+enumeration!("verdict", Verdict, pb::orphan_verdict::Verdict, Stop, Adopt, Hold);
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::id::{PlacementId, WorkspaceUid};
+
+    fn spec() -> WorkspaceSpec {
+        WorkspaceSpec {
+            image: "carrel/workspace:dev".into(),
+            resources: Resources { cpu_millicores: 1000, memory_bytes: 1 << 30, pids: 512 },
+            probe_port: 8080,
+            probe_path: "/healthz".into(),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn times_come_back_as_they_went(nanos in -62_135_596_800_000_000_000_i128..253_402_300_799_999_999_999) {
+            let at = OffsetDateTime::from_unix_timestamp_nanos(nanos).expect("in range");
+            prop_assert_eq!(time_of("t", &timestamp(at)), Ok(at));
+        }
+
+        #[test]
+        fn spans_come_back_as_they_went(seconds in 0..i64::MAX as u64, nanos in 0..1_000_000_000_u32) {
+            let span = Duration::new(seconds, nanos);
+            prop_assert_eq!(span_of("d", &duration(span)), Ok(span));
+        }
+    }
+
+    #[test]
+    fn a_desired_set_comes_back_as_it_went() {
+        let item = |run| DesiredItem {
+            workspace: WorkspaceUid::new(),
+            student: "ada".parse().expect("valid"),
+            generation: Generation(3),
+            placement: PlacementId::new(),
+            spec: spec(),
+            run,
+            traceparent: "00-1-2-01".into(),
+        };
+        let set = DesiredSet::new(
+            DesiredPair { incarnation: 1, generation: 9 },
+            vec![
+                item(Run::Running { start_timeout: Duration::from_secs(120) }),
+                item(Run::Stopped { reason: StopReason::Idle, grace: Duration::from_secs(10), purge_files: true }),
+            ],
+        );
+        assert_eq!(DesiredSet::try_from(pb::Desired::from(set.clone())), Ok(set));
+    }
+
+    #[test]
+    fn an_unknown_enum_value_is_an_error_that_names_the_field() {
+        let message = pb::Observation { state: 99, ..Default::default() };
+        let error = Observation::try_from(message).expect_err("99 is no state");
+        assert_eq!(error, WireError::new("observation.state", "99 is not a known value"));
+    }
+}
