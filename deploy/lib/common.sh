@@ -1,0 +1,122 @@
+# shellcheck shell=bash
+# Sourced by deploy/quickstart and integration-tests/run: talking to the person, root rights, waiting.
+# Every line a person reads goes through say, done_in or fail, so both commands look and fail alike.
+
+# The default must lie outside the repository: a `git clean` or a fresh clone should not cost the images and tools again.
+export CARREL_CACHE_DIR=${CARREL_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/carrel}
+
+now_ms() { local t=${EPOCHREALTIME/[.,]/}; echo $((t / 1000)); }
+
+# human_ms MILLISECONDS: "0.3 s", "42.0 s", "3 m 05 s"
+human_ms() {
+  if (($1 < 60000)); then
+    printf '%d.%d s' $(($1 / 1000)) $(($1 % 1000 / 100))
+  else
+    printf '%d m %02d s' $(($1 / 60000)) $(($1 / 1000 % 60))
+  fi
+}
+
+say() { printf '   %s\n' "$*"; }
+
+# done_in START_MS TEXT: one line with how long it took
+done_in() {
+  local start=$1
+  shift
+  printf '   %-62s %10s\n' "$*" "$(human_ms $(($(now_ms) - start)))"
+}
+
+phase() { printf '\n== %s\n' "$*"; }
+
+# fail WHAT [NEXT…]: what failed, then what to do about it, one line each
+fail() {
+  printf '\nFAILED: %s\n' "$1" >&2
+  shift
+  local line
+  for line in "$@"; do printf '        %s\n' "$line" >&2; done
+  exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# as_root COMMAND…: directly for root, else through sudo
+as_root() {
+  if ((EUID == 0)); then
+    "$@"
+  elif have sudo; then
+    sudo -- "$@"
+  else
+    fail "this needs root: $*" "Run it as root, or install sudo."
+  fi
+}
+
+# with_progress TEXT LOG COMMAND…: runs a long command with its output in LOG and a line every 15 s, so that a person sees it live.
+# The command is a child of its own, with errexit on even where the caller is part of a condition.
+with_progress() {
+  local text=$1 log=$2 start pid rc=0 next=15
+  shift 2
+  start=$(now_ms)
+  mkdir -p "$(dirname "$log")"
+  (
+    set -e
+    "$@"
+  ) >"$log" 2>&1 </dev/null &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    sleep 0.1
+    if (($(now_ms) - start >= next * 1000)); then
+      printf '   … %s (%s so far)\n' "$text" "$(human_ms $(($(now_ms) - start)))"
+      next=$((next + 15))
+    fi
+  done
+  wait "$pid" || rc=$?
+  if ((rc != 0)); then
+    printf '\n   last lines of %s:\n' "$log" >&2
+    tail -n 25 "$log" | sed 's/^/   | /' >&2
+    fail "$text (exit status $rc)" "The whole output: $log"
+  fi
+  done_in "$start" "$text"
+}
+
+# wait_until SECONDS COMMAND…: true as soon as the command is, false after SECONDS
+wait_until() {
+  local deadline=$(($(now_ms) + $1 * 1000))
+  shift
+  until "$@"; do
+    (($(now_ms) < deadline)) || return 1
+    sleep 0.1
+  done
+}
+
+# start_of PID: the kernel's start tick of a process. A pid comes round again, pid and start tick together never do.
+start_of() {
+  local stat
+  stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
+  stat=${stat##*) } # the command name may hold blanks and brackets
+  awk '{print $20}' <<<"$stat"
+}
+
+# record_process FILE PID and is_recorded_alive FILE: a pid file that cannot point at somebody else's process
+record_process() { printf '%s %s\n' "$2" "$(start_of "$2")" >"$1"; }
+
+is_recorded_alive() {
+  local pid start
+  [[ -r $1 ]] && read -r pid start <"$1" && [[ -n $start && $(start_of "$pid") == "$start" ]]
+}
+
+# stop_recorded FILE SECONDS: TERM, then KILL after SECONDS; quiet when it is gone already
+stop_recorded() {
+  local pid
+  if is_recorded_alive "$1"; then
+    read -r pid _ <"$1"
+    as_root kill -TERM "$pid" 2>/dev/null || true
+    wait_until "$2" is_recorded_gone "$1" || as_root kill -KILL "$pid" 2>/dev/null || true
+  fi
+  rm -f "$1" 2>/dev/null || as_root rm -f "$1"
+}
+
+is_recorded_gone() { ! is_recorded_alive "$1"; }
+
+has_systemd() { [[ -d /run/systemd/system ]]; }
+
+# hash_of PATH…: one digest of the names and contents of files and folders
+hash_of() { find "$@" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16; }
