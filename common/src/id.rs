@@ -196,7 +196,9 @@ mod tests {
 
     #[test]
     fn refuses_ids_that_could_leave_the_base() {
-        for bad in ["", ".", "..", "../x", "a/b", "a\\b", ".hidden", "-rf", "a b", "ä", "a\0b", &"x".repeat(65)] {
+        for bad in
+            ["", ".", "..", "../x", "a/b", "a\\b", ".hidden", "-rf", "a b", "ä", "a\0b", &"x".repeat(65)]
+        {
             assert!(bad.parse::<StudentId>().is_err(), "{bad:?} was accepted");
         }
     }

@@ -9,8 +9,8 @@ use time::OffsetDateTime;
 
 use crate::id::Generation;
 use crate::model::{
-    Container, DesiredItem, DesiredPair, DesiredSet, Health, NodeFacts, Observation, Observed, Resources, Run, Signal,
-    Stage, StatusReason, StopReason, Verdict, WorkspaceSpec,
+    Container, DesiredItem, DesiredPair, DesiredSet, Health, NodeFacts, Observation, Observed, Resources,
+    Run, Signal, Stage, StatusReason, StopReason, Verdict, WorkspaceSpec,
 };
 
 /// A message that means nothing: which field, and why.
@@ -30,7 +30,10 @@ impl WireError {
     }
 }
 
-fn parse<T: std::str::FromStr<Err = crate::id::InvalidId>>(field: &'static str, text: &str) -> Result<T, WireError> {
+fn parse<T: std::str::FromStr<Err = crate::id::InvalidId>>(
+    field: &'static str,
+    text: &str,
+) -> Result<T, WireError> {
     text.parse().map_err(|e: crate::id::InvalidId| WireError::new(field, e.0))
 }
 
@@ -52,7 +55,8 @@ pub fn timestamp(at: OffsetDateTime) -> prost_types::Timestamp {
 /// When it is out of the range of years 1 to 9999.
 pub fn time_of(field: &'static str, at: &prost_types::Timestamp) -> Result<OffsetDateTime, WireError> {
     let nanos = i128::from(at.seconds) * 1_000_000_000 + i128::from(at.nanos);
-    let in_range = (-62_135_596_800..=253_402_300_799).contains(&at.seconds) && (0..1_000_000_000).contains(&at.nanos);
+    let in_range =
+        (-62_135_596_800..=253_402_300_799).contains(&at.seconds) && (0..1_000_000_000).contains(&at.nanos);
     OffsetDateTime::from_unix_timestamp_nanos(nanos)
         .ok()
         .filter(|_| in_range)
@@ -101,7 +105,16 @@ macro_rules! enumeration {
 
 enumeration!("signal", Signal, pb::Signal, LmsInput, EditorInput, KeepWorking);
 enumeration!(
-    "stop_reason", StopReason, pb::stop::Reason, User, Idle, Oom, Exited, Deleted, Storage, StartFailed
+    "stop_reason",
+    StopReason,
+    pb::stop::Reason,
+    User,
+    Idle,
+    Oom,
+    Exited,
+    Deleted,
+    Storage,
+    StartFailed
 );
 enumeration!("stage", Stage, pb::progress::Stage, Queued, Pulling, Creating, Starting, Probing);
 enumeration!(
@@ -155,7 +168,11 @@ impl TryFrom<pb::WorkspaceSpec> for WorkspaceSpec {
         }
         Ok(Self {
             image: spec.image,
-            resources: Resources { cpu_millicores: r.cpu_millicores, memory_bytes: r.memory_bytes, pids: r.pids },
+            resources: Resources {
+                cpu_millicores: r.cpu_millicores,
+                memory_bytes: r.memory_bytes,
+                pids: r.pids,
+            },
             probe_port: u16::try_from(spec.probe_port)
                 .map_err(|_| WireError::new("spec.probe_port", "must be 1 to 65535"))?,
             probe_path: spec.probe_path,
@@ -187,7 +204,10 @@ impl TryFrom<pb::NodeFacts> for NodeFacts {
             return Err(WireError::new("facts.machine_id", "must not be empty"));
         }
         if f.cpu_millicores <= 0 || f.memory_bytes <= 0 || f.max_workspaces <= 0 {
-            return Err(WireError::new("facts", "cpu_millicores, memory_bytes and max_workspaces must be positive"));
+            return Err(WireError::new(
+                "facts",
+                "cpu_millicores, memory_bytes and max_workspaces must be positive",
+            ));
         }
         Ok(Self {
             hostname: f.hostname,
@@ -277,7 +297,10 @@ impl TryFrom<pb::DesiredItem> for DesiredItem {
     fn try_from(m: pb::DesiredItem) -> Result<Self, WireError> {
         let run = match variant::<pb::desired_item::Run>("item.run", m.run)? {
             pb::desired_item::Run::Running => Run::Running {
-                start_timeout: span_of("item.start_timeout", &present("item.start_timeout", m.start_timeout)?)?,
+                start_timeout: span_of(
+                    "item.start_timeout",
+                    &present("item.start_timeout", m.start_timeout)?,
+                )?,
             },
             pb::desired_item::Run::Stopped => Run::Stopped {
                 reason: variant::<pb::stop::Reason>("item.stop_reason", m.stop_reason)?.try_into()?,
@@ -395,7 +418,9 @@ impl TryFrom<pb::Observation> for Observation {
                 let reason = variant::<pb::workspace::StatusReason>("observation.reason", m.reason)?;
                 Observed::Failed(reason.try_into()?)
             }
-            pb::observation::State::Gone if m.purge_error.is_empty() => Observed::Gone { purge: Ok(m.purged) },
+            pb::observation::State::Gone if m.purge_error.is_empty() => {
+                Observed::Gone { purge: Ok(m.purged) }
+            }
             pb::observation::State::Gone => Observed::Gone { purge: Err(m.purge_error) },
             pb::observation::State::Unspecified => {
                 return Err(WireError::new("observation.state", "must be set"));
@@ -478,7 +503,11 @@ mod tests {
             DesiredPair { incarnation: 1, generation: 9 },
             vec![
                 item(Run::Running { start_timeout: Duration::from_secs(120) }),
-                item(Run::Stopped { reason: StopReason::Idle, grace: Duration::from_secs(10), purge_files: true }),
+                item(Run::Stopped {
+                    reason: StopReason::Idle,
+                    grace: Duration::from_secs(10),
+                    purge_files: true,
+                }),
             ],
         );
         assert_eq!(DesiredSet::try_from(pb::Desired::from(set.clone())), Ok(set));

@@ -1,0 +1,233 @@
+//! The server of both binaries: gRPC and HTTP on one port, reflection, graceful end.
+//!
+//! The accept loop is our own, because tonic's cannot speak HTTP/1.1 upgrades and axum's cannot cut what does not end.
+
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::server::Connected as _;
+use tower::ServiceExt as _;
+use tower_http::classify::{GrpcCode, GrpcErrorsAsFailures, SharedClassifier};
+use tower_http::trace::{DefaultOnFailure, TraceLayer};
+
+use crate::telemetry::make_grpc_span;
+
+/// Open requests get this long to finish once the server stops.
+const DRAIN: Duration = Duration::from_secs(5);
+/// A peer that is gone without a word is noticed after these two together.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Streams of one HTTP/2 connection: an LMS backend watches and beats for all its students over one.
+const STREAMS_PER_CONNECTION: u32 = 4096;
+/// After `accept` failed, most likely for want of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// gRPC and HTTP as one router. A path of neither is UNIMPLEMENTED to a gRPC caller and a 404 problem to others.
+pub fn router(grpc: Routes, http: axum::Router) -> axum::Router {
+    // What a caller did wrong is an answer, not a failure of ours.
+    let answers = [
+        GrpcCode::Cancelled,
+        GrpcCode::InvalidArgument,
+        GrpcCode::DeadlineExceeded,
+        GrpcCode::NotFound,
+        GrpcCode::AlreadyExists,
+        GrpcCode::PermissionDenied,
+        GrpcCode::ResourceExhausted,
+        GrpcCode::FailedPrecondition,
+        GrpcCode::Aborted,
+        GrpcCode::OutOfRange,
+        GrpcCode::Unimplemented,
+        GrpcCode::Unauthenticated,
+    ];
+    let classifier =
+        answers.into_iter().fold(GrpcErrorsAsFailures::new(), GrpcErrorsAsFailures::with_success);
+    let trace = TraceLayer::new(SharedClassifier::new(classifier))
+        .make_span_with(make_grpc_span as fn(&Request) -> tracing::Span)
+        .on_failure(DefaultOnFailure::new().level(tracing::Level::WARN));
+    // Routes bring a fallback of their own, so ours is set after the merge.
+    grpc.into_axum_router().layer(trace).merge(http).fallback(no_such_route)
+}
+
+async fn no_such_route(request: Request) -> Response {
+    let is_grpc = request
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"));
+    if is_grpc {
+        return tonic::Status::unimplemented("no such method").into_http::<axum::body::Body>();
+    }
+    let problem = r#"{"type":"about:blank","title":"Not Found","status":404,"reason":"ROUTE_NOT_FOUND"}"#;
+    let kind = HeaderValue::from_static("application/problem+json");
+    (StatusCode::NOT_FOUND, [(header::CONTENT_TYPE, kind)], problem).into_response()
+}
+
+/// Routes that hold server reflection, v1 and v1alpha (which grpcurl 1.8 speaks), for Carrel's services, health, and
+/// the messages of `google.rpc` that errors carry. Add the services to them.
+pub fn reflection() -> Result<Routes, tonic_reflection::server::Error> {
+    let builder = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(carrel_proto::v1::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+    };
+    Ok(Routes::new(builder().build_v1()?).add_service(builder().build_v1alpha()?))
+}
+
+/// Serves HTTP/1.1 and HTTP/2 (with prior knowledge) on one port until `stop`; then takes no new connection, lets open
+/// requests finish for up to 5 s, and cuts the rest.
+///
+/// gRPC handlers find `tonic::transport::server::TcpConnectInfo` in the request's extensions.
+pub async fn serve(
+    listener: TcpListener,
+    router: axum::Router,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let mut connections = JoinSet::new();
+    loop {
+        // Each arm is cancel-safe: `accept` takes no connection before it is ready, `join_next` loses nothing, a
+        // token stays cancelled.
+        tokio::select! {
+            () = stop.cancelled() => break,
+            Some(_) = connections.join_next() => {}
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    connections.spawn(connection(stream, router.clone(), stop.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            },
+        }
+    }
+    drop(listener);
+    let drained = async { while connections.join_next().await.is_some() {} };
+    if tokio::time::timeout(DRAIN, drained).await.is_err() {
+        tracing::info!(connections = connections.len(), "cutting connections that did not end");
+        connections.shutdown().await;
+    }
+    Ok(())
+}
+
+async fn connection(stream: TcpStream, router: axum::Router, stop: CancellationToken) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection ended before it began");
+        return;
+    }
+    let peer = stream.connect_info();
+    let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        request
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(Some(KEEPALIVE_INTERVAL))
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .max_concurrent_streams(STREAMS_PER_CONNECTION);
+    let served =
+        builder.serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service));
+    tokio::pin!(served);
+    // The connection is polled by reference: losing the race only means to poll it again below.
+    let result = tokio::select! {
+        result = served.as_mut() => result,
+        () = stop.cancelled() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = result {
+        tracing::debug!(error, "a connection broke");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::SocketAddr;
+
+    use axum::routing::get;
+    use http_body_util::{BodyExt as _, Empty};
+    use hyper_util::client::legacy::Client;
+    use tonic::body::Body;
+    use tonic::codegen::Bytes;
+
+    use super::*;
+
+    struct Server {
+        address: SocketAddr,
+        stop: CancellationToken,
+        served: tokio::task::JoinHandle<std::io::Result<()>>,
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "a test has no TaskTracker")]
+    async fn server(http: axum::Router) -> Server {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let stop = CancellationToken::new();
+        let routes = router(reflection().expect("valid descriptors"), http);
+        Server { address, stop: stop.clone(), served: tokio::spawn(serve(listener, routes, stop)) }
+    }
+
+    async fn get_text(address: SocketAddr, path: &str) -> (StatusCode, String) {
+        let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+        let uri = format!("http://{address}{path}").parse().expect("uri");
+        let response = client.get(uri).await.expect("an answer");
+        let status = response.status();
+        let body = response.into_body().collect().await.expect("a body").to_bytes();
+        (status, String::from_utf8_lossy(&body).into_owned())
+    }
+
+    #[tokio::test]
+    async fn http_1_and_grpc_share_one_port() {
+        let server = server(axum::Router::new().route("/healthz", get(async || "ok"))).await;
+        assert_eq!(get_text(server.address, "/healthz").await, (StatusCode::OK, "ok".into()));
+        let (status, problem) = get_text(server.address, "/nowhere").await;
+        assert_eq!(status, StatusCode::NOT_FOUND);
+        assert!(problem.contains("ROUTE_NOT_FOUND"), "{problem}");
+
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{}", server.address))
+            .expect("endpoint")
+            .connect()
+            .await
+            .expect("connected");
+        let request = hyper::Request::post(format!("http://{}/carrel.v1.NoService/NoMethod", server.address))
+            .header("content-type", "application/grpc")
+            .body(Body::default())
+            .expect("request");
+        let answer = channel.oneshot(request).await.expect("an answer");
+        assert_eq!(answer.headers()["grpc-status"], "12");
+    }
+
+    #[tokio::test]
+    async fn an_open_request_may_finish_after_the_stop() {
+        let (begun, begin) = tokio::sync::oneshot::channel();
+        let begun = std::sync::Arc::new(std::sync::Mutex::new(Some(begun)));
+        let slow = get(async move || {
+            let begun = begun.lock().expect("no panic").take();
+            let _ = begun.expect("called once").send(());
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            "done"
+        });
+        let server = server(axum::Router::new().route("/slow", slow)).await;
+        let stop = async {
+            begin.await.expect("begun");
+            server.stop.cancel();
+        };
+        let (answer, ()) = tokio::join!(get_text(server.address, "/slow"), stop);
+        assert_eq!(answer, (StatusCode::OK, "done".into()));
+        server.served.await.expect("no panic").expect("no error");
+        assert!(TcpStream::connect(server.address).await.is_err(), "no new connections");
+    }
+}
