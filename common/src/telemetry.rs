@@ -131,6 +131,7 @@ pub fn init(config: TelemetryConfig) -> Result<Telemetry, TelemetryError> {
     let registry = prometheus::Registry::new();
     let reader = opentelemetry_prometheus::exporter()
         .with_registry(registry.clone())
+        .scope_info_enabled(false)
         .build()
         .map_err(TelemetryError::Metrics)?;
     let meters = SdkMeterProvider::builder()
