@@ -1,1 +1,21 @@
-//! Placeholder.
+//! The harness of the end-to-end tests: Carrel as its users run it, with both binaries as processes of their own.
+//!
+//! `cluster` starts, kills and freezes them over a database and a base path of their own; `client` talks to them as an
+//! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill;
+//! `collector` keeps the spans they send. Everything made is removed again when its value is dropped, also when a test
+//! panics. A harness that cannot do its work panics and says why: there is nobody to return an error to.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a harness reads the real time, its environment, and spawns freely"
+)]
+
+pub mod client;
+pub mod cluster;
+pub mod collector;
+pub mod database;
+pub mod docker;
+pub mod http;
+pub mod own_docker;
+pub mod own_postgres;
+pub mod process;
+pub mod settings;

@@ -1,0 +1,337 @@
+//! One Carrel of a test's own: control plane, agent, database, base path, ports.
+
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use carrel_proto::v1::EventFilter;
+use tempfile::TempDir;
+
+use crate::client::Client;
+use crate::database::Database;
+use crate::docker::{Docker, Found};
+use crate::process::Process;
+use crate::{http, settings};
+
+/// How a cluster is to be. Flags are given without `--`; a later one of the same name replaces an earlier one.
+#[derive(Clone, Debug)]
+pub struct Options {
+    control_plane: Vec<(String, String)>,
+    agent: Vec<(String, String)>,
+    docker_host: String,
+    database_server: String,
+    environment: Vec<(String, String)>,
+    make_base: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Options {
+    /// The tiny image; idle stops as far away as in production; everything else quick.
+    pub fn new() -> Self {
+        let options = Self {
+            control_plane: Vec::new(),
+            agent: Vec::new(),
+            docker_host: settings::docker_host(),
+            database_server: settings::database_url(),
+            environment: Vec::new(),
+            make_base: true,
+        };
+        options
+            .image(&settings::tiny_image())
+            .flag("idle-sweep", "1s")
+            .flag("longest-starting", "30s")
+            .flag("longest-stopping", "15s")
+            .flag("stop-grace", "2s")
+            .flag("heartbeat-interval", "500ms")
+            .flag("unreachable-after", "3s")
+            // A tiny desk needs little; so a machine of two cores has room for as many as a test wants.
+            .flag("cpu-millicores", "100")
+            .flag("memory", "67108864")
+            .agent_flag("reconcile-interval", "1s")
+    }
+
+    /// A flag of `control-plane serve`.
+    #[must_use]
+    pub fn flag(mut self, name: &str, value: &str) -> Self {
+        self.control_plane.retain(|(known, _)| known != name);
+        self.control_plane.push((name.into(), value.into()));
+        self
+    }
+
+    /// A flag of `node-agent run`.
+    #[must_use]
+    pub fn agent_flag(mut self, name: &str, value: &str) -> Self {
+        self.agent.retain(|(known, _)| known != name);
+        self.agent.push((name.into(), value.into()));
+        self
+    }
+
+    /// The image of the workspaces.
+    #[must_use]
+    pub fn image(self, image: &str) -> Self {
+        self.flag("workspace-image", image)
+    }
+
+    /// Idle timeout and warning lead.
+    #[must_use]
+    pub fn idle(self, timeout: &str, lead: &str) -> Self {
+        self.flag("idle-timeout", timeout).flag("warning-lead", lead)
+    }
+
+    /// Another Docker daemon.
+    #[must_use]
+    pub fn docker(mut self, host: &str) -> Self {
+        self.docker_host = host.into();
+        self
+    }
+
+    /// Another Postgres.
+    #[must_use]
+    pub fn postgres(mut self, url: &str) -> Self {
+        self.database_server = url.into();
+        self
+    }
+
+    /// Both binaries send their spans there.
+    #[must_use]
+    pub fn otlp(mut self, endpoint: &str) -> Self {
+        self.environment.push(("OTEL_BSP_SCHEDULE_DELAY".into(), "200".into()));
+        self.flag("otlp-endpoint", endpoint).agent_flag("otlp-endpoint", endpoint)
+    }
+
+    /// The base path does not exist.
+    #[must_use]
+    pub fn without_base(mut self) -> Self {
+        self.make_base = false;
+        self
+    }
+}
+
+/// A running Carrel. Everything it made goes when it is dropped.
+#[derive(Debug)]
+pub struct Cluster {
+    options: Options,
+    dir: TempDir,
+    database: Database,
+    docker: Docker,
+    port: u16,
+    agent_port: u16,
+    metrics_port: u16,
+    cluster_id: String,
+    control_plane: Option<Process>,
+    agent: Option<Process>,
+}
+
+impl Cluster {
+    /// Starts all of it, and returns once the agent is connected.
+    pub async fn start(options: Options) -> Self {
+        let mut cluster = Self::start_without_agent(options).await;
+        cluster.start_agent().await;
+        cluster
+    }
+
+    /// Starts the control plane.
+    pub async fn start_without_agent(options: Options) -> Self {
+        let dir = tempfile::Builder::new().prefix("carrel-e2e-").tempdir().expect("a directory");
+        let mut private = std::fs::DirBuilder::new();
+        private.mode(0o700);
+        if options.make_base {
+            private.create(dir.path().join("base")).expect("the base");
+        }
+        private.create(dir.path().join("state")).expect("the agent's directory");
+        let database = Database::create(&options.database_server).await;
+        let mut cluster = Self {
+            docker: Docker::at(&options.docker_host),
+            dir,
+            database,
+            port: settings::free_port(),
+            agent_port: settings::free_port(),
+            metrics_port: settings::free_port(),
+            cluster_id: String::new(),
+            control_plane: None,
+            agent: None,
+            options,
+        };
+        cluster.migrate();
+        cluster.cluster_id = cluster.database.text("SELECT cluster_id::text FROM cluster").await;
+        cluster.start_control_plane().await;
+        cluster
+    }
+
+    fn migrate(&self) {
+        let output = Command::new(settings::binary("control-plane"))
+            .args(["migrate", "--database-url", &self.database.url()])
+            .output()
+            .expect("control-plane starts");
+        assert!(output.status.success(), "migrate: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Starts the control plane without waiting for it.
+    pub fn spawn_control_plane(&mut self) {
+        let mut command = Command::new(settings::binary("control-plane"));
+        command
+            .args(["serve", "--dev", "--database-url", &self.database.url()])
+            .args(["--listen", &self.address()])
+            .args(["--agent-listen", &format!("127.0.0.1:{}", self.agent_port)]);
+        for (name, value) in &self.options.control_plane {
+            command.arg(format!("--{name}={value}"));
+        }
+        command.envs(self.options.environment.clone());
+        self.control_plane = Some(Process::spawn("control-plane", &mut command, &self.log("control-plane")));
+    }
+
+    /// Starts the control plane and waits until it is ready.
+    pub async fn start_control_plane(&mut self) {
+        self.spawn_control_plane();
+        let ready = format!("http://{}/readyz", self.address());
+        let start = Instant::now();
+        while !http::is_ok(&ready).await {
+            let process = self.control_plane();
+            assert!(process.ended().is_none(), "the control plane ended:\n{}", process.log_tail(30));
+            assert!(start.elapsed() < Duration::from_secs(20), "not ready:\n{}", process.log_tail(30));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Starts the agent without waiting for it.
+    pub fn spawn_agent(&mut self) {
+        let mut command = Command::new(settings::binary("node-agent"));
+        command
+            .args(["run", "--dev", "--storage", "directory"])
+            .args(["--control-plane", &format!("http://127.0.0.1:{}", self.agent_port)])
+            .args(["--docker-host", &self.options.docker_host])
+            .args(["--metrics-listen", &format!("127.0.0.1:{}", self.metrics_port)])
+            .arg("--workspace-base-path")
+            .arg(self.base())
+            .arg("--state-dir")
+            .arg(self.dir.path().join("state"));
+        for (name, value) in &self.options.agent {
+            command.arg(format!("--{name}={value}"));
+        }
+        command.envs(self.options.environment.clone());
+        self.agent = Some(Process::spawn("node-agent", &mut command, &self.log("node-agent")));
+    }
+
+    /// Starts the agent and waits until the control plane knows it.
+    pub async fn start_agent(&mut self) {
+        let before = self.connections().await;
+        self.spawn_agent();
+        let start = Instant::now();
+        while self.connections().await == before {
+            let process = self.agent();
+            assert!(process.ended().is_none(), "the agent ended:\n{}", process.log_tail(30));
+            assert!(start.elapsed() < Duration::from_secs(20), "not connected:\n{}", process.log_tail(30));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// How often an agent has connected so far.
+    pub async fn connections(&self) -> usize {
+        let filter = EventFilter { types: vec!["node.connected".into()], ..Default::default() };
+        self.client().list_events(filter).await.len()
+    }
+
+    /// The control plane's process.
+    pub fn control_plane(&mut self) -> &mut Process {
+        self.control_plane.as_mut().expect("the control plane was started")
+    }
+
+    /// The agent's process.
+    pub fn agent(&mut self) -> &mut Process {
+        self.agent.as_mut().expect("the agent was started")
+    }
+
+    /// Where the control plane listens.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// The control plane's metrics, as text.
+    pub async fn control_plane_metrics(&self) -> String {
+        let answer = http::get(&format!("http://{}/metrics", self.address())).await;
+        answer.expect("the control plane answers").1
+    }
+
+    /// The agent's metrics, as text.
+    pub async fn agent_metrics(&self) -> String {
+        let answer = http::get(&format!("http://127.0.0.1:{}/metrics", self.metrics_port)).await;
+        answer.expect("the agent answers").1
+    }
+
+    /// A client of the control plane.
+    pub fn client(&self) -> Client {
+        Client::of(&self.address())
+    }
+
+    /// The Docker daemon it runs workspaces on.
+    pub fn docker(&self) -> &Docker {
+        &self.docker
+    }
+
+    /// Its database.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// Its id, as in the labels.
+    pub fn id(&self) -> &str {
+        &self.cluster_id
+    }
+
+    /// The base path.
+    pub fn base(&self) -> PathBuf {
+        self.dir.path().join("base")
+    }
+
+    /// The directory of a student.
+    pub fn student_dir(&self, student: &str) -> PathBuf {
+        self.base().join(student)
+    }
+
+    /// A directory of the test's own.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Its containers, running or not.
+    pub async fn containers(&self) -> Vec<Found> {
+        self.docker.of_cluster(&self.cluster_id).await
+    }
+
+    /// The containers of one student, running or not.
+    pub async fn containers_of(&self, student: &str) -> Vec<Found> {
+        self.containers().await.into_iter().filter(|found| found.student == student).collect()
+    }
+
+    fn log(&self, name: &str) -> PathBuf {
+        self.dir.path().join(format!("{name}.log"))
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The agent first: what nobody looks after can be removed.
+        self.agent = None;
+        self.control_plane = None;
+        let (docker, database, id) =
+            (self.docker.host().to_owned(), self.database.clone(), self.cluster_id.clone());
+        // A thread of its own, because a runtime cannot be waited for from within another.
+        let cleaned = std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async move {
+                Docker::at(&docker).remove_cluster(&id).await;
+                database.drop_now().await;
+            });
+        });
+        if cleaned.join().is_err() {
+            eprintln!("something of the cluster {} stays behind", self.cluster_id);
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! A database of a test's own.
+
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+
+/// A database; `drop_now` removes it.
+#[derive(Clone, Debug)]
+pub struct Database {
+    server: String,
+    name: String,
+}
+
+impl Database {
+    /// Makes an empty database in the server that `server` points into.
+    pub async fn create(server: &str) -> Self {
+        let name = format!("carrel_e2e_{}", uuid::Uuid::new_v4().simple());
+        let mut connection = connect(server).await;
+        connection
+            .execute(AssertSqlSafe(format!("CREATE DATABASE {name}")))
+            .await
+            .expect("a database can be made");
+        Self { server: server.to_owned(), name }
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        let (address, options) = self.server.split_once('?').unwrap_or((&self.server, ""));
+        let (base, _) = address.rsplit_once('/').expect("a URL with a database");
+        if options.is_empty() {
+            format!("{base}/{}", self.name)
+        } else {
+            format!("{base}/{}?{options}", self.name)
+        }
+    }
+
+    /// Its only value: the first column of the first row, as text.
+    pub async fn text(&self, query: &str) -> String {
+        let mut connection = connect(&self.url()).await;
+        sqlx::query_scalar(AssertSqlSafe(query.to_owned()))
+            .fetch_one(&mut connection)
+            .await
+            .unwrap_or_else(|error| panic!("{query}: {error}"))
+    }
+
+    /// Removes it, with whoever is connected to it.
+    pub async fn drop_now(&self) {
+        let Ok(mut connection) = PgConnection::connect(&self.server).await else {
+            return; // the server was the test's own and is gone
+        };
+        let query = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        if let Err(error) = connection.execute(AssertSqlSafe(query)).await {
+            eprintln!("the database {} stays behind: {error}", self.name);
+        }
+    }
+}
+
+async fn connect(url: &str) -> PgConnection {
+    PgConnection::connect(url).await.unwrap_or_else(|error| panic!("no Postgres at {url}: {error}"))
+}

@@ -1,0 +1,111 @@
+//! A Postgres of a test's own, to be killed; durable as in production.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+use crate::process::{Process, run};
+
+/// A Postgres cluster on a unix socket.
+#[derive(Debug)]
+pub struct OwnPostgres {
+    dir: TempDir,
+    process: Option<Process>,
+}
+
+impl OwnPostgres {
+    /// Makes and starts it.
+    pub async fn start() -> Self {
+        let dir = tempfile::Builder::new().prefix("cp-").tempdir_in("/tmp").expect("a directory");
+        let path = dir.path().to_string_lossy().into_owned();
+        run("chown", &["postgres:postgres", &path]);
+        let initdb = program("initdb");
+        let data = dir.path().join("data");
+        let as_postgres = ["-u", "postgres", "--"];
+        let make = [initdb.to_str().expect("UTF-8"), "-D", data.to_str().expect("UTF-8"), "-U", "carrel"];
+        let how = ["-E", "UTF8", "--locale=C.UTF-8", "--auth=trust"];
+        run("runuser", &[&as_postgres[..], &make[..], &how[..]].concat());
+        let mut postgres = Self { dir, process: None };
+        postgres.start_again().await;
+        postgres
+    }
+
+    /// Starts it again after `kill` or `stop`, and waits until it takes connections.
+    pub async fn start_again(&mut self) {
+        let start = Instant::now();
+        loop {
+            self.spawn();
+            while self.process.as_mut().expect("just started").ended().is_none() {
+                use sqlx::Connection as _;
+                if sqlx::PgConnection::connect(&self.url()).await.is_ok() {
+                    return;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            // The last backends of a killed server may still hold its shared memory for a moment.
+            let process = self.process.as_ref().expect("just started");
+            assert!(start.elapsed() < Duration::from_secs(30), "Postgres ended:\n{}", process.log_tail(20));
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn spawn(&mut self) {
+        let path = self.dir.path().to_string_lossy().into_owned();
+        let mut command = Command::new("setpriv");
+        command
+            .args([
+                "--reuid",
+                "postgres",
+                "--regid",
+                "postgres",
+                "--init-groups",
+                "--pdeathsig",
+                "KILL",
+                "--",
+            ])
+            .arg(program("postgres"))
+            .arg("-D")
+            .arg(self.dir.path().join("data"))
+            .args(["-c", "listen_addresses=", "-c", &format!("unix_socket_directories={path}")])
+            .args(["-c", "fsync=on", "-c", "synchronous_commit=on", "-c", "max_connections=200"]);
+        self.process = Some(Process::spawn("postgres", &mut command, &self.dir.path().join("log")));
+    }
+
+    /// Kills the server without a last word.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// Stops it as an operator would in a hurry: open sessions are ended.
+    pub async fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.signal(crate::process::Signal::INT);
+            process.wait(Duration::from_secs(30)).await;
+        }
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("postgres://carrel@localhost/postgres?host={}", self.dir.path().display())
+    }
+}
+
+impl Drop for OwnPostgres {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A program of the newest Postgres on this machine.
+fn program(name: &str) -> PathBuf {
+    let version = |path: &Path| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+    let installed =
+        std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
+    let newest =
+        installed.filter(|path| path.join("bin").join(name).exists()).max_by_key(|path| version(path));
+    newest.map_or_else(|| PathBuf::from(name), |path| path.join("bin").join(name))
+}
