@@ -168,9 +168,10 @@ fn tracer(endpoint: String, resource: Resource) -> Result<SdkTracerProvider, Tel
     Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
 }
 
-/// The view of every histogram whose unit is `s`.
+/// The view of every histogram of seconds, said by its unit or its name.
 fn bounds_of_seconds(instrument: &Instrument) -> Option<Stream> {
-    if instrument.kind() != InstrumentKind::Histogram || instrument.unit() != "s" {
+    let in_seconds = instrument.unit() == "s" || instrument.name().ends_with("_seconds");
+    if instrument.kind() != InstrumentKind::Histogram || !in_seconds {
         return None;
     }
     let buckets =
@@ -280,9 +281,11 @@ mod tests {
         let second = init(config()).expect("second");
         let meter = opentelemetry::global::meter("test");
         meter.f64_histogram("test_span").with_unit("s").build().record(0.0015, &[]);
+        meter.f64_histogram("test_other_seconds").build().record(0.0015, &[]);
         for telemetry in [first, second] {
             let text = telemetry.metrics_text();
             assert!(text.contains("test_span_seconds_bucket{le=\"0.002\""), "{text}");
+            assert!(text.contains("test_other_seconds_bucket{le=\"0.002\""), "{text}");
         }
     }
 
