@@ -1,0 +1,115 @@
+//! Why a use case did not do what was asked.
+
+use std::sync::Arc;
+
+use carrel_common::id::{NodeId, StudentId};
+
+use crate::domain::workspace::{IllegalTransition, State, Stop};
+use crate::store::StoreError;
+
+/// Why a use case did not do what was asked. Nothing has changed then.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum AppError {
+    /// No such workspace.
+    #[error("there is no workspace of student {0}")]
+    WorkspaceNotFound(StudentId),
+    /// The student exists under another spelling.
+    #[error("student_id {given} differs only in case from {existing}, which has a workspace")]
+    DiffersInCase {
+        /// As given.
+        given: StudentId,
+        /// As known.
+        existing: StudentId,
+    },
+    /// The etag is not the present one.
+    #[error("the workspace has changed since it was read: etag {given} is stale, the present one is {present}")]
+    StaleEtag {
+        /// As given.
+        given: String,
+        /// The present one.
+        present: String,
+    },
+    /// The request id was used with other content.
+    #[error("this request_id was used for another request within the last 24 hours; send a new one")]
+    RequestIdReused,
+    /// It is not running.
+    #[error("the workspace is {}, not running", state.map_or("not running", State::as_str))]
+    NotRunning {
+        /// Its state, when known.
+        state: Option<State>,
+        /// Its last stop.
+        stop: Option<Stop>,
+    },
+    /// The step means nothing now.
+    #[error(transparent)]
+    Illegal(#[from] IllegalTransition),
+    /// No node that is connected can take workspaces.
+    #[error("{message}")]
+    NoHealthyNode {
+        /// Stable.
+        reason: String,
+        /// What is wrong and what to do.
+        message: String,
+        /// It may pass by itself.
+        passing: bool,
+    },
+    /// No node is large enough even when empty.
+    #[error("the limits (cpu {cpu_millicores} millicores, memory {memory_bytes} bytes) are beyond every node there is; lower them or add a larger node")]
+    LimitsBeyondNodes {
+        /// Asked.
+        cpu_millicores: i64,
+        /// Asked.
+        memory_bytes: i64,
+    },
+    /// The editor's address is not given out.
+    #[error("without an ingress the editor's address is given out with --dev only")]
+    AccessNeedsDev,
+    /// Nodes cannot enrol.
+    #[error("nodes enrol with --dev only, over plaintext on loopback")]
+    EnrollNeedsDev,
+    /// Not a node of ours, or the wrong secret.
+    #[error("node {0} is not known here, or its secret is wrong")]
+    NodeUnknown(NodeId),
+    /// The node was enrolled on another host or another Docker daemon.
+    #[error("node {node} was enrolled with another {what}; enrol this host anew with an empty state directory")]
+    NodeIdentityChanged {
+        /// The node.
+        node: NodeId,
+        /// Machine id or Docker daemon id.
+        what: &'static str,
+    },
+    /// Another session of the node took over.
+    #[error("another session of node {0} took over")]
+    SessionSuperseded(NodeId),
+    /// The node that holds what is asked for is not connected here.
+    #[error("the node that holds it is not connected")]
+    NodeAway,
+    /// It has never run, so there is nothing to show.
+    #[error("the workspace has never run on a node")]
+    NeverRan,
+    /// The reader's place in the log is gone.
+    #[error("the resume token is too old; begin again without it")]
+    ResumeTokenTooOld,
+    /// The database.
+    #[error(transparent)]
+    Store(Arc<StoreError>),
+    /// We are being shut down.
+    #[error("this replica is shutting down")]
+    ShuttingDown,
+}
+
+impl From<StoreError> for AppError {
+    fn from(error: StoreError) -> Self {
+        Self::Store(Arc::new(error))
+    }
+}
+
+impl AppError {
+    /// Somebody else was first; the same again may well succeed.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Store(e) if matches!(**e, StoreError::Conflict { .. }))
+    }
+}
+
+/// A use case's answer.
+pub type Result<T> = std::result::Result<T, AppError>;

@@ -1,0 +1,122 @@
+//! Warning and stopping workspaces in which nobody works.
+
+use std::time::Duration;
+
+use carrel_common::id::WorkspaceUid;
+use carrel_common::model::StopReason;
+use time::OffsetDateTime;
+
+use super::settle::settle;
+use super::workspaces::rfc3339;
+use super::{App, Result};
+use crate::domain::event::{Actor, Entry};
+use crate::domain::idle::Verdict;
+use crate::domain::workspace::{Event, Workspace};
+use crate::store::{Locked, RunningRow};
+
+/// What a look at a workspace found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdleCheck {
+    /// Look again then; `None`: nothing to look for until it runs again.
+    pub again_at: Option<OffsetDateTime>,
+    /// The database's time of the look.
+    pub now: OffsetDateTime,
+}
+
+impl App {
+    /// Running workspaces that may be due for a warning or a stop within `horizon`, each with when to look, and the
+    /// database's time.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn idle_soon(&self, horizon: Duration) -> Result<(Vec<(WorkspaceUid, OffsetDateTime)>, OffsetDateTime)> {
+        let until_warning = self.settings.idle.idle_timeout.saturating_sub(self.settings.idle.warning_lead);
+        let (rows, now) = self.store.running_idle_since(until_warning.saturating_sub(horizon)).await?;
+        let due = |row: RunningRow| (row.uid, if row.warned { now } else { row.basis_at + until_warning });
+        Ok((rows.into_iter().map(due).collect(), now))
+    }
+
+    /// Looks at one workspace and does what is due: a warning, its withdrawal, or the stop (not before `not_before`).
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn check_idle(&self, uid: WorkspaceUid, not_before: OffsetDateTime) -> Result<IdleCheck> {
+        settle!(self.check_idle_once(uid, not_before))
+    }
+
+    async fn check_idle_once(&self, uid: WorkspaceUid, not_before: OffsetDateTime) -> Result<IdleCheck> {
+        let mut work = self.store.begin().await?;
+        let Some(locked) = work.lock(uid).await? else {
+            return Ok(IdleCheck { again_at: None, now: OffsetDateTime::UNIX_EPOCH });
+        };
+        let Locked { workspace: before, activity, now } = locked;
+        let policy = &self.settings.idle;
+        let (next, log, again_at) = match policy.decide(&before, &activity, now) {
+            Verdict::Unobservable => return Ok(IdleCheck { again_at: None, now }),
+            Verdict::Active { recheck_at } => return Ok(IdleCheck { again_at: Some(recheck_at), now }),
+            Verdict::Stop { .. } if now < not_before => {
+                return Ok(IdleCheck { again_at: Some(not_before), now });
+            }
+            Verdict::Withdraw { warning } => {
+                let entry = Entry::new("workspace.warning_withdrawn", Actor::Policy)
+                    .with("deadline_version", warning.version);
+                (Workspace { warning: None, ..before.clone() }, vec![entry], Some(now))
+            }
+            Verdict::Warn { warning, deadline_at } => {
+                let entry = Entry::new("workspace.warning", Actor::Policy)
+                    .because(StopReason::Idle)
+                    .with("deadline_time", rfc3339(deadline_at))
+                    .with("deadline_version", warning.version);
+                (Workspace { warning: Some(warning), ..before.clone() }, vec![entry], Some(deadline_at))
+            }
+            Verdict::Stop { evidence } => {
+                let lateness = (now - evidence.deadline_at).as_seconds_f64();
+                let message = format!(
+                    "Stopped because nobody worked in it for {}.",
+                    spoken(policy.idle_timeout)
+                );
+                let data = [
+                    ("deadline_time", rfc3339(evidence.deadline_at)),
+                    ("warning_time", rfc3339(evidence.warned_at)),
+                    ("last_active_time", evidence.last_active_at.map(rfc3339).unwrap_or_default()),
+                ];
+                let stop =
+                    Event::Stop { reason: StopReason::Idle, force: false, message, evidence: Some(evidence) };
+                let (next, log) = before.apply(stop, now)?;
+                let log = log
+                    .into_iter()
+                    .map(|entry| data.iter().fold(entry, |entry, (key, value)| entry.with(key, value.clone())))
+                    .collect();
+                self.metrics.idle_stop_lateness(lateness);
+                tracing::info!(workspace.id = %uid, generation = before.generation.0, lateness, "idle stop decided");
+                (next, log, None)
+            }
+        };
+        work.save(&before, next, log, now).await?;
+        self.nudge.ring(&work.commit().await?);
+        Ok(IdleCheck { again_at, now })
+    }
+}
+
+/// "15 minutes", "1 hour 30 minutes", "8 seconds".
+fn spoken(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let parts = [(seconds / 3600, "hour"), (seconds % 3600 / 60, "minute"), (seconds % 60, "second")];
+    let said: Vec<_> = parts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, unit)| format!("{count} {unit}{}", if *count == 1 { "" } else { "s" }))
+        .collect();
+    if said.is_empty() { "a moment".into() } else { said.join(" ") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_spans_as_people_do() {
+        let said = |seconds| spoken(Duration::from_secs(seconds));
+        assert_eq!([said(900), said(5400), said(1), said(0)], ["15 minutes", "1 hour 30 minutes", "1 second", "a moment"]);
+    }
+}

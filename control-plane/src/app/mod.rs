@@ -1,0 +1,52 @@
+//! The use cases: what a call, a report or a loop does, from the first read to the nudge after the commit.
+//!
+//! Each is one transaction: lock, ask `domain` what follows, write, commit, then nudge whoever waits. Nothing here
+//! chooses a gRPC code and nothing here writes SQL.
+
+mod access;
+mod error;
+mod events;
+mod heartbeats;
+mod idle;
+mod logs;
+mod nodes;
+mod nudge;
+mod observations;
+mod orphans;
+mod placing;
+mod settings;
+mod settle;
+mod view;
+mod workspaces;
+
+pub use error::{AppError, Result};
+pub use heartbeats::Heartbeats;
+pub use idle::IdleCheck;
+pub use logs::{LogOrder, LogPart, LogTails};
+pub use nodes::HeartbeatOutcome;
+pub use nudge::{IdleDue, Nudge};
+pub use settings::Settings;
+pub use view::{IdleView, WorkspaceView};
+pub use workspaces::{Call, Extent};
+
+use std::sync::Arc;
+
+use crate::metrics::Metrics;
+use crate::store::Store;
+
+/// Everything a use case needs.
+#[derive(Debug, Clone)]
+pub struct App {
+    /// The database.
+    pub store: Store,
+    /// Times, limits, defaults.
+    pub settings: Arc<Settings>,
+    /// Who waits for what.
+    pub nudge: Arc<Nudge>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Activity on its way to the database.
+    pub heartbeats: Heartbeats,
+    /// Logs on their way from the nodes.
+    pub log_tails: LogTails,
+}

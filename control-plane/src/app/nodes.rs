@@ -1,0 +1,162 @@
+//! Nodes: enrolment, sessions, heartbeats, silence, desired sets.
+
+use carrel_common::id::{NodeId, new_secret, secret_hash};
+use carrel_common::model::{DesiredPair, DesiredSet, Health, NodeFacts};
+use subtle::ConstantTimeEq as _;
+
+use super::{App, AppError, Result};
+use crate::domain::event::{Actor, Entry, Subject};
+use crate::domain::node::{Node, NodeState};
+use crate::domain::reconcile::desired_item;
+use crate::domain::workspace::Event;
+use crate::store::{Locked, NewSession};
+
+/// What a heartbeat found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeartbeatOutcome {
+    /// Committed.
+    Committed,
+    /// Committed, and the node had been given up as silent: its agent has to tell everything anew.
+    BackFromSilence,
+    /// Another session of the node took over.
+    Superseded,
+}
+
+fn about(node: NodeId) -> Subject {
+    Subject { workspace: None, node: Some(node) }
+}
+
+impl App {
+    /// Gives a new node its identity and its secret.
+    ///
+    /// # Errors
+    /// [`AppError::EnrollNeedsDev`]; the database.
+    pub async fn enroll(&self, facts: &NodeFacts) -> Result<(NodeId, String)> {
+        if !self.settings.dev {
+            return Err(AppError::EnrollNeedsDev);
+        }
+        let (id, secret) = (NodeId::new(), new_secret());
+        let mut work = self.store.begin().await?;
+        work.insert_node(id, &secret_hash(&secret), facts).await?;
+        let entry = Entry::new("node.enrolled", Actor::Agent).with("hostname", facts.hostname.as_str());
+        work.append(about(id), entry).await?;
+        self.nudge.ring(&work.commit().await?);
+        tracing::info!(node.id = %id, hostname = facts.hostname, "node enrolled");
+        Ok((id, secret))
+    }
+
+    /// Whether a node is who it says.
+    ///
+    /// # Errors
+    /// [`AppError::NodeUnknown`]; the database.
+    pub async fn authenticate(&self, id: NodeId, secret: &str) -> Result<()> {
+        let known = self.store.node_secret_hash(id).await?.ok_or(AppError::NodeUnknown(id))?;
+        let same: bool = known.as_bytes().ct_eq(secret_hash(secret).as_bytes()).into();
+        if same { Ok(()) } else { Err(AppError::NodeUnknown(id)) }
+    }
+
+    /// Accepts a session: the ones before it can no longer renew the node.
+    ///
+    /// # Errors
+    /// [`AppError::NodeIdentityChanged`]; the database.
+    pub async fn accept_session(&self, id: NodeId, facts: &NodeFacts, process_start: bool) -> Result<NewSession> {
+        let mut work = self.store.begin().await?;
+        let node = work.lock_node(id).await?.ok_or(AppError::NodeUnknown(id))?;
+        let mut facts = facts.clone();
+        if node.facts.machine_id != facts.machine_id {
+            return Err(AppError::NodeIdentityChanged { node: id, what: "machine id" });
+        }
+        if facts.docker_id.is_empty() {
+            // Its Docker does not answer now; what it was stays known.
+            facts.docker_id.clone_from(&node.facts.docker_id);
+            facts.docker_version.clone_from(&node.facts.docker_version);
+        } else if !node.facts.docker_id.is_empty() && node.facts.docker_id != facts.docker_id {
+            return Err(AppError::NodeIdentityChanged { node: id, what: "Docker daemon id" });
+        }
+        let session = work.accept_session(id, &facts, process_start).await?;
+        let entry = Entry::new("node.connected", Actor::Agent).with("session_epoch", session.session_epoch);
+        work.append(about(id), entry).await?;
+        self.nudge.ring(&work.commit().await?);
+        self.metrics.session_accepted();
+        Ok(session)
+    }
+
+    /// Commits a sign of life.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn heartbeat_node(
+        &self,
+        id: NodeId,
+        session_epoch: i64,
+        docker: &Health,
+        storage: &Health,
+    ) -> Result<HeartbeatOutcome> {
+        let mut work = self.store.begin().await?;
+        let Some(before) = work.lock_node(id).await? else { return Ok(HeartbeatOutcome::Superseded) };
+        let state = Node::heard_state(docker, storage);
+        if !work.renew_node(id, session_epoch, docker, storage, state).await? {
+            return Ok(HeartbeatOutcome::Superseded);
+        }
+        if before.state != state {
+            let (kind, problem) = match state {
+                NodeState::Degraded => ("node.degraded", docker.problem.clone().or_else(|| storage.problem.clone())),
+                NodeState::Ready | NodeState::Unreachable => ("node.recovered", None),
+            };
+            let (reason, message) = problem.unwrap_or_default();
+            let entry = Entry::new(kind, Actor::Agent).because(reason).with("message", message);
+            work.append(about(id), entry).await?;
+        }
+        let mut touched = work.commit().await?;
+        // A node that can take workspaces again is a free place.
+        touched.queue |= before.state != state && state == NodeState::Ready;
+        self.nudge.ring(&touched);
+        let back = before.state == NodeState::Unreachable && before.last_heartbeat_at.is_some();
+        Ok(if back { HeartbeatOutcome::BackFromSilence } else { HeartbeatOutcome::Committed })
+    }
+
+    /// The complete desired set of a node.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn desired_set(&self, node: NodeId) -> Result<DesiredSet> {
+        let (generation, placements) = self.store.placements_on(node).await?;
+        let items = placements.iter().map(|(p, w)| desired_item(p, w, self.settings.orders)).collect();
+        Ok(DesiredSet::new(DesiredPair { incarnation: self.settings.incarnation, generation }, items))
+    }
+
+    /// Marks a node that has not been heard of, and what it holds; how many workspaces that concerned.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn give_up_node(&self, id: NodeId) -> Result<usize> {
+        let mut work = self.store.begin().await?;
+        let Some(node) = work.lock_node(id).await? else { return Ok(0) };
+        let now = self.store.now().await?;
+        let heard = node.last_heartbeat_at.is_some_and(|at| now < at + self.settings.unreachable_after);
+        if heard {
+            return Ok(0);
+        }
+        if node.state != NodeState::Unreachable {
+            work.mark_unreachable(id).await?;
+            work.append(about(id), Entry::new("node.unreachable", Actor::ControlPlane)).await?;
+            tracing::warn!(node.id = %id, hostname = node.facts.hostname, "node is silent");
+        }
+        self.nudge.ring(&work.commit().await?);
+        let mut concerned = 0;
+        for uid in self.store.workspaces_on(id).await? {
+            let mut work = self.store.begin().await?;
+            let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { continue };
+            if before.node != Some(id) {
+                continue;
+            }
+            let (next, log) = before.apply(Event::NodeSilent, now)?;
+            if next != before {
+                concerned += 1;
+                work.save(&before, next, log, now).await?;
+                self.nudge.ring(&work.commit().await?);
+            }
+        }
+        Ok(concerned)
+    }
+}

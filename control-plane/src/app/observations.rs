@@ -1,0 +1,118 @@
+//! What the agents report.
+
+use carrel_common::id::{NodeId, WorkspaceUid};
+use carrel_common::model::{Observation, Observed};
+
+use super::settle::settle;
+use super::{App, Result};
+use crate::domain::event::{Actor, Entry, Subject};
+use crate::domain::reconcile::Placement;
+use crate::domain::workspace::{Event, Report, State, Workspace};
+use crate::store::{Locked, Work};
+
+impl App {
+    /// Commits a batch of reports; what may be acked: the highest sequence of each workspace.
+    ///
+    /// # Errors
+    /// [`super::AppError`]; then nothing of the batch is committed, and nothing may be acked.
+    pub async fn observe(&self, node: NodeId, batch: &[Observation]) -> Result<Vec<(WorkspaceUid, i64)>> {
+        settle!(self.observe_once(node, batch))
+    }
+
+    async fn observe_once(&self, node: NodeId, batch: &[Observation]) -> Result<Vec<(WorkspaceUid, i64)>> {
+        let mut batch: Vec<_> = batch.iter().collect();
+        // The order of ids is the order of locks.
+        batch.sort_by_key(|o| (o.workspace, o.generation, o.sequence));
+        let mut work = self.store.begin().await?;
+        let mut changes = Vec::new();
+        for observation in &batch {
+            if let Some(change) = self.observe_one(&mut work, node, observation).await? {
+                changes.push(change);
+            }
+        }
+        self.nudge.ring(&work.commit().await?);
+        for (before, after) in &changes {
+            self.note(before, after);
+        }
+        Ok(batch.iter().map(|o| (o.workspace, o.sequence)).collect())
+    }
+
+    async fn observe_one(
+        &self,
+        work: &mut Work,
+        node: NodeId,
+        seen: &Observation,
+    ) -> Result<Option<(Workspace, Workspace)>> {
+        let Some(Locked { workspace: before, now, .. }) = work.lock(seen.workspace).await? else { return Ok(None) };
+        // A node may report on its own workspaces only.
+        let placement = work.find_placement(before.uid).await?.filter(|placement| placement.node == node);
+        let Some(report) = placement.and_then(|placement| concerns(&placement, &before, seen)) else {
+            return Ok(None);
+        };
+        if let (Report::Gone { .. }, Some(placement)) = (&report, work.find_placement(before.uid).await?) {
+            work.release_placement(&placement).await?;
+            if let Observed::Gone { purge: Err(problem) } = &seen.state {
+                let subject = Subject { workspace: Some((before.uid, before.student.clone())), node: Some(node) };
+                let entry = Entry::new("workspace.purge_failed", Actor::Agent).with("message", problem.as_str());
+                work.append(subject, entry).await?;
+            }
+        }
+        let (next, log) = before.apply(Event::Report(report), now)?;
+        let after = work.save(&before, next, log, now).await?;
+        Ok(Some((before, after)))
+    }
+
+    /// Counts, logs and times what a report changed.
+    fn note(&self, before: &Workspace, after: &Workspace) {
+        if before.state == after.state {
+            return;
+        }
+        let seconds = |from: Option<time::OffsetDateTime>| {
+            from.map_or(0.0, |from| (after.updated_at - from).as_seconds_f64().max(0.0))
+        };
+        tracing::info!(
+            workspace.id = %after.uid, generation = after.generation.0, node.id = ?after.node.map(|n| n.to_string()),
+            from = before.state.as_str(), to = after.state.as_str(), "workspace changed",
+        );
+        match after.state {
+            State::Running => {
+                if before.ready_at.is_none() {
+                    self.metrics.start_phase("ready", seconds(after.started_at));
+                }
+                let timeout = self.settings.idle.idle_timeout.saturating_sub(self.settings.idle.warning_lead);
+                self.nudge.look_at(after.uid, after.updated_at + timeout);
+            }
+            State::Stopped | State::Failed => {
+                if let Some(stop) = &after.stop {
+                    self.metrics.stopped(stop.reason);
+                }
+            }
+            State::Pending | State::Starting | State::Stopping | State::Unreachable => {}
+        }
+    }
+}
+
+/// What a report means for the workspace, if it means anything: it is about the generation that holds the placement.
+fn concerns(placement: &Placement, workspace: &Workspace, seen: &Observation) -> Option<Report> {
+    if seen.generation != placement.generation {
+        return None;
+    }
+    let present = seen.generation == workspace.generation;
+    match &seen.state {
+        // Of an older generation only its end counts.
+        Observed::Gone { purge } => {
+            Some(Report::Gone { purged: matches!(purge, Ok(true)), exit_code: seen.exit_code })
+        }
+        _ if !present => None,
+        Observed::Starting(stage) => Some(Report::Starting(*stage)),
+        Observed::Running { endpoint } => {
+            Some(Report::Running { endpoint: endpoint.clone(), image_digest: seen.image_digest.clone() })
+        }
+        Observed::Restarting => {
+            Some(Report::Restarting { exit_code: seen.exit_code, message: seen.message.clone() })
+        }
+        Observed::Failed(reason) => {
+            Some(Report::Failed { reason: *reason, exit_code: seen.exit_code, message: seen.message.clone() })
+        }
+    }
+}

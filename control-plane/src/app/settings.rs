@@ -1,0 +1,41 @@
+//! Times, limits and defaults that the use cases work with.
+
+use std::time::Duration;
+
+use carrel_common::id::ClusterId;
+use carrel_common::model::WorkspaceSpec;
+
+use crate::domain::idle::IdlePolicy;
+use crate::domain::reconcile::OrderTimes;
+use crate::store::CandidateLimits;
+
+/// Times, limits and defaults; the same on every replica.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Plaintext on loopback: nodes may enrol, the editor's address is given out.
+    pub dev: bool,
+    /// Names this Carrel.
+    pub cluster: ClusterId,
+    /// Incarnation of the store.
+    pub incarnation: i64,
+    /// What a workspace is made of.
+    pub spec: WorkspaceSpec,
+    /// When a workspace is stopped for idleness.
+    pub idle: IdlePolicy,
+    /// Longest stay in PENDING.
+    pub longest_pending: Duration,
+    /// Longest stay in STARTING.
+    pub longest_starting: Duration,
+    /// Longest stay in STOPPING.
+    pub longest_stopping: Duration,
+    /// Times that go into orders.
+    pub orders: OrderTimes,
+    /// How much more than it has a node may promise.
+    pub limits: CandidateLimits,
+    /// Between an agent's heartbeats.
+    pub heartbeat_interval: Duration,
+    /// A node is silent after this long.
+    pub unreachable_after: Duration,
+    /// Events are kept this long.
+    pub events_kept: Duration,
+}

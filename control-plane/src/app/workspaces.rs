@@ -1,0 +1,259 @@
+//! What a caller can do with a workspace.
+
+use std::time::Duration;
+
+use carrel_common::id::{CourseId, RequestId, StudentId, WorkspaceUid};
+use carrel_common::model::{Signal, StopReason};
+use time::OffsetDateTime;
+
+use super::settle::settle;
+use super::{App, AppError, IdleView, Result, WorkspaceView};
+use crate::domain::event::{Actor, Entry};
+use crate::domain::workspace::{Event, State, Step, Workspace};
+use crate::store::{Locked, Replay, Work, WorkspaceQuery};
+
+/// What identifies a call, so that repeating it has one effect.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Name of the RPC.
+    pub rpc: &'static str,
+    /// Given by the caller.
+    pub request_id: Option<RequestId>,
+    /// The content, in a form that is equal exactly when the content is.
+    pub fingerprint: String,
+}
+
+/// How long an extension is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Until a time.
+    Until(OffsetDateTime),
+    /// From now.
+    By(Duration),
+}
+
+impl App {
+    /// Starts a student's workspace, making it on first use.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn start(&self, call: &Call, student: &StudentId, course: Option<&CourseId>) -> Result<WorkspaceView> {
+        let workspace = settle!(self.start_once(call, student, course))?;
+        self.view_one(workspace).await
+    }
+
+    async fn start_once(&self, call: &Call, student: &StudentId, course: Option<&CourseId>) -> Result<Workspace> {
+        let mut work = self.store.begin().await?;
+        if let Some(answer) = replay(&mut work, call).await? {
+            return Ok(answer);
+        }
+        let spec = self.settings.spec.clone();
+        let now = OffsetDateTime::UNIX_EPOCH; // A new row; the first step sets its times.
+        let make = Workspace::new(WorkspaceUid::new(), student.clone(), carrel_common::id::Generation(0), spec.clone(), now);
+        let uid = work.find_or_make(make).await?;
+        let locked = work.lock(uid).await?.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
+        let Locked { workspace: before, now, .. } = locked;
+        if before.student != *student {
+            return Err(AppError::DiffersInCase { given: student.clone(), existing: before.student });
+        }
+        let traceparent = carrel_common::telemetry::current_traceparent();
+        let (mut next, mut log) = before.apply(Event::Start { course: course.cloned(), spec, traceparent }, now)?;
+        if before.created_at == OffsetDateTime::UNIX_EPOCH {
+            (next.created_at, next.updated_at) = (now, now);
+        }
+        let begins = next.generation != before.generation;
+        if !begins && before.open_for_activity() {
+            work.touch(uid, Signal::KeepWorking, now).await?;
+            if before.warning.is_some() {
+                self.nudge.look_at(uid, now);
+            }
+        }
+        if begins && next.node.is_none() {
+            let (placed, more) = self.place(&mut work, next, now).await?;
+            (next, log) = (placed, [log, more].concat());
+        }
+        let after = work.save(&before, next, log, now).await?;
+        self.finish(work, call, after).await
+    }
+
+    /// Stops a workspace.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn stop(&self, call: &Call, student: &StudentId, force: bool, why: &str) -> Result<WorkspaceView> {
+        let message = if why.is_empty() { "Stopped on request.".to_owned() } else { format!("Stopped: {why}") };
+        self.change(call, student, |locked| {
+            let stop = Event::Stop { reason: StopReason::User, force, message: message.clone(), evidence: None };
+            let (next, mut log) = locked.workspace.apply(stop, locked.now)?;
+            log = log.into_iter().map(|entry| entry.with("why", why)).collect();
+            Ok((next, log))
+        })
+        .await
+    }
+
+    /// Stops a workspace and starts it again as a new generation.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn restart(&self, call: &Call, student: &StudentId) -> Result<WorkspaceView> {
+        let traceparent = carrel_common::telemetry::current_traceparent();
+        self.change(call, student, |locked| {
+            let restart = Event::Restart { spec: self.settings.spec.clone(), traceparent: traceparent.clone() };
+            Ok(locked.workspace.apply(restart, locked.now)?)
+        })
+        .await
+    }
+
+    /// Stops a workspace and forgets it.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn delete(&self, call: &Call, student: &StudentId, etag: &str, purge_files: bool) -> Result<WorkspaceView> {
+        self.change(call, student, |locked| {
+            let present = locked.workspace.etag();
+            if !etag.is_empty() && etag != present {
+                return Err(AppError::StaleEtag { given: etag.to_owned(), present });
+            }
+            Ok(locked.workspace.apply(Event::Delete { purge_files }, locked.now)?)
+        })
+        .await
+    }
+
+    /// One step of a workspace that exists.
+    async fn change(
+        &self,
+        call: &Call,
+        student: &StudentId,
+        step: impl Fn(&Locked) -> Result<Step>,
+    ) -> Result<WorkspaceView> {
+        let once = || async {
+            let mut work = self.store.begin().await?;
+            if let Some(answer) = replay(&mut work, call).await? {
+                return Ok(answer);
+            }
+            let missing = || AppError::WorkspaceNotFound(student.clone());
+            let uid = work.find_uid(student).await?.ok_or_else(missing)?;
+            let locked = work.lock(uid).await?.filter(|l| l.workspace.deleted_at.is_none()).ok_or_else(missing)?;
+            let (next, log) = step(&locked)?;
+            let after = work.save(&locked.workspace, next, log, locked.now).await?;
+            self.finish(work, call, after).await
+        };
+        let workspace = settle!(once())?;
+        self.view_one(workspace).await
+    }
+
+    /// Keeps the answer, commits, nudges.
+    async fn finish(&self, mut work: Work, call: &Call, after: Workspace) -> Result<Workspace> {
+        if let Some(id) = call.request_id {
+            work.answer(call.rpc, id, &after).await?;
+        }
+        self.nudge.ring(&work.commit().await?);
+        Ok(after)
+    }
+
+    /// Keeps a workspace from its idle stop for longer; when that ends, and whether it was cut at the budget.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn extend(
+        &self,
+        call: &Call,
+        student: &StudentId,
+        extent: Extent,
+        why: &str,
+    ) -> Result<(IdleView, OffsetDateTime, bool)> {
+        let once = || async {
+            let mut work = self.store.begin().await?;
+            let missing = || AppError::WorkspaceNotFound(student.clone());
+            let replayed = replay(&mut work, call).await?.is_some();
+            let uid = work.find_uid(student).await?.ok_or_else(missing)?;
+            let Locked { workspace: before, mut activity, now } = work.lock(uid).await?.ok_or_else(missing)?;
+            if !before.open_for_activity() {
+                return Err(AppError::NotRunning { state: Some(before.state), stop: before.stop });
+            }
+            let wanted = match extent {
+                Extent::Until(at) => at,
+                Extent::By(span) => now + span,
+            };
+            let (until, clamped) = self.settings.idle.grant(wanted, now);
+            if replayed {
+                let shown = IdleView::new(&self.settings.idle, &before, &activity, now);
+                return Ok((shown, before.extended_until.unwrap_or(until), clamped));
+            }
+            let mut next = before.clone();
+            next.extended_until = Some(before.extended_until.map_or(until, |known| known.max(until)));
+            work.raise_deadline_version(uid).await?;
+            activity.version += 1;
+            let entry = Entry::new("workspace.extended", Actor::Caller)
+                .with("until_time", rfc3339(until))
+                .with("clamped", clamped)
+                .with("why", why);
+            let after = if before == next { next } else { work.save(&before, next, vec![entry], now).await? };
+            let shown = IdleView::new(&self.settings.idle, &after, &activity, now);
+            self.finish(work, call, after).await?;
+            // A warning that was out no longer holds.
+            self.nudge.look_at(uid, now);
+            Ok((shown, until, clamped))
+        };
+        settle!(once())
+    }
+
+    /// One workspace.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn get(&self, student: &StudentId) -> Result<WorkspaceView> {
+        let found = self.store.find_workspace(student).await?;
+        let workspace = found.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
+        self.view_one(workspace).await
+    }
+
+    /// A page of workspaces, and the key to ask for the next with.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn list(&self, query: &WorkspaceQuery, page_size: usize) -> Result<(Vec<WorkspaceView>, Option<String>)> {
+        let limit = u64::try_from(page_size).unwrap_or(u64::MAX).saturating_add(1);
+        let mut found = self.store.list_workspaces(query, limit).await?;
+        let more = found.len() > page_size;
+        found.truncate(page_size);
+        let next = found.last().filter(|_| more).map(|workspace| workspace.student.key());
+        Ok((self.view(found).await?, next))
+    }
+
+    /// Ends a stay that is too long.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn end_overdue(&self, uid: WorkspaceUid) -> Result<()> {
+        let mut work = self.store.begin().await?;
+        let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(()) };
+        let longest = match before.state {
+            State::Pending => self.settings.longest_pending,
+            State::Starting => self.settings.longest_starting,
+            State::Stopping => self.settings.longest_stopping,
+            State::Stopped | State::Running | State::Failed | State::Unreachable => return Ok(()),
+        };
+        if now < before.state_since + longest {
+            return Ok(());
+        }
+        let (next, log) = before.apply(Event::Overdue, now)?;
+        tracing::warn!(workspace.id = %before.uid, generation = before.generation.0, state = before.state.as_str(), "a stay was too long");
+        work.save(&before, next, log, now).await?;
+        self.nudge.ring(&work.commit().await?);
+        Ok(())
+    }
+}
+
+async fn replay(work: &mut Work, call: &Call) -> Result<Option<Workspace>> {
+    let Some(id) = call.request_id else { return Ok(None) };
+    match work.reserve(call.rpc, id, &call.fingerprint).await? {
+        Replay::New => Ok(None),
+        Replay::Answered(answer) => Ok(Some(*answer)),
+        Replay::OtherContent => Err(AppError::RequestIdReused),
+    }
+}
+
+pub(super) fn rfc3339(at: OffsetDateTime) -> String {
+    at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default()
+}

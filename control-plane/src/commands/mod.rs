@@ -1,0 +1,4 @@
+//! The subcommands of the binary, one file each.
+
+pub mod migrate;
+pub mod serve;

@@ -1,0 +1,295 @@
+//! Flags and environment, parsed and checked once.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use carrel_common::id::ClusterId;
+use carrel_common::model::{Resources, WorkspaceSpec};
+use carrel_common::telemetry::LogFormat;
+use clap::{Args, Parser, Subcommand};
+
+use crate::app::Settings;
+use crate::domain::idle::IdlePolicy;
+use crate::domain::reconcile::OrderTimes;
+use crate::store::CandidateLimits;
+
+/// Carrel's control plane: decides which workspaces run where, and keeps all state in Postgres.
+#[derive(Debug, Parser)]
+#[command(name = "control-plane", version)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve the API, HTTP and the node agents until told to stop.
+    Serve(Box<ServeArgs>),
+    /// Bring the database's schema up to date; safe when several start at once.
+    Migrate(MigrateArgs),
+}
+
+/// A database URL, which may hold a password: it is never printed.
+#[derive(Clone)]
+pub struct DatabaseUrl(pub String);
+
+impl std::fmt::Debug for DatabaseUrl {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl std::str::FromStr for DatabaseUrl {
+    type Err = std::convert::Infallible;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// Flags of `migrate`.
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// Where Postgres is: postgres://user@host/database, or with ?host=/socket/directory.
+    #[arg(long, env = "CARREL_DATABASE_URL", hide_env_values = true)]
+    pub database_url: DatabaseUrl,
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Where Postgres is: postgres://user@host/database, or with ?host=/socket/directory.
+    #[arg(long, env = "CARREL_DATABASE_URL", hide_env_values = true)]
+    pub database_url: DatabaseUrl,
+    /// Connections to Postgres at most.
+    #[arg(long, env = "CARREL_DATABASE_CONNECTIONS", default_value_t = 16)]
+    pub database_connections: u32,
+    /// Address of the API (gRPC and HTTP on one port).
+    #[arg(long, env = "CARREL_LISTEN", default_value = "127.0.0.1:7300")]
+    pub listen: SocketAddr,
+    /// Address for node agents.
+    #[arg(long, env = "CARREL_AGENT_LISTEN", default_value = "127.0.0.1:7301")]
+    pub agent_listen: SocketAddr,
+    /// Plaintext, on loopback only: nodes may enrol, and the editor's loopback address is given out.
+    #[arg(long, env = "CARREL_DEV")]
+    pub dev: bool,
+    /// Image of a workspace.
+    #[arg(long, env = "CARREL_WORKSPACE_IMAGE", default_value = "carrel/workspace:dev")]
+    pub workspace_image: String,
+    /// Processors of a workspace, in thousandths.
+    #[arg(long, env = "CARREL_CPU_MILLICORES", default_value_t = 1000)]
+    pub cpu_millicores: i64,
+    /// Memory of a workspace: bytes, or with KiB, MiB, GiB; no swap comes on top.
+    #[arg(long, env = "CARREL_MEMORY", default_value = "1GiB", value_parser = parse_bytes)]
+    pub memory: i64,
+    /// Processes and threads of a workspace at most.
+    #[arg(long, env = "CARREL_PIDS", default_value_t = 512)]
+    pub pids: i64,
+    /// Port the editor listens on inside the container.
+    #[arg(long, env = "CARREL_PROBE_PORT", default_value_t = 8080)]
+    pub probe_port: u16,
+    /// Path that answers 200 when the editor is ready.
+    #[arg(long, env = "CARREL_PROBE_PATH", default_value = "/healthz")]
+    pub probe_path: String,
+    /// Stop a workspace after this long without activity (15 minutes: what the LMS tells students).
+    #[arg(long, env = "CARREL_IDLE_TIMEOUT", default_value = "15m", value_parser = humantime::parse_duration)]
+    pub idle_timeout: Duration,
+    /// Warn this long before an idle stop.
+    #[arg(long, env = "CARREL_WARNING_LEAD", default_value = "2m", value_parser = humantime::parse_duration)]
+    pub warning_lead: Duration,
+    /// Look through all running workspaces this often; the net under exact deadlines.
+    #[arg(long, env = "CARREL_IDLE_SWEEP", default_value = "1m", value_parser = humantime::parse_duration)]
+    pub idle_sweep: Duration,
+    /// ExtendWorkspace reaches at most this far from now.
+    #[arg(long, env = "CARREL_EXTENSION_BUDGET", default_value = "4h", value_parser = humantime::parse_duration)]
+    pub extension_budget: Duration,
+    /// Longest wait for a place.
+    #[arg(long, env = "CARREL_LONGEST_PENDING", default_value = "30m", value_parser = humantime::parse_duration)]
+    pub longest_pending: Duration,
+    /// Longest start, not counting the pull of an image.
+    #[arg(long, env = "CARREL_LONGEST_STARTING", default_value = "120s", value_parser = humantime::parse_duration)]
+    pub longest_starting: Duration,
+    /// Longest stop.
+    #[arg(long, env = "CARREL_LONGEST_STOPPING", default_value = "60s", value_parser = humantime::parse_duration)]
+    pub longest_stopping: Duration,
+    /// Time between SIGTERM and SIGKILL.
+    #[arg(long, env = "CARREL_STOP_GRACE", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub stop_grace: Duration,
+    /// Processors promised for each one a node has: most students read most of the time.
+    #[arg(long, env = "CARREL_CPU_OVERCOMMIT", default_value_t = 16.0)]
+    pub cpu_overcommit: f64,
+    /// Bytes of memory promised for each one a node has.
+    #[arg(long, env = "CARREL_MEMORY_OVERCOMMIT", default_value_t = 1.5)]
+    pub memory_overcommit: f64,
+    /// Time between an agent's heartbeats.
+    #[arg(long, env = "CARREL_HEARTBEAT_INTERVAL", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub heartbeat_interval: Duration,
+    /// A node that has been silent for this long is UNREACHABLE; at least three heartbeat intervals.
+    #[arg(long, env = "CARREL_UNREACHABLE_AFTER", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub unreachable_after: Duration,
+    /// Events are kept this long.
+    #[arg(long, env = "CARREL_EVENTS_KEPT", default_value = "90days", value_parser = humantime::parse_duration)]
+    pub events_kept: Duration,
+    /// Form of the log: text or json.
+    #[arg(long, env = "CARREL_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// What is logged, as in RUST_LOG.
+    #[arg(long, env = "CARREL_LOG", default_value = "info")]
+    pub log: String,
+    /// Where traces go (OTLP over gRPC); nowhere by default.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+}
+
+/// A configuration that means nothing, or is not safe.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{flag}: {problem}")]
+pub struct BadConfig {
+    flag: &'static str,
+    problem: String,
+}
+
+/// `1073741824`, `1GiB`, `512MiB`, `64KiB`.
+fn parse_bytes(text: &str) -> Result<i64, String> {
+    let units = [("KiB", 1_i64 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+    let (number, unit) = units
+        .iter()
+        .find_map(|(name, size)| text.strip_suffix(name).map(|number| (number, *size)))
+        .unwrap_or((text, 1));
+    number
+        .trim()
+        .parse::<i64>()
+        .ok()
+        .and_then(|n| n.checked_mul(unit))
+        .filter(|n| *n > 0)
+        .ok_or_else(|| format!("{text:?} is not a size; write bytes, or a number with KiB, MiB or GiB"))
+}
+
+impl ServeArgs {
+    /// Refuses what means nothing or is not safe.
+    ///
+    /// # Errors
+    /// [`BadConfig`] names the flag.
+    pub fn check(&self) -> Result<(), BadConfig> {
+        let bad = |flag, problem: &str| Err(BadConfig { flag, problem: problem.to_owned() });
+        if !self.dev {
+            return bad("--dev", "callers' tokens and TLS are not there yet, so it serves with --dev only, on loopback");
+        }
+        if !self.listen.ip().is_loopback() {
+            return bad("--listen", "with --dev everything is plaintext, so the address must be a loopback address");
+        }
+        if !self.agent_listen.ip().is_loopback() {
+            return bad("--agent-listen", "with --dev everything is plaintext, so the address must be a loopback address");
+        }
+        if self.warning_lead >= self.idle_timeout {
+            return bad("--warning-lead", "must be shorter than --idle-timeout");
+        }
+        if self.unreachable_after < self.heartbeat_interval * 3 {
+            return bad("--unreachable-after", "must be at least three times --heartbeat-interval");
+        }
+        if self.cpu_millicores <= 0 || self.pids <= 0 {
+            return bad("--cpu-millicores, --pids", "must be positive");
+        }
+        if self.memory < 6 << 20 {
+            return bad("--memory", "Docker starts nothing below 6MiB");
+        }
+        if !(self.cpu_overcommit > 0.0 && self.memory_overcommit > 0.0) {
+            return bad("--cpu-overcommit, --memory-overcommit", "must be positive");
+        }
+        for (flag, span) in [
+            ("--warning-lead", self.warning_lead),
+            ("--idle-sweep", self.idle_sweep),
+            ("--longest-pending", self.longest_pending),
+            ("--longest-starting", self.longest_starting),
+            ("--longest-stopping", self.longest_stopping),
+            ("--heartbeat-interval", self.heartbeat_interval),
+        ] {
+            if span < Duration::from_millis(100) {
+                return bad(flag, "must be at least 100ms");
+            }
+        }
+        if self.longest_stopping <= self.stop_grace {
+            return bad("--longest-stopping", "must be longer than --stop-grace");
+        }
+        if !self.probe_path.starts_with('/') {
+            return bad("--probe-path", "must begin with /");
+        }
+        Ok(())
+    }
+
+    /// What the use cases work with.
+    pub fn settings(&self, cluster: ClusterId, incarnation: i64) -> Settings {
+        Settings {
+            dev: self.dev,
+            cluster,
+            incarnation,
+            spec: WorkspaceSpec {
+                image: self.workspace_image.clone(),
+                resources: Resources {
+                    cpu_millicores: self.cpu_millicores,
+                    memory_bytes: self.memory,
+                    pids: self.pids,
+                },
+                probe_port: self.probe_port,
+                probe_path: self.probe_path.clone(),
+            },
+            idle: IdlePolicy {
+                idle_timeout: self.idle_timeout,
+                warning_lead: self.warning_lead,
+                extension_budget: self.extension_budget,
+            },
+            longest_pending: self.longest_pending,
+            // The agent gives up at `longest_starting` and says why; this is the net for an agent that does not.
+            longest_starting: self.longest_starting + Duration::from_secs(5),
+            longest_stopping: self.longest_stopping,
+            orders: OrderTimes { start_timeout: self.longest_starting, stop_grace: self.stop_grace },
+            limits: CandidateLimits {
+                cpu_overcommit: self.cpu_overcommit,
+                memory_overcommit: self.memory_overcommit,
+            },
+            heartbeat_interval: self.heartbeat_interval,
+            unreachable_after: self.unreachable_after,
+            events_kept: self.events_kept,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(flags: &[&str]) -> ServeArgs {
+        let line = ["control-plane", "serve", "--database-url", "postgres:///x"].into_iter().chain(flags.iter().copied());
+        match Cli::try_parse_from(line).expect("parses").command {
+            Command::Serve(args) => *args,
+            Command::Migrate(_) => panic!("serve was asked for"),
+        }
+    }
+
+    #[test]
+    fn plaintext_is_refused_beyond_loopback() {
+        assert!(parse(&["--dev"]).check().is_ok());
+        assert!(parse(&[]).check().is_err());
+        assert!(parse(&["--dev", "--listen", "0.0.0.0:7300"]).check().is_err());
+        assert!(parse(&["--dev", "--agent-listen", "10.0.0.1:7301"]).check().is_err());
+    }
+
+    #[test]
+    fn times_that_contradict_each_other_are_refused() {
+        assert!(parse(&["--dev", "--warning-lead", "20m"]).check().is_err());
+        assert!(parse(&["--dev", "--unreachable-after", "10s"]).check().is_err());
+        assert!(parse(&["--dev", "--idle-timeout", "4s", "--warning-lead", "1s", "--idle-sweep", "1s"]).check().is_ok());
+    }
+
+    #[test]
+    fn reads_sizes() {
+        assert_eq!([parse_bytes("1GiB"), parse_bytes("512MiB"), parse_bytes("77")], [Ok(1 << 30), Ok(512 << 20), Ok(77)]);
+        assert!(parse_bytes("a lot").is_err() && parse_bytes("-1").is_err());
+    }
+
+    #[test]
+    fn a_password_is_never_printed() {
+        assert!(!format!("{:?}", parse(&["--dev"])).contains("postgres:///x"));
+    }
+}

@@ -1,0 +1,15 @@
+//! The decisions, as pure functions: values in, value out, `now` an argument; no async, no IO.
+//!
+//! `workspace` is the life of a workspace, `idle` when one is stopped for want of activity, `placement` which node takes
+//! one, `reconcile` what a node is told to run and what becomes of orphans, `node` whether a node is heard of.
+//! Everything around this folder only carries.
+
+pub mod event;
+pub mod idle;
+pub mod node;
+pub mod placement;
+pub mod reconcile;
+pub mod workspace;
+
+#[cfg(test)]
+mod workspace_tests;

@@ -1,0 +1,89 @@
+//! What a node is told to run, and what becomes of containers that nobody ordered.
+
+use std::time::Duration;
+
+use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
+use carrel_common::model::{Container, DesiredItem, Run, StopReason, Verdict, WorkspaceSpec};
+
+use super::workspace::Workspace;
+
+/// A workspace's claim on a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// Identity.
+    pub id: PlacementId,
+    /// The workspace.
+    pub workspace: WorkspaceUid,
+    /// The node.
+    pub node: NodeId,
+    /// The incarnation it was made for.
+    pub generation: Generation,
+    /// What that incarnation is made of.
+    pub spec: WorkspaceSpec,
+}
+
+/// Times that go into an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OrderTimes {
+    /// How long a start may take before the agent gives up.
+    pub start_timeout: Duration,
+    /// Between SIGTERM and SIGKILL.
+    pub stop_grace: Duration,
+}
+
+/// The order for a placement: run while the workspace wants this very generation to, else stop.
+pub fn desired_item(placement: &Placement, workspace: &Workspace, times: OrderTimes) -> DesiredItem {
+    let wanted = workspace.generation == placement.generation && workspace.state.wants_container();
+    let run = if wanted {
+        Run::Running { start_timeout: times.start_timeout }
+    } else {
+        Run::Stopped {
+            reason: workspace.stop.as_ref().map_or(StopReason::User, |stop| stop.reason),
+            grace: if workspace.force { Duration::ZERO } else { times.stop_grace },
+            purge_files: workspace.deletion.is_some_and(|deletion| deletion.purge_files),
+        }
+    };
+    DesiredItem {
+        workspace: workspace.uid,
+        student: workspace.student.clone(),
+        generation: placement.generation,
+        placement: placement.id,
+        spec: placement.spec.clone(),
+        run,
+        traceparent: workspace.traceparent.clone(),
+    }
+}
+
+/// Whether two states of a workspace give a node the same order.
+pub fn same_order(before: &Workspace, after: &Workspace) -> bool {
+    before.node == after.node
+        && before.generation == after.generation
+        && before.state.wants_container() == after.state.wants_container()
+        && before.force == after.force
+        && before.deletion == after.deletion
+        && (after.state.wants_container()
+            || before.stop.as_ref().map(|s| s.reason) == after.stop.as_ref().map(|s| s.reason))
+}
+
+/// What becomes of a container that no order names.
+///
+/// `known` is the student's workspace, or the tombstone of a deleted one. A container is stopped only with positive
+/// knowledge that its generation is over; one the store knows nothing of is adopted unless something else of that
+/// student is placed.
+pub fn judge_orphan(container: &Container, known: Option<&Workspace>, placed: bool) -> (Verdict, &'static str) {
+    match known {
+        None => (Verdict::Adopt, "UNKNOWN_TO_THE_STORE"),
+        Some(workspace) if workspace.deleted_at.is_some() && container.generation <= workspace.generation => {
+            (Verdict::Stop, "WORKSPACE_DELETED")
+        }
+        Some(workspace) if container.generation < workspace.generation => (Verdict::Stop, "GENERATION_SUPERSEDED"),
+        Some(workspace) if container.generation == workspace.generation && !placed => {
+            // The placement was released on proof, or never made: this generation is over.
+            (Verdict::Stop, "PLACEMENT_RELEASED")
+        }
+        Some(workspace) if container.generation > workspace.generation && !placed => {
+            (Verdict::Adopt, "NEWER_THAN_THE_STORE")
+        }
+        Some(_) => (Verdict::Hold, "ANOTHER_IS_PLACED"),
+    }
+}

@@ -1,0 +1,160 @@
+//! Values to messages of the public API.
+
+use carrel_common::wire::{duration, timestamp};
+use carrel_proto::v1 as pb;
+use prost_types::value::Kind;
+
+use crate::app::{IdleView, WorkspaceView};
+use crate::domain::idle::Clock;
+use crate::domain::workspace::{Desired, IdleEvidence, State, Stop};
+use crate::store::StoredEvent;
+
+pub(super) fn state(state: State) -> pb::workspace::State {
+    match state {
+        State::Stopped => pb::workspace::State::Stopped,
+        State::Pending => pb::workspace::State::Pending,
+        State::Starting => pb::workspace::State::Starting,
+        State::Running => pb::workspace::State::Running,
+        State::Stopping => pb::workspace::State::Stopping,
+        State::Failed => pb::workspace::State::Failed,
+        State::Unreachable => pb::workspace::State::Unreachable,
+    }
+}
+
+pub(super) fn idle(view: &IdleView) -> pb::Idle {
+    let mut message = pb::Idle {
+        last_active_time: view.last.map(|(at, _)| timestamp(at)),
+        deadline_version: view.version,
+        extendable_until_time: Some(timestamp(view.extendable_until)),
+        warned: view.warned,
+        ..pb::Idle::default()
+    };
+    if let Some((_, signal)) = view.last {
+        message.set_last_signal(signal.into());
+    }
+    match view.clock {
+        Clock::Off => message.set_clock(pb::idle::Clock::Off),
+        Clock::Paused => message.set_clock(pb::idle::Clock::PausedUnobservable),
+        Clock::Running { warning_at, deadline_at } => {
+            message.set_clock(pb::idle::Clock::Running);
+            message.warning_time = Some(timestamp(warning_at));
+            message.deadline_time = Some(timestamp(deadline_at));
+            message.remaining = Some(duration((deadline_at - view.now).try_into().unwrap_or_default()));
+        }
+    }
+    message
+}
+
+fn evidence(e: &IdleEvidence) -> pb::IdleEvidence {
+    let mut message = pb::IdleEvidence {
+        last_active_time: e.last_active_at.map(timestamp),
+        basis_time: Some(timestamp(e.basis_at)),
+        idle_timeout: Some(duration(e.idle_timeout)),
+        deadline_time: Some(timestamp(e.deadline_at)),
+        warning_time: Some(timestamp(e.warned_at)),
+        decision_time: Some(timestamp(e.decided_at)),
+        ..pb::IdleEvidence::default()
+    };
+    if let Some(signal) = e.last_signal {
+        message.set_last_signal(signal.into());
+    }
+    message
+}
+
+pub(super) fn stop(stop: &Stop) -> pb::Stop {
+    let mut message = pb::Stop {
+        time: Some(timestamp(stop.at)),
+        exit_code: stop.exit_code,
+        message: stop.message.clone(),
+        evidence: stop.evidence.as_ref().map(evidence),
+        ..pb::Stop::default()
+    };
+    message.set_reason(stop.reason.into());
+    message
+}
+
+/// Rough share of a start, for a progress bar: measured shares of a start on an idle host.
+fn percent(stage: pb::progress::Stage) -> i32 {
+    match stage {
+        pb::progress::Stage::Unspecified | pb::progress::Stage::Queued => 0,
+        pb::progress::Stage::Pulling => 5,
+        pb::progress::Stage::Creating => 10,
+        pb::progress::Stage::Starting => 20,
+        pb::progress::Stage::Probing => 40,
+    }
+}
+
+pub(super) fn workspace(view: WorkspaceView) -> pb::Workspace {
+    let w = view.workspace;
+    let progress = w.stage.filter(|_| matches!(w.state, State::Pending | State::Starting)).map(|stage| {
+        let stage = pb::progress::Stage::from(stage);
+        let position = i32::try_from(view.queue_position).unwrap_or(i32::MAX);
+        pb::Progress { stage: stage.into(), percent: percent(stage), queue_position: position }
+    });
+    let mut message = pb::Workspace {
+        name: format!("workspaces/{}", w.student),
+        uid: w.uid.to_string(),
+        etag: w.etag(),
+        reconciling: w.reconciling(),
+        student_id: w.student.to_string(),
+        course_id: w.course.map(|course| course.to_string()).unwrap_or_default(),
+        generation: w.generation.0,
+        version: w.version,
+        status_message: w.status_message,
+        progress,
+        node: w.node.map(|node| format!("nodes/{node}")).unwrap_or_default(),
+        idle: view.idle.as_ref().map(idle),
+        stop: w.stop.as_ref().map(stop),
+        resources: Some(w.spec.resources.into()),
+        image: w.spec.image,
+        image_digest: w.image_digest,
+        create_time: Some(timestamp(w.created_at)),
+        start_time: w.started_at.map(timestamp),
+        ready_time: w.ready_at.map(timestamp),
+        update_time: Some(timestamp(w.updated_at)),
+        ..pb::Workspace::default()
+    };
+    message.set_state(state(w.state));
+    message.set_desired_state(match w.desired {
+        Desired::Stopped => pb::workspace::DesiredState::Stopped,
+        Desired::Running => pb::workspace::DesiredState::Running,
+    });
+    if let Some(reason) = w.status_reason {
+        message.set_status_reason(reason.into());
+    }
+    message
+}
+
+fn json(value: serde_json::Value) -> prost_types::Value {
+    let kind = match value {
+        serde_json::Value::Null => Kind::NullValue(0),
+        serde_json::Value::Bool(b) => Kind::BoolValue(b),
+        serde_json::Value::Number(n) => Kind::NumberValue(n.as_f64().unwrap_or_default()),
+        serde_json::Value::String(s) => Kind::StringValue(s),
+        serde_json::Value::Array(values) => {
+            Kind::ListValue(prost_types::ListValue { values: values.into_iter().map(json).collect() })
+        }
+        serde_json::Value::Object(map) => Kind::StructValue(object(map)),
+    };
+    prost_types::Value { kind: Some(kind) }
+}
+
+fn object(map: serde_json::Map<String, serde_json::Value>) -> prost_types::Struct {
+    prost_types::Struct { fields: map.into_iter().map(|(key, value)| (key, json(value))).collect() }
+}
+
+pub(super) fn event(e: StoredEvent) -> pb::Event {
+    pb::Event {
+        position: e.position.id,
+        time: Some(timestamp(e.at)),
+        r#type: e.kind,
+        workspace: e.student.map(|student| format!("workspaces/{student}")).unwrap_or_default(),
+        node: e.node.map(|node| format!("nodes/{node}")).unwrap_or_default(),
+        actor: e.actor,
+        reason: e.reason,
+        data: match e.data {
+            serde_json::Value::Object(map) => Some(object(map)),
+            _ => None,
+        },
+    }
+}

@@ -1,0 +1,159 @@
+//! Errors as callers see them: the only place that chooses a code.
+//!
+//! Every variant has a stable reason; the table of all of them is a snapshot test below, and is what clients program
+//! against.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use carrel_common::id::RequestId;
+use carrel_common::wire::WireError;
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::app::AppError;
+use crate::domain::workspace::IllegalTransition;
+use crate::store::StoreError;
+
+const DOMAIN: &str = "carrel";
+
+/// Code, stable reason, and when trying again may help.
+fn classify(error: &AppError) -> (Code, String, Option<Duration>) {
+    const SOON: Option<Duration> = Some(Duration::from_secs(1));
+    let plain = |code, reason: &str| (code, reason.to_owned(), None);
+    let retry = |code, reason: &str| (code, reason.to_owned(), SOON);
+    match error {
+        AppError::WorkspaceNotFound(_) => plain(Code::NotFound, "WORKSPACE_NOT_FOUND"),
+        AppError::DiffersInCase { .. } => plain(Code::AlreadyExists, "STUDENT_DIFFERS_IN_CASE"),
+        AppError::StaleEtag { .. } => plain(Code::Aborted, "ETAG_STALE"),
+        AppError::RequestIdReused => plain(Code::InvalidArgument, "REQUEST_ID_REUSED"),
+        AppError::NotRunning { .. } => plain(Code::FailedPrecondition, "WORKSPACE_NOT_RUNNING"),
+        AppError::Illegal(IllegalTransition::Deleting) => retry(Code::FailedPrecondition, "WORKSPACE_DELETING"),
+        AppError::Illegal(IllegalTransition::NotInThisState { .. }) => plain(Code::Internal, "INTERNAL"),
+        AppError::NoHealthyNode { reason, passing: true, .. } => {
+            (Code::Unavailable, reason.clone(), Some(Duration::from_secs(5)))
+        }
+        AppError::NoHealthyNode { reason, passing: false, .. } => plain(Code::FailedPrecondition, reason),
+        AppError::LimitsBeyondNodes { .. } => plain(Code::FailedPrecondition, "LIMITS_BEYOND_NODES"),
+        AppError::AccessNeedsDev => plain(Code::FailedPrecondition, "ACCESS_NEEDS_DEV"),
+        AppError::EnrollNeedsDev => plain(Code::FailedPrecondition, "ENROLL_NEEDS_DEV"),
+        AppError::NodeUnknown(_) => plain(Code::Unauthenticated, "NODE_UNKNOWN"),
+        AppError::NodeIdentityChanged { .. } => plain(Code::FailedPrecondition, "NODE_IDENTITY_CHANGED"),
+        AppError::SessionSuperseded(_) => plain(Code::Aborted, "SESSION_SUPERSEDED"),
+        AppError::NodeAway => retry(Code::Unavailable, "NODE_AWAY"),
+        AppError::NeverRan => plain(Code::FailedPrecondition, "NEVER_RAN"),
+        AppError::ResumeTokenTooOld => plain(Code::OutOfRange, "RESUME_TOKEN_TOO_OLD"),
+        AppError::ShuttingDown => retry(Code::Unavailable, "SHUTTING_DOWN"),
+        AppError::Store(store) => match store.as_ref() {
+            StoreError::Unavailable { .. } => retry(Code::Unavailable, "DATABASE_UNAVAILABLE"),
+            StoreError::Conflict { .. } => retry(Code::Aborted, "CONCURRENT_CHANGE"),
+            StoreError::Refused { .. } | StoreError::Corrupt { .. } => plain(Code::Internal, "INTERNAL"),
+        },
+    }
+}
+
+fn metadata(error: &AppError) -> HashMap<String, String> {
+    let mut told = HashMap::new();
+    match error {
+        AppError::DiffersInCase { existing, .. } => {
+            told.insert("existing_student_id".to_owned(), existing.to_string());
+        }
+        AppError::StaleEtag { present, .. } => {
+            told.insert("etag".to_owned(), present.clone());
+        }
+        AppError::NotRunning { state, stop } => {
+            if let Some(state) = state {
+                told.insert("state".to_owned(), state.as_str().to_owned());
+            }
+            if let Some(stop) = stop {
+                let reason = serde_json::to_value(stop.reason).ok();
+                told.insert("stop_reason".to_owned(), reason.as_ref().and_then(|r| r.as_str()).unwrap_or_default().to_owned());
+                told.insert("stop_message".to_owned(), stop.message.clone());
+                let at = stop.at.format(&time::format_description::well_known::Rfc3339);
+                told.insert("stop_time".to_owned(), at.unwrap_or_default());
+            }
+        }
+        _ => {}
+    }
+    told
+}
+
+/// What the caller of a use case is told.
+pub(crate) fn to_status(error: AppError) -> Status {
+    let (code, reason, retry) = classify(&error);
+    let mut details = ErrorDetails::new();
+    let message = if code == Code::Internal {
+        // Our bug: the caller gets a number to report, the log gets the rest.
+        let correlation = RequestId::new();
+        tracing::error!(%correlation, error = ?error, "internal error");
+        format!("an internal error; report the number {correlation}")
+    } else {
+        error.to_string()
+    };
+    details.set_error_info(reason, DOMAIN, metadata(&error));
+    if matches!(error, AppError::RequestIdReused) {
+        details.add_bad_request_violation("request_id", "was used for another request");
+    }
+    if let Some(after) = retry {
+        details.set_retry_info(Some(after));
+    }
+    Status::with_error_details(code, message, details)
+}
+
+/// What the sender of a bad field is told.
+pub(super) fn bad_field(error: WireError) -> Status {
+    let mut details = ErrorDetails::with_bad_request_violation(error.field, error.problem.as_str());
+    details.set_error_info("INVALID_ARGUMENT", DOMAIN, HashMap::new());
+    Status::with_error_details(Code::InvalidArgument, error.to_string(), details)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use carrel_common::id::NodeId;
+
+    use super::*;
+    use crate::domain::workspace::State;
+
+    #[test]
+    fn every_error_has_its_code_and_reason() {
+        let student = || "ada".parse().expect("valid");
+        let node = NodeId(uuid::Uuid::nil());
+        let refused = || sea_orm::DbErr::Custom("no".into());
+        let healthy = |passing, reason: &str| AppError::NoHealthyNode { reason: reason.into(), message: String::new(), passing };
+        let all = [
+            AppError::WorkspaceNotFound(student()),
+            AppError::DiffersInCase { given: student(), existing: student() },
+            AppError::StaleEtag { given: String::new(), present: String::new() },
+            AppError::RequestIdReused,
+            AppError::NotRunning { state: Some(State::Stopped), stop: None },
+            AppError::Illegal(IllegalTransition::Deleting),
+            AppError::Illegal(IllegalTransition::NotInThisState { state: State::Stopped, event: "Place" }),
+            healthy(true, "DOCKER_UNREACHABLE"),
+            healthy(false, "STORAGE_BASE_MISSING"),
+            AppError::LimitsBeyondNodes { cpu_millicores: 1, memory_bytes: 1 },
+            AppError::AccessNeedsDev,
+            AppError::EnrollNeedsDev,
+            AppError::NodeUnknown(node),
+            AppError::NodeIdentityChanged { node, what: "machine id" },
+            AppError::SessionSuperseded(node),
+            AppError::NodeAway,
+            AppError::NeverRan,
+            AppError::ResumeTokenTooOld,
+            AppError::ShuttingDown,
+            AppError::Store(Arc::new(StoreError::Unavailable { operation: "x", source: refused() })),
+            AppError::Store(Arc::new(StoreError::Conflict { operation: "x" })),
+            AppError::Store(Arc::new(StoreError::Refused { operation: "x", source: refused() })),
+            AppError::Store(Arc::new(StoreError::Corrupt { table: "x", problem: String::new() })),
+        ];
+        let table: Vec<String> = all
+            .iter()
+            .map(|error| {
+                let (code, reason, retry) = classify(error);
+                format!("{code:?} {reason}{}", if retry.is_some() { " (retry)" } else { "" })
+            })
+            .collect();
+        insta::assert_snapshot!(table.join("\n"));
+    }
+}

@@ -1,0 +1,220 @@
+//! Streams that follow the event log: each read begins where the last one ended, so none is missed whoever nudges.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use carrel_common::id::WorkspaceUid;
+use carrel_proto::v1 as pb;
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Status;
+
+use super::{convert, to_status};
+use crate::app::{App, AppError, WorkspaceView};
+use crate::store::{EventQuery, Position, WorkspaceQuery};
+
+/// A slow reader holds this many messages; then it is waited for.
+const BUFFER: usize = 256;
+/// Events of other replicas, and nudges that were lost, are found this late.
+const POLL: Duration = Duration::from_secs(1);
+/// Workspaces of a snapshot read at a time.
+const PAGE: usize = 500;
+
+/// What ends the streams of this process.
+#[derive(Debug, Clone)]
+pub struct Following {
+    /// Streams end when it is cancelled.
+    pub stop: CancellationToken,
+}
+
+type Message<T> = Result<T, Status>;
+
+/// Why a stream ended: the reader went away, or is told this.
+enum End {
+    Gone,
+    Told(AppError),
+}
+
+impl From<AppError> for End {
+    fn from(error: AppError) -> Self {
+        Self::Told(error)
+    }
+}
+
+/// Waits for news; false when it is time to end.
+async fn news<T>(bell: &mut watch::Receiver<u64>, to: &mpsc::Sender<T>, stop: &CancellationToken) -> bool {
+    tokio::select! {
+        // Cancel-safe: a change that is not taken is seen by the next wait, and the poll reads all the same.
+        _ = bell.changed() => true,
+        () = tokio::time::sleep(POLL) => true,
+        () = to.closed() => false,
+        () = stop.cancelled() => false,
+    }
+}
+
+fn token(app: &App, position: Position) -> String {
+    format!("{}.{position}", app.settings.incarnation)
+}
+
+/// One caller's watch of workspaces.
+pub(super) struct WorkspaceWatch {
+    app: App,
+    query: WorkspaceQuery,
+    stand: Position,
+    snapshot: bool,
+    /// Who passed the filter when last told; `None` when the watch was resumed and that is not known.
+    inside: Option<HashSet<WorkspaceUid>>,
+}
+
+impl WorkspaceWatch {
+    pub(super) fn new(app: App, query: WorkspaceQuery, stand: Position, snapshot: bool) -> Self {
+        Self { app, query, stand, snapshot, inside: snapshot.then(HashSet::new) }
+    }
+
+    pub(super) fn stream(
+        mut self,
+        following: &Following,
+        tasks: &TaskTracker,
+    ) -> ReceiverStream<Message<pb::WatchWorkspacesResponse>> {
+        let (to, stream) = mpsc::channel(BUFFER);
+        let stop = following.stop.clone();
+        tasks.spawn(async move {
+            if let Err(End::Told(error)) = self.run(&to, &stop).await {
+                to.send(Err(to_status(error))).await.ok();
+            }
+        });
+        ReceiverStream::new(stream)
+    }
+
+    async fn run(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+        stop: &CancellationToken,
+    ) -> Result<(), End> {
+        let mut bell = self.app.nudge.events();
+        if self.snapshot {
+            let mut query = self.query.clone();
+            loop {
+                let (page, next) = self.app.list(&query, PAGE).await?;
+                for view in page {
+                    self.inside.iter_mut().for_each(|inside| _ = inside.insert(view.workspace.uid));
+                    self.tell(to, Some(view), pb::workspace_change::Kind::Snapshot, String::new()).await?;
+                }
+                match next {
+                    Some(key) => query.after_key = Some(key),
+                    None => break,
+                }
+            }
+            let token = token(&self.app, self.stand);
+            self.tell(to, None, pb::workspace_change::Kind::Synced, token).await?;
+        }
+        loop {
+            while self.catch_up(to).await? {}
+            if !news(&mut bell, to, stop).await {
+                return Err(if stop.is_cancelled() { End::Told(AppError::ShuttingDown) } else { End::Gone });
+            }
+        }
+    }
+
+    /// Tells what changed since; whether there was anything.
+    async fn catch_up(&mut self, to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>) -> Result<bool, End> {
+        let events = self.app.events_after(&EventQuery::default(), self.stand).await?;
+        let Some(last) = events.last().map(|event| event.position) else { return Ok(false) };
+        let mut changed: Vec<WorkspaceUid> = Vec::new();
+        for uid in events.iter().filter_map(|event| event.workspace) {
+            if !changed.contains(&uid) {
+                changed.push(uid);
+            }
+        }
+        let token = token(&self.app, last);
+        for view in self.app.workspaces_now(changed).await? {
+            if let Some(kind) = self.kind(&view) {
+                self.tell(to, Some(view), kind, token.clone()).await?;
+            }
+        }
+        self.stand = last;
+        Ok(true)
+    }
+
+    fn kind(&mut self, view: &WorkspaceView) -> Option<pb::workspace_change::Kind> {
+        use pb::workspace_change::Kind;
+        let (w, q) = (&view.workspace, &self.query);
+        if !q.keys.is_empty() && !q.keys.contains(&w.student.key()) {
+            return None;
+        }
+        let passes = (q.states.is_empty() || q.states.contains(&w.state))
+            && q.node.is_none_or(|node| w.node == Some(node))
+            && q.course.as_ref().is_none_or(|course| w.course.as_ref() == Some(course));
+        let was_inside = self.inside.as_ref().is_none_or(|inside| inside.contains(&w.uid));
+        if passes && w.deleted_at.is_none() {
+            self.inside.iter_mut().for_each(|inside| _ = inside.insert(w.uid));
+            return Some(Kind::Changed);
+        }
+        self.inside.iter_mut().for_each(|inside| _ = inside.remove(&w.uid));
+        was_inside.then_some(if w.deleted_at.is_some() { Kind::Deleted } else { Kind::Left })
+    }
+
+    async fn tell(
+        &self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+        view: Option<WorkspaceView>,
+        kind: pb::workspace_change::Kind,
+        resume_token: String,
+    ) -> Result<(), End> {
+        let workspace = view.map(convert::workspace).map(|full| match kind {
+            pb::workspace_change::Kind::Deleted => pb::Workspace {
+                name: full.name,
+                uid: full.uid,
+                student_id: full.student_id,
+                ..pb::Workspace::default()
+            },
+            _ => full,
+        });
+        let change = pb::WorkspaceChange { workspace, kind: kind.into(), resume_token };
+        to.send(Ok(pb::WatchWorkspacesResponse { change: Some(change) })).await.map_err(|_| End::Gone)
+    }
+}
+
+/// Follows the event log itself.
+pub(super) fn events(
+    app: App,
+    query: EventQuery,
+    mut stand: Position,
+    following: &Following,
+    tasks: &TaskTracker,
+) -> ReceiverStream<Message<pb::WatchEventsResponse>> {
+    let (to, stream) = mpsc::channel(BUFFER);
+    let stop = following.stop.clone();
+    tasks.spawn(async move {
+        let mut bell = app.nudge.events();
+        loop {
+            match app.events_after(&query, stand).await {
+                Err(error) => {
+                    to.send(Err(to_status(error))).await.ok();
+                    return;
+                }
+                Ok(events) if events.is_empty() => {
+                    if !news(&mut bell, &to, &stop).await {
+                        if stop.is_cancelled() {
+                            to.send(Err(to_status(AppError::ShuttingDown))).await.ok();
+                        }
+                        return;
+                    }
+                }
+                Ok(events) => {
+                    for event in events {
+                        stand = event.position;
+                        let resume_token = token(&app, stand);
+                        let told = pb::WatchEventsResponse { event: Some(convert::event(event)), resume_token };
+                        if to.send(Ok(told)).await.is_err() {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+    });
+    ReceiverStream::new(stream)
+}

@@ -1,0 +1,13 @@
+//! The binary `control-plane`.
+
+use clap::Parser as _;
+use control_plane::commands;
+use control_plane::config::{Cli, Command};
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Serve(args) => commands::serve::serve(*args).await,
+        Command::Migrate(args) => commands::migrate::migrate(&args).await,
+    }
+}

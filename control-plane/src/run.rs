@@ -1,0 +1,152 @@
+//! The composition root: builds everything, wires it, and takes it down in order.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use carrel_common::serve;
+use carrel_common::telemetry::Telemetry;
+use carrel_proto::v1::agent_service_server::AgentServiceServer;
+use carrel_proto::v1::event_service_server::EventServiceServer;
+use carrel_proto::v1::workspace_service_server::WorkspaceServiceServer;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic_health::ServingStatus;
+
+use crate::app::{App, Heartbeats, LogTails, Nudge};
+use crate::config::ServeArgs;
+use crate::grpc::{Agents, Events, Following, Workspaces};
+use crate::metrics::Metrics;
+use crate::sessions::Sessions;
+use crate::store::Store;
+use crate::tasks;
+use crate::http;
+
+/// The database is waited for this long at the start.
+const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
+/// Everything has to be down this long after it was told to stop.
+const SHUTDOWN: Duration = Duration::from_secs(15);
+/// Load balancers get this long to see NOT_SERVING before connections are refused.
+const DEREGISTER: Duration = Duration::from_millis(200);
+
+/// Serves until `stop` is cancelled.
+///
+/// # Errors
+/// When the database has no current schema or stays away, or an address is taken.
+pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken) -> anyhow::Result<()> {
+    let listener = listen("--listen", args.listen).await?;
+    let agent_listener = listen("--agent-listen", args.agent_listen).await?;
+    let store = Store::open(&args.database_url.0, args.database_connections)?;
+    let (cluster, incarnation) = wait_for_database(&store, &stop).await?;
+
+    let (nudge, idle_due) = Nudge::new();
+    let (heartbeats, inbox) = Heartbeats::new();
+    let app = App {
+        store: store.clone(),
+        settings: Arc::new(args.settings(cluster, incarnation)),
+        nudge,
+        metrics: Metrics::default(),
+        heartbeats,
+        log_tails: LogTails::default(),
+    };
+
+    // Three groups that end one after the other: callers and agents first, then the loops, then what they write to.
+    let (serving, looping, writing) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let tasks = TaskTracker::new();
+    let (ready_now, ready) = watch::channel(true);
+    let idle_stopper = tasks::IdleStopper::new(app.clone(), args.idle_sweep);
+    tasks.spawn(idle_stopper.run(idle_due, looping.clone()));
+    tasks.spawn(tasks::place_waiting(app.clone(), looping.clone()));
+    tasks.spawn(tasks::end_overdue(app.clone(), looping.clone()));
+    tasks.spawn(tasks::give_up_nodes(app.clone(), looping.clone()));
+    tasks.spawn(tasks::drop_old(app.clone(), looping.clone()));
+    tasks.spawn(tasks::watch_database(app.clone(), ready_now, looping.clone()));
+    let writer = app.clone();
+    let writer_stop = writing.clone();
+    tasks.spawn(async move { writer.write_heartbeats(inbox, writer_stop).await });
+
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let following = Following { stop: serving.clone() };
+    let mut api = serve::reflection().context("the descriptors cannot be read")?;
+    api = api
+        .add_service(health)
+        .add_service(WorkspaceServiceServer::new(Workspaces::new(app.clone(), following.clone(), tasks.clone())))
+        .add_service(EventServiceServer::new(Events::new(app.clone(), following, tasks.clone())));
+    let sessions = Sessions::new(app.clone(), serving.clone(), tasks.clone());
+    let agents = tonic::service::Routes::new(AgentServiceServer::new(Agents::new(app.clone(), sessions)));
+    let api = serve::router(api, http::routes(ready.clone(), telemetry));
+    let agents = serve::router(agents, axum::Router::new());
+    tasks.spawn(report(serve::serve(listener, api, serving.clone()), "the API"));
+    tasks.spawn(report(serve::serve(agent_listener, agents, serving.clone()), "the agents' listener"));
+    tasks.spawn(tell_health(reporter.clone(), ready, serving.clone()));
+    tracing::info!(listen = %args.listen, agent_listen = %args.agent_listen, %cluster, "serving");
+
+    stop.cancelled().await;
+    reporter.set_service_status("", ServingStatus::NotServing).await;
+    tokio::time::sleep(DEREGISTER).await;
+    serving.cancel();
+    looping.cancel();
+    writing.cancel();
+    tasks.close();
+    if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
+        tracing::warn!("not everything ended in time");
+    }
+    store.close().await;
+    Ok(())
+}
+
+async fn listen(flag: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .with_context(|| format!("{flag} {address} cannot be used; is another control plane running there?"))
+}
+
+async fn report(served: impl Future<Output = std::io::Result<()>>, what: &str) {
+    if let Err(error) = served.await {
+        tracing::error!(%error, "{what} failed");
+    }
+}
+
+/// Waits for the database to come up; a schema that is not ours is an error at once.
+async fn wait_for_database(
+    store: &Store,
+    stop: &CancellationToken,
+) -> anyhow::Result<(carrel_common::id::ClusterId, i64)> {
+    let began = tokio::time::Instant::now();
+    loop {
+        match store.schema_is_current().await {
+            Ok(true) => return Ok(store.cluster().await?),
+            Ok(false) => anyhow::bail!("the database's schema is not up to date; run `control-plane migrate` first"),
+            Err(error) if !error.is_unavailable() || began.elapsed() > DATABASE_PATIENCE => {
+                return Err(error).context("--database-url cannot be used");
+            }
+            Err(error) => tracing::warn!(%error, "waiting for the database"),
+        }
+        tokio::select! {
+            // Cancel-safe: nothing is under way.
+            () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            () = stop.cancelled() => anyhow::bail!("told to stop while waiting for the database"),
+        }
+    }
+}
+
+/// gRPC health follows the database.
+async fn tell_health(
+    reporter: tonic_health::server::HealthReporter,
+    mut ready: watch::Receiver<bool>,
+    stop: CancellationToken,
+) {
+    loop {
+        let status = if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        for service in ["", "carrel.v1.WorkspaceService", "carrel.v1.EventService"] {
+            reporter.set_service_status(service, status).await;
+        }
+        tokio::select! {
+            // Cancel-safe: the newest value is read again.
+            changed = ready.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+    }
+}

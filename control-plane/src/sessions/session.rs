@@ -1,0 +1,247 @@
+//! One agent's stream, from its Hello to its end.
+
+use std::time::Duration;
+
+use carrel_common::id::NodeId;
+use carrel_common::model::{Container, DesiredPair, Health, NodeFacts, Observation, Observed};
+use carrel_common::telemetry::set_parent;
+use carrel_common::wire::{duration, timestamp};
+use carrel_proto::v1 as pb;
+use carrel_proto::v1::session_request::Message as FromAgent;
+use carrel_proto::v1::session_response::Message as ToAgent;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, timeout};
+use tokio_util::sync::CancellationToken;
+use tonic::{Status, Streaming};
+
+use super::logs::Tails;
+use crate::app::{App, AppError, HeartbeatOutcome};
+use crate::grpc::to_status;
+
+/// Looks for a new version of the desired set this often, in case a nudge was lost or another replica's.
+const POLL: Duration = Duration::from_secs(1);
+/// An agent that does not say Hello, or take a message, for this long is gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Ends after this many heartbeat intervals without one.
+const MISSED_HEARTBEATS: u32 = 3;
+
+/// How a session ends.
+enum End {
+    /// The agent closed it, or went away.
+    Gone,
+    /// The agent is told this.
+    Told(Box<Status>),
+}
+
+impl From<AppError> for End {
+    fn from(error: AppError) -> Self {
+        Self::Told(Box::new(to_status(error)))
+    }
+}
+
+impl From<carrel_common::wire::WireError> for End {
+    fn from(error: carrel_common::wire::WireError) -> Self {
+        Self::Told(Box::new(Status::invalid_argument(error.to_string())))
+    }
+}
+
+pub(super) struct Session {
+    app: App,
+    node: NodeId,
+    to: mpsc::Sender<Result<pb::SessionResponse, Status>>,
+    stop: CancellationToken,
+    superseded: CancellationToken,
+    epoch: i64,
+    sent: Option<DesiredPair>,
+    tails: Tails,
+}
+
+impl Session {
+    pub(super) fn new(
+        app: App,
+        node: NodeId,
+        to: mpsc::Sender<Result<pb::SessionResponse, Status>>,
+        stop: CancellationToken,
+        superseded: CancellationToken,
+    ) -> Self {
+        Self { app, node, to, stop, superseded, epoch: 0, sent: None, tails: Tails::default() }
+    }
+
+    pub(super) async fn run(mut self, mut incoming: Streaming<pb::SessionRequest>) {
+        match self.hold(&mut incoming).await {
+            Ok(()) | Err(End::Gone) => tracing::info!(node.id = %self.node, "session ended"),
+            Err(End::Told(status)) => {
+                tracing::warn!(node.id = %self.node, code = ?status.code(), "session ended: {}", status.message());
+                self.to.send(Err(*status)).await.ok();
+            }
+        }
+    }
+
+    async fn hold(&mut self, incoming: &mut Streaming<pb::SessionRequest>) -> Result<(), End> {
+        self.greet(incoming).await?;
+        let bell = self.app.nudge.node(self.node);
+        let mut orders = self.app.log_tails.serve(self.node);
+        self.publish().await?;
+        let mut poll = tokio::time::interval(POLL);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let silence = self.app.settings.heartbeat_interval * MISSED_HEARTBEATS;
+        let mut heard = Instant::now();
+        loop {
+            tokio::select! {
+                // Cancel-safe: tonic keeps a message that is not yet complete.
+                message = incoming.message() => {
+                    let Some(message) = message.map_err(|_| End::Gone)?.and_then(|m| m.message) else {
+                        return Ok(());
+                    };
+                    if matches!(message, FromAgent::Heartbeat(_)) {
+                        heard = Instant::now();
+                    }
+                    self.take(message).await?;
+                }
+                // Cancel-safe: a nudge that is not taken stays.
+                () = bell.notified() => self.publish().await?,
+                // Cancel-safe: an order that is not taken stays in its channel.
+                Some(order) = orders.recv() => {
+                    let request = self.tails.ask(order);
+                    self.send(ToAgent::LogRequest(request)).await?;
+                }
+                // Cancel-safe: a tick that is not taken comes at once the next time.
+                _ = poll.tick() => {
+                    if heard.elapsed() > silence {
+                        let said = Status::deadline_exceeded("no heartbeat for three intervals");
+                        return Err(End::Told(Box::new(said)));
+                    }
+                    let version = self.app.store.desired_generation(self.node).await.map_err(AppError::from)?;
+                    if self.sent.is_none_or(|sent| sent.generation != version) {
+                        self.publish().await?;
+                    }
+                    for cancel in self.tails.unwanted() {
+                        self.send(ToAgent::LogCancel(cancel)).await?;
+                    }
+                }
+                () = self.superseded.cancelled() => {
+                    let time = self.app.store.now().await.ok().map(timestamp);
+                    self.send(ToAgent::Superseded(pb::Superseded { time })).await?;
+                    return Err(AppError::SessionSuperseded(self.node).into());
+                }
+                () = self.stop.cancelled() => {
+                    self.send(ToAgent::GoAway(pb::GoAway { reason: "this replica is shutting down".into() })).await?;
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Hello and Welcome.
+    async fn greet(&mut self, incoming: &mut Streaming<pb::SessionRequest>) -> Result<(), End> {
+        let first = timeout(PATIENCE, incoming.message()).await.map_err(|_| End::Gone)?.map_err(|_| End::Gone)?;
+        let Some(FromAgent::Hello(hello)) = first.and_then(|m| m.message) else {
+            return Err(End::Told(Box::new(Status::invalid_argument("the first message must be Hello"))));
+        };
+        let facts = NodeFacts::try_from(hello.facts.unwrap_or_default())?;
+        let session = self.app.accept_session(self.node, &facts, hello.process_start).await?;
+        self.epoch = session.session_epoch;
+        tracing::info!(
+            node.id = %self.node, hostname = facts.hostname, session_epoch = self.epoch,
+            containers = hello.inventory.len(), "session accepted",
+        );
+        let settings = &self.app.settings;
+        let welcome = pb::Welcome {
+            session_epoch: session.session_epoch,
+            boot_epoch: session.boot_epoch,
+            incarnation: settings.incarnation,
+            heartbeat_interval: Some(duration(settings.heartbeat_interval)),
+            cluster_id: settings.cluster.to_string(),
+        };
+        self.send(ToAgent::Welcome(welcome)).await
+    }
+
+    async fn send(&self, message: ToAgent) -> Result<(), End> {
+        let message = Ok(pb::SessionResponse { message: Some(message) });
+        match timeout(PATIENCE, self.to.send(message)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(End::Gone),
+        }
+    }
+
+    /// Sends the node's whole desired set as it is now.
+    async fn publish(&mut self) -> Result<(), End> {
+        let set = self.app.desired_set(self.node).await?;
+        if self.sent.is_some_and(|sent| sent == set.pair) {
+            return Ok(());
+        }
+        self.sent = Some(set.pair);
+        self.send(ToAgent::Desired(set.into())).await
+    }
+
+    async fn take(&mut self, message: FromAgent) -> Result<(), End> {
+        match message {
+            FromAgent::Hello(_) => Err(End::Told(Box::new(Status::invalid_argument("a second Hello")))),
+            FromAgent::Heartbeat(heartbeat) => self.heartbeat(heartbeat).await,
+            FromAgent::Observations(observations) => self.observations(observations).await,
+            FromAgent::Orphans(report) => self.orphans(report).await,
+            FromAgent::LogPiece(piece) => match self.tails.take(piece) {
+                Some(cancel) => self.send(ToAgent::LogCancel(cancel)).await,
+                None => Ok(()),
+            },
+            FromAgent::DesiredRefused(refused) => {
+                tracing::error!(node.id = %self.node, ?refused, "the agent refused a desired set");
+                Ok(())
+            }
+        }
+    }
+
+    async fn heartbeat(&mut self, heartbeat: pb::Heartbeat) -> Result<(), End> {
+        let health = |part: Option<pb::ComponentHealth>| Health::try_from(part.unwrap_or_default());
+        let (docker, storage) = (health(heartbeat.docker)?, health(heartbeat.storage)?);
+        match self.app.heartbeat_node(self.node, self.epoch, &docker, &storage).await? {
+            HeartbeatOutcome::Superseded => Err(AppError::SessionSuperseded(self.node).into()),
+            outcome => {
+                self.send(ToAgent::HeartbeatAck(pb::HeartbeatAck { sequence: heartbeat.sequence })).await?;
+                if outcome == HeartbeatOutcome::BackFromSilence && heartbeat.sequence > 1 {
+                    // What was decided during the silence has to meet everything that is true now.
+                    return Err(End::Told(Box::new(Status::aborted("back from silence: tell everything anew"))));
+                }
+                Ok(())
+            }
+        }
+    }
+
+    async fn observations(&mut self, message: pb::Observations) -> Result<(), End> {
+        let batch: Vec<Observation> =
+            message.observations.into_iter().map(Observation::try_from).collect::<Result<_, _>>()?;
+        // The end of a start belongs to the trace of the call that asked for it.
+        let spans: Vec<tracing::Span> = batch
+            .iter()
+            .filter(|o| matches!(o.state, Observed::Running { .. }) && !o.traceparent.is_empty())
+            .map(|o| {
+                let span = tracing::info_span!("workspace.ready", workspace.id = %o.workspace, generation = o.generation.0, node.id = %self.node);
+                set_parent(&span, &o.traceparent);
+                span
+            })
+            .collect();
+        let acked = self.app.observe(self.node, &batch).await?;
+        drop(spans);
+        let acked = acked
+            .into_iter()
+            .map(|(uid, sequence)| pb::observation_ack::Acked { workspace_uid: uid.to_string(), sequence })
+            .collect();
+        self.send(ToAgent::ObservationAck(pb::ObservationAck { acked })).await
+    }
+
+    async fn orphans(&mut self, report: pb::OrphanReport) -> Result<(), End> {
+        let mut verdicts = Vec::with_capacity(report.containers.len());
+        for container in report.containers {
+            let container = Container::try_from(container)?;
+            let (verdict, reason) = self.app.judge(self.node, &container).await?;
+            let mut told = pb::OrphanVerdict {
+                container_id: container.container_id,
+                reason: reason.into(),
+                ..pb::OrphanVerdict::default()
+            };
+            told.set_verdict(verdict.into());
+            verdicts.push(told);
+        }
+        self.send(ToAgent::OrphanVerdicts(pb::OrphanVerdicts { verdicts })).await
+    }
+}

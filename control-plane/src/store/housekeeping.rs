@@ -1,0 +1,49 @@
+//! What is kept for a while only.
+
+use std::time::Duration;
+
+use sea_orm::ConnectionTrait;
+
+use super::error::{Result, StoreError};
+use super::{Store, sql};
+
+/// Placements that are over are kept this long, for people who ask where a workspace ran.
+const PLACEMENTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The API promises the first answer again within 24 h.
+const ANSWERS_KEPT: Duration = Duration::from_secs(24 * 3600);
+
+impl Store {
+    /// Drops old events (and remembers how far), answered requests and released placements; how many rows went.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn drop_old(&self, events_kept: Duration) -> Result<u64> {
+        let operation = "drop what is old";
+        let events = self
+            .db
+            .execute_raw(sql(
+                "WITH old AS (DELETE FROM events WHERE at < clock_timestamp() - make_interval(secs => $1) RETURNING xid, id),
+                      last AS (SELECT xid, id FROM old ORDER BY xid DESC, id DESC LIMIT 1)
+                 UPDATE cluster SET pruned_position = last.xid || '.' || last.id FROM last",
+                [events_kept.as_secs_f64().into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        let mut rows = events.rows_affected();
+        for (statement, kept) in [
+            ("DELETE FROM requests WHERE created_at < clock_timestamp() - make_interval(secs => $1)", ANSWERS_KEPT),
+            (
+                "DELETE FROM placements WHERE released_at < clock_timestamp() - make_interval(secs => $1)",
+                PLACEMENTS_KEPT,
+            ),
+        ] {
+            rows += self
+                .db
+                .execute_raw(sql(statement, [kept.as_secs_f64().into()]))
+                .await
+                .map_err(StoreError::sort(operation))?
+                .rows_affected();
+        }
+        Ok(rows)
+    }
+}

@@ -1,0 +1,147 @@
+//! All state, in Postgres: the only place that knows `sea_orm`.
+//!
+//! [`Store`] reads and opens [`Work`]; a `Work` is one transaction with the rows it has locked, in the one order that
+//! cannot deadlock: activity row, workspace row, node row. It writes the events of what it changes, raises the version
+//! of each node's desired set that it touched, and tells at its commit whom to nudge. Rows never leave this folder.
+
+mod activity;
+mod entity;
+mod error;
+mod events;
+mod housekeeping;
+mod migration;
+mod nodes;
+mod placements;
+mod requests;
+mod work;
+mod workspaces;
+
+use std::time::Duration;
+
+use carrel_common::id::ClusterId;
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, Value};
+use sea_orm_migration::MigratorTrait;
+use time::OffsetDateTime;
+
+pub use activity::{Beat, Beaten, RunningRow};
+pub use error::{Result, StoreError};
+pub use events::{EventQuery, Position, StoredEvent};
+pub use nodes::{CandidateLimits, NewSession};
+pub use requests::Replay;
+pub use work::{Locked, Touched, Work};
+pub use workspaces::WorkspaceQuery;
+
+/// Arbitrary, but ours: the advisory lock under which one process at a time migrates.
+const MIGRATION_LOCK: i64 = 0x6361_7272_656c;
+
+/// The database.
+#[derive(Debug, Clone)]
+pub struct Store {
+    db: DatabaseConnection,
+}
+
+fn sql(text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
+    Statement::from_sql_and_values(DbBackend::Postgres, text, values)
+}
+
+impl Store {
+    /// A pool of at most `connections`. Does not wait for the database: the first use does.
+    ///
+    /// # Errors
+    /// When the URL means nothing.
+    pub fn open(url: &str, connections: u32) -> Result<Self> {
+        use StoreError as E;
+        use std::str::FromStr as _;
+        let sorted = E::sort("open the database");
+        // A transaction whose process is frozen must not hold locks for ever; a lock that is not had in time is a
+        // conflict, not a hang.
+        let options = sqlx::postgres::PgConnectOptions::from_str(url)
+            .map_err(|e| sorted(sea_orm::DbErr::Custom(format!("--database-url: {e}"))))?
+            .application_name("carrel-control-plane")
+            .options([
+                ("idle_in_transaction_session_timeout", "10s"),
+                ("lock_timeout", "5s"),
+                ("statement_timeout", "30s"),
+            ]);
+        let pool = sqlx::postgres::PgPoolOptions::new()
+            .max_connections(connections.max(2))
+            .min_connections(1)
+            .acquire_timeout(Duration::from_secs(3))
+            .connect_lazy_with(options);
+        Ok(Self { db: sea_orm::SqlxPostgresConnector::from_sqlx_postgres_pool(pool) })
+    }
+
+    /// Brings the schema up to date. Safe when several start at once: one works, the others wait and find it done.
+    ///
+    /// # Errors
+    /// When the database cannot be reached or refuses.
+    pub async fn migrate(url: &str) -> Result<()> {
+        let sorted = StoreError::sort("migrate");
+        let mut options = ConnectOptions::new(url);
+        options.max_connections(1).sqlx_logging(false).acquire_timeout(Duration::from_secs(10));
+        // The lock belongs to a session, so it gets a connection of its own, which ends with it.
+        let lock = Database::connect(options.clone()).await.map_err(&sorted)?;
+        lock.execute_raw(sql("SELECT pg_advisory_lock($1)", [MIGRATION_LOCK.into()])).await.map_err(&sorted)?;
+        let db = Database::connect(options).await.map_err(&sorted)?;
+        let done = migration::Migrator::up(&db, None).await.map_err(&sorted);
+        db.close().await.ok();
+        lock.close().await.ok();
+        done
+    }
+
+    /// Whether the schema is the one this binary was built for.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn schema_is_current(&self) -> Result<bool> {
+        let ours = migration::Migrator::migrations().len();
+        let row = self
+            .db
+            .query_one_raw(sql("SELECT to_regclass('seaql_migrations') IS NOT NULL AS there", []))
+            .await
+            .map_err(StoreError::sort("look at the schema"))?;
+        if !row.and_then(|row| row.try_get::<bool>("", "there").ok()).unwrap_or(false) {
+            return Ok(false);
+        }
+        let row = self
+            .db
+            .query_one_raw(sql("SELECT count(*) AS steps FROM seaql_migrations", []))
+            .await
+            .map_err(StoreError::sort("look at the schema"))?;
+        let steps = row.and_then(|row| row.try_get::<i64>("", "steps").ok()).unwrap_or(0);
+        Ok(usize::try_from(steps).is_ok_and(|steps| steps >= ours))
+    }
+
+    /// The database's time, which all decisions are made by: it is the same for every replica.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn now(&self) -> Result<OffsetDateTime> {
+        let row = self
+            .db
+            .query_one_raw(sql("SELECT clock_timestamp() AS now", []))
+            .await
+            .map_err(StoreError::sort("ask for the time"))?;
+        row.and_then(|row| row.try_get("", "now").ok())
+            .ok_or_else(|| StoreError::Corrupt { table: "clock", problem: "no time came back".into() })
+    }
+
+    /// Name of this Carrel, and incarnation of the store.
+    ///
+    /// # Errors
+    /// When the database cannot be reached or has no schema.
+    pub async fn cluster(&self) -> Result<(ClusterId, i64)> {
+        let row = self
+            .db
+            .query_one_raw(sql("SELECT cluster_id, incarnation FROM cluster", []))
+            .await
+            .map_err(StoreError::sort("read the cluster's name"))?;
+        row.and_then(|row| Some((ClusterId(row.try_get("", "cluster_id").ok()?), row.try_get("", "incarnation").ok()?)))
+            .ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })
+    }
+
+    /// Ends all connections.
+    pub async fn close(&self) {
+        self.db.clone().close().await.ok();
+    }
+}

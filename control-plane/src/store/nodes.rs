@@ -1,0 +1,247 @@
+//! Nodes: enrolment, sessions, heartbeats, silence.
+
+use std::time::Duration;
+
+use carrel_common::id::NodeId;
+use carrel_common::model::{Health, NodeFacts, Resources};
+use sea_orm::{ConnectionTrait, QueryResult};
+
+use super::entity::{json, value};
+use super::error::{Result, StoreError};
+use super::{Store, Work, sql};
+use crate::domain::node::{Node, NodeState};
+use crate::domain::placement::Candidate;
+
+/// How much more than it has a node may promise.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CandidateLimits {
+    /// Processors promised for each one there is.
+    pub cpu_overcommit: f64,
+    /// Bytes promised for each one there is.
+    pub memory_overcommit: f64,
+}
+
+/// What an accepted session is called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NewSession {
+    /// Names the session.
+    pub session_epoch: i64,
+    /// Names the agent process.
+    pub boot_epoch: i64,
+}
+
+/// `count` times `ratio`, cut at what an `i64` holds.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    reason = "a capacity is an estimate; float casts saturate"
+)]
+fn times(count: i64, ratio: f64) -> i64 {
+    (count as f64 * ratio) as i64
+}
+
+pub(super) fn candidate(row: &QueryResult, limits: CandidateLimits) -> Result<Candidate> {
+    let get = StoreError::sort("read the nodes");
+    let facts: NodeFacts = value("nodes", row.try_get("", "facts").map_err(&get)?)?;
+    let state: String = row.try_get("", "state").map_err(&get)?;
+    Ok(Candidate {
+        node: NodeId(row.try_get("", "id").map_err(&get)?),
+        ready: state == NodeState::Ready.as_str(),
+        capacity: Resources {
+            cpu_millicores: times(facts.cpu_millicores, limits.cpu_overcommit),
+            memory_bytes: times(facts.memory_bytes, limits.memory_overcommit),
+            pids: 0,
+        },
+        allocated: Resources {
+            cpu_millicores: row.try_get("", "cpu").map_err(&get)?,
+            memory_bytes: row.try_get("", "memory").map_err(&get)?,
+            pids: 0,
+        },
+        count: row.try_get("", "count").map_err(&get)?,
+        most: facts.max_workspaces,
+    })
+}
+
+fn node(row: &QueryResult) -> Result<Node> {
+    let get = StoreError::sort("read the nodes");
+    let state: String = row.try_get("", "state").map_err(&get)?;
+    Ok(Node {
+        id: NodeId(row.try_get("", "id").map_err(&get)?),
+        facts: value("nodes", row.try_get("", "facts").map_err(&get)?)?,
+        docker: value("nodes", row.try_get("", "docker").map_err(&get)?)?,
+        storage: value("nodes", row.try_get("", "storage").map_err(&get)?)?,
+        state: value("nodes", state.into())?,
+        session_epoch: row.try_get("", "session_epoch").map_err(&get)?,
+        boot_epoch: row.try_get("", "boot_epoch").map_err(&get)?,
+        desired_generation: row.try_get("", "desired_generation").map_err(&get)?,
+        last_heartbeat_at: row.try_get("", "last_heartbeat_at").map_err(&get)?,
+    })
+}
+
+const COLUMNS: &str = "SELECT id, facts, docker, storage, state, session_epoch, boot_epoch, desired_generation,
+                              last_heartbeat_at FROM nodes";
+
+impl Store {
+    /// All nodes.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn list_nodes(&self) -> Result<Vec<Node>> {
+        let rows = self.db.query_all_raw(sql(COLUMNS, [])).await.map_err(StoreError::sort("read the nodes"))?;
+        rows.iter().map(node).collect()
+    }
+
+    /// One node.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn find_node(&self, id: NodeId) -> Result<Option<Node>> {
+        let row = self
+            .db
+            .query_one_raw(sql(&format!("{COLUMNS} WHERE id = $1"), [id.0.into()]))
+            .await
+            .map_err(StoreError::sort("find a node"))?;
+        row.map(|row| node(&row)).transpose()
+    }
+
+    /// What is stored of a node's secret.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn node_secret_hash(&self, id: NodeId) -> Result<Option<String>> {
+        let row = self
+            .db
+            .query_one_raw(sql("SELECT secret_hash FROM nodes WHERE id = $1", [id.0.into()]))
+            .await
+            .map_err(StoreError::sort("find a node"))?;
+        row.map(|row| row.try_get("", "secret_hash").map_err(StoreError::sort("find a node"))).transpose()
+    }
+
+    /// Nodes that have not been heard of for `silence`, and are not marked so yet, or hold workspaces that are not.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn silent_nodes(&self, silence: Duration) -> Result<Vec<NodeId>> {
+        let rows = self
+            .db
+            .query_all_raw(sql(
+                "SELECT id FROM nodes n
+                 WHERE coalesce(last_heartbeat_at, created_at) < clock_timestamp() - make_interval(secs => $1)
+                   AND (state <> 'UNREACHABLE' OR EXISTS (
+                        SELECT 1 FROM workspaces w WHERE w.node_id = n.id AND w.state IN ('STARTING', 'RUNNING')))",
+                [silence.as_secs_f64().into()],
+            ))
+            .await
+            .map_err(StoreError::sort("look for silent nodes"))?;
+        rows.iter()
+            .map(|row| row.try_get("", "id").map(NodeId))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(StoreError::sort("look for silent nodes"))
+    }
+}
+
+impl Work {
+    /// A new node.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn insert_node(&mut self, id: NodeId, secret_hash: &str, facts: &NodeFacts) -> Result<()> {
+        let unknown = Health { problem: Some(("NOT_CONNECTED".into(), "It has not connected yet.".into())), age: Duration::ZERO };
+        self.tx
+            .execute_raw(sql(
+                "INSERT INTO nodes (id, secret_hash, facts, docker, storage, state) VALUES ($1, $2, $3, $4, $4, $5)",
+                [
+                    id.0.into(),
+                    secret_hash.into(),
+                    json("nodes", facts)?.into(),
+                    json("nodes", &unknown)?.into(),
+                    NodeState::Unreachable.as_str().into(),
+                ],
+            ))
+            .await
+            .map_err(StoreError::sort("enrol a node"))?;
+        Ok(())
+    }
+
+    /// A node, locked.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn lock_node(&mut self, id: NodeId) -> Result<Option<Node>> {
+        let row = self
+            .tx
+            .query_one_raw(sql(&format!("{COLUMNS} WHERE id = $1 FOR UPDATE"), [id.0.into()]))
+            .await
+            .map_err(StoreError::sort("lock a node"))?;
+        row.map(|row| node(&row)).transpose()
+    }
+
+    /// Accepts a session of a locked node: the ones before it can no longer write.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn accept_session(&mut self, id: NodeId, facts: &NodeFacts, process_start: bool) -> Result<NewSession> {
+        let operation = "accept a session";
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "UPDATE nodes SET session_epoch = session_epoch + 1, facts = $2,
+                        boot_epoch = boot_epoch + CASE WHEN $3 THEN 1 ELSE 0 END
+                 WHERE id = $1 RETURNING session_epoch, boot_epoch",
+                [id.0.into(), json("nodes", facts)?.into(), process_start.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?
+            .ok_or(StoreError::Conflict { operation })?;
+        let get = StoreError::sort(operation);
+        Ok(NewSession {
+            session_epoch: row.try_get("", "session_epoch").map_err(&get)?,
+            boot_epoch: row.try_get("", "boot_epoch").map_err(&get)?,
+        })
+    }
+
+    /// Commits a sign of life; `None` when another session has taken over.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn renew_node(
+        &mut self,
+        id: NodeId,
+        session_epoch: i64,
+        docker: &Health,
+        storage: &Health,
+        state: NodeState,
+    ) -> Result<bool> {
+        let done = self
+            .tx
+            .execute_raw(sql(
+                "UPDATE nodes SET last_heartbeat_at = clock_timestamp(), renewals = renewals + 1, docker = $3,
+                        storage = $4, state = $5 WHERE id = $1 AND session_epoch = $2",
+                [
+                    id.0.into(),
+                    session_epoch.into(),
+                    json("nodes", docker)?.into(),
+                    json("nodes", storage)?.into(),
+                    state.as_str().into(),
+                ],
+            ))
+            .await
+            .map_err(StoreError::sort("renew a node"))?;
+        Ok(done.rows_affected() == 1)
+    }
+
+    /// Marks a locked node as silent.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn mark_unreachable(&mut self, id: NodeId) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE nodes SET state = $2 WHERE id = $1",
+                [id.0.into(), NodeState::Unreachable.as_str().into()],
+            ))
+            .await
+            .map_err(StoreError::sort("mark a node"))?;
+        Ok(())
+    }
+}

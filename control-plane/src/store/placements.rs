@@ -1,0 +1,195 @@
+//! Claims of workspaces on nodes.
+
+use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
+use carrel_common::model::{Resources, WorkspaceSpec};
+use sea_orm::{ConnectionTrait, QueryResult};
+
+use super::entity::{json, value};
+use super::error::{Result, StoreError};
+use super::nodes::{CandidateLimits, candidate};
+use super::{Store, Work, sql};
+use crate::domain::placement::Candidate;
+use crate::domain::reconcile::Placement;
+use crate::domain::workspace::Workspace;
+
+/// Every node with what its unreleased placements hold.
+const CANDIDATES: &str = "
+SELECT n.id, n.state, n.facts, coalesce(p.cpu, 0)::bigint AS cpu, coalesce(p.memory, 0)::bigint AS memory,
+       coalesce(p.count, 0) AS count
+FROM nodes n LEFT JOIN (
+    SELECT node_id, sum(cpu_millicores) AS cpu, sum(memory_bytes) AS memory, count(*) AS count
+    FROM placements WHERE released_at IS NULL GROUP BY node_id
+) p ON p.node_id = n.id";
+
+fn read(row: &QueryResult) -> Result<Placement> {
+    let get = StoreError::sort("read placements");
+    Ok(Placement {
+        id: PlacementId(row.try_get("", "placement_id").map_err(&get)?),
+        workspace: WorkspaceUid(row.try_get("", "workspace_id").map_err(&get)?),
+        node: NodeId(row.try_get("", "node_id").map_err(&get)?),
+        generation: Generation(row.try_get("", "generation").map_err(&get)?),
+        spec: value::<WorkspaceSpec>("placements", row.try_get("", "spec").map_err(&get)?)?,
+    })
+}
+
+impl Store {
+    /// Unreleased placements on a node with their workspaces, and the version of the node's desired set, all of one
+    /// moment.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn placements_on(&self, node: NodeId) -> Result<(i64, Vec<(Placement, Workspace)>)> {
+        use sea_orm::{EntityTrait as _, QueryFilter as _, TransactionTrait as _};
+        let operation = "read a node's desired set";
+        let tx = self
+            .db
+            .begin_with_config(Some(sea_orm::IsolationLevel::RepeatableRead), Some(sea_orm::AccessMode::ReadOnly))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        let version = tx
+            .query_one_raw(sql("SELECT desired_generation FROM nodes WHERE id = $1", [node.0.into()]))
+            .await
+            .map_err(StoreError::sort(operation))?
+            .and_then(|row| row.try_get("", "desired_generation").ok())
+            .unwrap_or(0);
+        let rows = tx
+            .query_all_raw(sql(
+                "SELECT id AS placement_id, workspace_id, node_id, generation, spec FROM placements
+                 WHERE node_id = $1 AND released_at IS NULL",
+                [node.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        let placements = rows.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let ids: Vec<_> = placements.iter().map(|p| p.workspace.0).collect();
+        let models = super::entity::Entity::find()
+            .filter(sea_orm::ColumnTrait::is_in(&super::entity::Column::Id, ids))
+            .all(&tx)
+            .await
+            .map_err(StoreError::sort(operation))?;
+        tx.commit().await.map_err(StoreError::sort(operation))?;
+        let mut workspaces = std::collections::HashMap::new();
+        for model in models {
+            let workspace = Workspace::try_from(model)?;
+            workspaces.insert(workspace.uid, workspace);
+        }
+        let pairs = placements
+            .into_iter()
+            .filter_map(|p| workspaces.remove(&p.workspace).map(|workspace| (p, workspace)))
+            .collect();
+        Ok((version, pairs))
+    }
+
+    /// Version of a node's desired set.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn desired_generation(&self, node: NodeId) -> Result<i64> {
+        let row = self
+            .db
+            .query_one_raw(sql("SELECT desired_generation FROM nodes WHERE id = $1", [node.0.into()]))
+            .await
+            .map_err(StoreError::sort("read the version of a desired set"))?;
+        Ok(row.and_then(|row| row.try_get("", "desired_generation").ok()).unwrap_or(0))
+    }
+
+    /// Every node as a placement sees it.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn candidates(&self, limits: CandidateLimits) -> Result<Vec<Candidate>> {
+        let rows = self.db.query_all_raw(sql(CANDIDATES, [])).await.map_err(StoreError::sort("read the nodes"))?;
+        rows.iter().map(|row| candidate(row, limits)).collect()
+    }
+}
+
+impl Work {
+    /// A node as a placement sees it, locked: nothing else is placed there until this transaction ends.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or the lock is not had in time.
+    pub async fn lock_candidate(&mut self, node: NodeId, limits: CandidateLimits) -> Result<Option<Candidate>> {
+        let operation = "lock a node";
+        // The lock comes first, in a statement of its own: the sums must be read after it was had.
+        self.tx
+            .query_one_raw(sql("SELECT 1 AS one FROM nodes WHERE id = $1 FOR UPDATE", [node.0.into()]))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        let row = self
+            .tx
+            .query_one_raw(sql(&format!("{CANDIDATES} WHERE n.id = $1"), [node.0.into()]))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        row.map(|row| candidate(&row, limits)).transpose()
+    }
+
+    /// Every node as a placement sees it, not locked.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn candidates(&mut self, limits: CandidateLimits) -> Result<Vec<Candidate>> {
+        let rows = self.tx.query_all_raw(sql(CANDIDATES, [])).await.map_err(StoreError::sort("read the nodes"))?;
+        rows.iter().map(|row| candidate(row, limits)).collect()
+    }
+
+    /// Claims a place. The database refuses a second unreleased claim of the same workspace.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the workspace has a placement already.
+    pub async fn insert_placement(&mut self, workspace: &Workspace, node: NodeId) -> Result<PlacementId> {
+        let id = PlacementId::new();
+        let Resources { cpu_millicores, memory_bytes, .. } = workspace.spec.resources;
+        self.tx
+            .execute_raw(sql(
+                "INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                [
+                    id.0.into(),
+                    workspace.uid.0.into(),
+                    node.0.into(),
+                    workspace.generation.0.into(),
+                    json("placements", &workspace.spec)?.into(),
+                    cpu_millicores.into(),
+                    memory_bytes.into(),
+                ],
+            ))
+            .await
+            .map_err(StoreError::sort("claim a place"))?;
+        self.touched.nodes.insert(node);
+        Ok(id)
+    }
+
+    /// The unreleased placement of a workspace.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn find_placement(&mut self, workspace: WorkspaceUid) -> Result<Option<Placement>> {
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT id AS placement_id, workspace_id, node_id, generation, spec FROM placements
+                 WHERE workspace_id = $1 AND released_at IS NULL",
+                [workspace.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("find a placement"))?;
+        row.map(|row| read(&row)).transpose()
+    }
+
+    /// Ends a claim, on the agent's proof.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn release_placement(&mut self, placement: &Placement) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE placements SET released_at = clock_timestamp() WHERE id = $1 AND released_at IS NULL",
+                [placement.id.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("release a placement"))?;
+        self.touched.nodes.insert(placement.node);
+        self.touched.queue = true;
+        Ok(())
+    }
+}

@@ -1,0 +1,72 @@
+//! Answers that were given, so that a repeated call has one effect.
+
+use carrel_common::id::RequestId;
+use sea_orm::ConnectionTrait;
+
+use super::entity::{json, value};
+use super::error::{Result, StoreError};
+use super::{Work, sql};
+use crate::domain::workspace::Workspace;
+
+/// What is known of a request id.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Replay {
+    /// It is new, and reserved for this transaction.
+    New,
+    /// The same call was answered with this before.
+    Answered(Box<Workspace>),
+    /// It was used with other content.
+    OtherContent,
+}
+
+impl Work {
+    /// Reserves a request id. A call with the same id that is under way is waited for.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or the other call does not end in time.
+    pub async fn reserve(&mut self, rpc: &'static str, id: RequestId, fingerprint: &str) -> Result<Replay> {
+        let operation = "reserve a request id";
+        let reserved = self
+            .tx
+            .execute_raw(sql(
+                "INSERT INTO requests (rpc, request_id, fingerprint) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
+                [rpc.into(), id.0.into(), fingerprint.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        if reserved.rows_affected() == 1 {
+            return Ok(Replay::New);
+        }
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT fingerprint, answer FROM requests WHERE rpc = $1 AND request_id = $2",
+                [rpc.into(), id.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?
+            .ok_or(StoreError::Conflict { operation })?;
+        let known: String = row.try_get("", "fingerprint").map_err(StoreError::sort(operation))?;
+        if known != fingerprint {
+            return Ok(Replay::OtherContent);
+        }
+        let answer: Option<serde_json::Value> = row.try_get("", "answer").map_err(StoreError::sort(operation))?;
+        let answer = answer.ok_or(StoreError::Conflict { operation })?;
+        Ok(Replay::Answered(Box::new(value("requests", answer)?)))
+    }
+
+    /// Keeps the answer to a reserved request id.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn answer(&mut self, rpc: &'static str, id: RequestId, answer: &Workspace) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE requests SET answer = $3 WHERE rpc = $1 AND request_id = $2",
+                [rpc.into(), id.0.into(), json("requests", answer)?.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("keep an answer"))?;
+        Ok(())
+    }
+}

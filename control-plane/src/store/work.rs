@@ -1,0 +1,178 @@
+//! One transaction: what it has locked, what it changes, and whom to nudge once it is committed.
+
+use std::collections::BTreeSet;
+
+use carrel_common::id::{NodeId, WorkspaceUid};
+use sea_orm::entity::prelude::*;
+use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, IntoActiveModel, QuerySelect, TransactionTrait};
+use time::OffsetDateTime;
+
+use super::entity;
+use super::error::{Result, StoreError};
+use super::{Store, sql};
+use crate::domain::event::{Actor, Entry, Subject};
+use crate::domain::idle::Activity;
+use crate::domain::reconcile;
+use crate::domain::workspace::Workspace;
+
+/// Whom a committed transaction concerns.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Nodes whose desired set has a new version.
+    pub nodes: BTreeSet<NodeId>,
+    /// Something was written to the event log.
+    pub events: bool,
+    /// A place may have become free, or somebody waits for one.
+    pub queue: bool,
+}
+
+/// A workspace and its activity, both rows locked, and the database's time when that was so.
+#[derive(Debug, Clone)]
+pub struct Locked {
+    /// The workspace.
+    pub workspace: Workspace,
+    /// Its activity.
+    pub activity: Activity,
+    /// The database's time.
+    pub now: OffsetDateTime,
+}
+
+/// One transaction. Dropped without a commit it changes nothing.
+#[derive(Debug)]
+pub struct Work {
+    pub(super) tx: DatabaseTransaction,
+    pub(super) touched: Touched,
+}
+
+#[derive(FromQueryResult)]
+struct ActivityRow {
+    last_active_at: Option<OffsetDateTime>,
+    last_signal: Option<String>,
+    version: i64,
+}
+
+impl Store {
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn begin(&self) -> Result<Work> {
+        let tx = self.db.begin().await.map_err(StoreError::sort("begin a transaction"))?;
+        Ok(Work { tx, touched: Touched::default() })
+    }
+}
+
+impl Work {
+    /// Commits, and tells whom to nudge.
+    ///
+    /// # Errors
+    /// When the database cannot be reached: then it is not known whether the change happened.
+    pub async fn commit(self) -> Result<Touched> {
+        // Node rows come last in the order of locks, and in the order of their ids.
+        for node in &self.touched.nodes {
+            self.tx
+                .execute_raw(sql(
+                    "UPDATE nodes SET desired_generation = desired_generation + 1 WHERE id = $1",
+                    [node.0.into()],
+                ))
+                .await
+                .map_err(StoreError::sort("raise a desired set"))?;
+        }
+        self.tx.commit().await.map_err(StoreError::sort("commit"))?;
+        Ok(self.touched)
+    }
+
+    /// Locks a workspace: its activity row first, so that a heartbeat either came before and is seen, or comes after
+    /// and is refused.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or the lock is not had in time.
+    pub async fn lock(&mut self, uid: WorkspaceUid) -> Result<Option<Locked>> {
+        let operation = "lock a workspace";
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT last_active_at, last_signal, version FROM workspace_activity WHERE workspace_id = $1 FOR UPDATE",
+                [uid.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        let Some(row) = row else { return Ok(None) };
+        let activity = ActivityRow::from_query_result(&row, "").map_err(StoreError::sort(operation))?;
+        let model = entity::Entity::find_by_id(uid.0)
+            .lock_exclusive()
+            .one(&self.tx)
+            .await
+            .map_err(StoreError::sort(operation))?;
+        let Some(model) = model else { return Ok(None) };
+        let now = self
+            .tx
+            .query_one_raw(sql("SELECT clock_timestamp() AS now", []))
+            .await
+            .map_err(StoreError::sort(operation))?
+            .and_then(|row| row.try_get("", "now").ok())
+            .ok_or_else(|| StoreError::Corrupt { table: "clock", problem: "no time came back".into() })?;
+        Ok(Some(Locked {
+            workspace: model.try_into()?,
+            activity: Activity {
+                last: super::activity::last(activity.last_active_at, activity.last_signal)?,
+                version: activity.version,
+            },
+            now,
+        }))
+    }
+
+    /// Writes what a step made of a locked workspace, and its log. A step that changed nothing writes nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] when the row is no longer the one that was read.
+    pub async fn save(&mut self, before: &Workspace, mut after: Workspace, log: Vec<Entry>, now: OffsetDateTime) -> Result<Workspace> {
+        if *before == after {
+            return Ok(after);
+        }
+        after.version = before.version.saturating_add(1);
+        after.updated_at = now;
+        let row = entity::Model::try_from(&after)?.into_active_model().reset_all();
+        let changed = entity::Entity::update_many()
+            .set(row)
+            .filter(entity::Column::Id.eq(after.uid.0))
+            .filter(entity::Column::Version.eq(before.version))
+            .exec(&self.tx)
+            .await
+            .map_err(StoreError::sort("write a workspace"))?;
+        if changed.rows_affected != 1 {
+            return Err(StoreError::Conflict { operation: "write a workspace" });
+        }
+        if before.open_for_activity() != after.open_for_activity() || before.generation != after.generation {
+            self.open_or_close(before, &after).await?;
+        }
+        if !reconcile::same_order(before, &after) {
+            self.touched.nodes.extend(before.node.into_iter().chain(after.node));
+        }
+        self.touched.queue |= before.node.is_some() && after.node.is_none();
+        self.touched.queue |= after.node.is_none() && after.reconciling();
+        let log = if log.is_empty() { vec![Entry::new("workspace.updated", Actor::ControlPlane)] } else { log };
+        for entry in log {
+            let entry = entry.with("generation", after.generation.0).with("version", after.version);
+            let node = after.node.or(before.node);
+            self.append(Subject { workspace: Some((after.uid, after.student.clone())), node }, entry).await?;
+        }
+        Ok(after)
+    }
+
+    /// The row that every heartbeat meets says whether activity counts.
+    async fn open_or_close(&mut self, before: &Workspace, after: &Workspace) -> Result<()> {
+        let anew = before.generation != after.generation;
+        self.tx
+            .execute_raw(sql(
+                "UPDATE workspace_activity SET closed = $2, version = version + 1,
+                        last_active_at = CASE WHEN $3 THEN NULL ELSE last_active_at END,
+                        last_signal = CASE WHEN $3 THEN NULL ELSE last_signal END
+                 WHERE workspace_id = $1",
+                [after.uid.0.into(), (!after.open_for_activity()).into(), anew.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("open or close a workspace for activity"))?;
+        Ok(())
+    }
+}

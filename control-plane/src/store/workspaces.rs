@@ -1,0 +1,291 @@
+//! Workspaces: find, list, make, forget.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use carrel_common::id::{CourseId, Generation, NodeId, StudentId, WorkspaceUid};
+use sea_orm::entity::prelude::*;
+use sea_orm::sea_query::{Expr, Func, SimpleExpr};
+use sea_orm::{ConnectionTrait, ExprTrait as _, IntoActiveModel, QueryOrder, QuerySelect};
+use time::OffsetDateTime;
+
+use super::error::{Result, StoreError};
+use super::{Store, Work, entity, sql};
+use crate::domain::workspace::{State, Workspace};
+
+/// Which workspaces; empty fields do not restrict.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct WorkspaceQuery {
+    /// In one of these states.
+    pub states: Vec<State>,
+    /// On this node.
+    pub node: Option<NodeId>,
+    /// For this course.
+    pub course: Option<CourseId>,
+    /// Running without activity for longer.
+    pub idle_longer_than: Option<Duration>,
+    /// Only these, by `StudentId::key`.
+    pub keys: Vec<String>,
+    /// After this `StudentId::key`.
+    pub after_key: Option<String>,
+}
+
+fn key_column() -> SimpleExpr {
+    Func::lower(Expr::col((entity::Entity, entity::Column::StudentId))).into()
+}
+
+impl Store {
+    /// The student's workspace, unless it is deleted.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn find_workspace(&self, student: &StudentId) -> Result<Option<Workspace>> {
+        entity::Entity::find()
+            .filter(key_column().eq(student.key()))
+            .filter(entity::Column::DeletedAt.is_null())
+            .one(&self.db)
+            .await
+            .map_err(StoreError::sort("find a workspace"))?
+            .map(TryInto::try_into)
+            .transpose()
+    }
+
+    /// Workspaces by their uid, deleted ones too.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn workspaces_by_uid(&self, uids: Vec<WorkspaceUid>) -> Result<Vec<Workspace>> {
+        entity::Entity::find()
+            .filter(entity::Column::Id.is_in(uids.into_iter().map(|uid| uid.0)))
+            .all(&self.db)
+            .await
+            .map_err(StoreError::sort("read workspaces"))?
+            .into_iter()
+            .map(TryInto::try_into)
+            .collect()
+    }
+
+    /// Up to `limit` workspaces in the order of their student's key.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn list_workspaces(&self, query: &WorkspaceQuery, limit: u64) -> Result<Vec<Workspace>> {
+        let mut select = entity::Entity::find()
+            .filter(entity::Column::DeletedAt.is_null())
+            .order_by_asc(key_column())
+            .limit(limit);
+        if !query.states.is_empty() {
+            select = select.filter(entity::Column::State.is_in(query.states.iter().map(|s| s.as_str())));
+        }
+        if let Some(node) = query.node {
+            select = select.filter(entity::Column::NodeId.eq(node.0));
+        }
+        if let Some(course) = &query.course {
+            select = select.filter(entity::Column::CourseId.eq(course.as_str()));
+        }
+        if !query.keys.is_empty() {
+            select = select.filter(key_column().is_in(query.keys.iter().map(String::as_str)));
+        }
+        if let Some(after) = &query.after_key {
+            select = select.filter(key_column().gt(after.as_str()));
+        }
+        if let Some(idle) = query.idle_longer_than {
+            select = select.filter(entity::Column::State.eq(State::Running.as_str())).filter(Expr::cust_with_values(
+                "EXISTS (SELECT 1 FROM workspace_activity a WHERE a.workspace_id = workspaces.id
+                         AND greatest(a.last_active_at, workspaces.ready_at) < clock_timestamp() - make_interval(secs => $1))",
+                [idle.as_secs_f64()],
+            ));
+        }
+        select
+            .all(&self.db)
+            .await
+            .map_err(StoreError::sort("list workspaces"))?
+            .into_iter()
+            .map(TryInto::try_into)
+            .collect()
+    }
+
+    /// Place in the queue, from 1, of each workspace that waits for one.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn queue_positions(&self) -> Result<HashMap<WorkspaceUid, i64>> {
+        let rows = self
+            .db
+            .query_all_raw(sql(
+                "SELECT id, row_number() OVER (ORDER BY started_at, id) AS position
+                 FROM workspaces WHERE state = 'PENDING' AND deleted_at IS NULL",
+                [],
+            ))
+            .await
+            .map_err(StoreError::sort("read the queue"))?;
+        let read = |row: &sea_orm::QueryResult| -> std::result::Result<_, DbErr> {
+            Ok((WorkspaceUid(row.try_get("", "id")?), row.try_get("", "position")?))
+        };
+        rows.iter().map(read).collect::<std::result::Result<_, _>>().map_err(StoreError::sort("read the queue"))
+    }
+
+    /// Workspaces that wait for a place, in the order of the queue; those whose earlier container still has to go are
+    /// left out, and so are deletes that need no node.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn waiting(&self, limit: i64) -> Result<Vec<WorkspaceUid>> {
+        self.uids(
+            "SELECT id FROM workspaces
+             WHERE node_id IS NULL AND deleted_at IS NULL AND (state = 'PENDING' OR deletion IS NOT NULL)
+             ORDER BY started_at, id LIMIT $1",
+            [limit.into()],
+            "read the queue",
+        )
+        .await
+    }
+
+    /// Workspaces that have been in a moving state for longer than is allowed.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn overdue(&self, pending: Duration, starting: Duration, stopping: Duration) -> Result<Vec<WorkspaceUid>> {
+        self.uids(
+            "SELECT id FROM workspaces WHERE state IN ('PENDING', 'STARTING', 'STOPPING') AND deleted_at IS NULL
+             AND state_since < clock_timestamp() - make_interval(secs => CASE state
+                 WHEN 'PENDING' THEN $1 WHEN 'STARTING' THEN $2 ELSE $3 END)
+             ORDER BY state_since LIMIT 500",
+            [pending.as_secs_f64().into(), starting.as_secs_f64().into(), stopping.as_secs_f64().into()],
+            "look for stays that are too long",
+        )
+        .await
+    }
+
+    /// Workspaces whose placement is on a node.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn workspaces_on(&self, node: NodeId) -> Result<Vec<WorkspaceUid>> {
+        self.uids("SELECT id FROM workspaces WHERE node_id = $1 ORDER BY id", [node.0.into()], "read a node's workspaces")
+            .await
+    }
+
+    async fn uids(
+        &self,
+        query: &str,
+        values: impl IntoIterator<Item = sea_orm::Value>,
+        operation: &'static str,
+    ) -> Result<Vec<WorkspaceUid>> {
+        let rows = self.db.query_all_raw(sql(query, values)).await.map_err(StoreError::sort(operation))?;
+        rows.iter()
+            .map(|row| row.try_get("", "id").map(WorkspaceUid))
+            .collect::<std::result::Result<_, _>>()
+            .map_err(StoreError::sort(operation))
+    }
+
+    /// The newest tombstone of a student.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn find_tombstone(&self, student: &StudentId) -> Result<Option<Workspace>> {
+        entity::Entity::find()
+            .filter(key_column().eq(student.key()))
+            .filter(entity::Column::DeletedAt.is_not_null())
+            .order_by_desc(entity::Column::Generation)
+            .one(&self.db)
+            .await
+            .map_err(StoreError::sort("find a tombstone"))?
+            .map(TryInto::try_into)
+            .transpose()
+    }
+}
+
+impl Work {
+    /// The uid of the student's workspace; made, stopped and with the generation that a deleted one ended with, when
+    /// there is none.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn find_or_make(&mut self, make: Workspace) -> Result<WorkspaceUid> {
+        let operation = "make a workspace";
+        let key = make.student.key();
+        let found = |tx| async move {
+            entity::Entity::find()
+                .filter(key_column().eq(key.clone()))
+                .filter(entity::Column::DeletedAt.is_null())
+                .one(tx)
+                .await
+                .map_err(StoreError::sort(operation))
+        };
+        if let Some(model) = found.clone()(&self.tx).await? {
+            return Ok(WorkspaceUid(model.id));
+        }
+        let last = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT max(generation) AS generation FROM workspaces WHERE lower(student_id) = $1",
+                [make.student.key().into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?
+            .and_then(|row| row.try_get::<Option<i64>>("", "generation").ok().flatten())
+            .unwrap_or(0);
+        let make = Workspace { generation: make.generation.max(Generation(last)), ..make };
+        let row = entity::Model::try_from(&make)?.into_active_model();
+        // Two first starts at once: the second one's insert waits for the first, and then finds its workspace.
+        let made = entity::Entity::insert(row)
+            .on_conflict_do_nothing()
+            .exec_without_returning(&self.tx)
+            .await
+            .map_err(StoreError::sort(operation))?;
+        let made = matches!(made, sea_orm::TryInsertResult::Inserted(rows) if rows > 0);
+        if !made {
+            return found(&self.tx)
+                .await?
+                .map(|model| WorkspaceUid(model.id))
+                .ok_or(StoreError::Conflict { operation });
+        }
+        self.tx
+            .execute_raw(sql("INSERT INTO workspace_activity (workspace_id) VALUES ($1)", [make.uid.0.into()]))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        // The new row carries the generation on; the tombstones have served.
+        self.tx
+            .execute_raw(sql(
+                "DELETE FROM workspaces WHERE lower(student_id) = $1 AND deleted_at IS NOT NULL",
+                [make.student.key().into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        Ok(make.uid)
+    }
+
+    /// The uid of the student's workspace, unless it is deleted.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn find_uid(&mut self, student: &StudentId) -> Result<Option<WorkspaceUid>> {
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT id FROM workspaces WHERE lower(student_id) = $1 AND deleted_at IS NULL",
+                [student.key().into()],
+            ))
+            .await
+            .map_err(StoreError::sort("find a workspace"))?;
+        Ok(row.and_then(|row| row.try_get("", "id").ok()).map(WorkspaceUid))
+    }
+
+    /// Whether anybody waits for a place, other than `uid`.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn somebody_waits(&mut self, uid: WorkspaceUid, before: OffsetDateTime) -> Result<bool> {
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT EXISTS (SELECT 1 FROM workspaces WHERE state = 'PENDING' AND node_id IS NULL
+                                AND deleted_at IS NULL AND id <> $1 AND started_at < $2) AS waits",
+                [uid.0.into(), before.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("look at the queue"))?;
+        Ok(row.and_then(|row| row.try_get("", "waits").ok()).unwrap_or(false))
+    }
+}

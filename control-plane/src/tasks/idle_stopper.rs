@@ -1,0 +1,112 @@
+//! The loop that warns and stops idle workspaces on time.
+//!
+//! Deadlines are kept exactly: each workspace that comes due before the next sweep has its time in a heap. The sweep is
+//! the net under it: it finds what another replica made ready, what a lost nudge left out, and what a restart forgot.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Duration;
+
+use carrel_common::id::WorkspaceUid;
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::{App, AppError, IdleDue};
+
+/// A failed look is repeated after this long.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// The loop and what it remembers.
+#[derive(Debug)]
+pub struct IdleStopper {
+    app: App,
+    sweep: Duration,
+    due: BinaryHeap<Reverse<(OffsetDateTime, WorkspaceUid)>>,
+    /// The database's time when it was last told, and when that was by our own clock.
+    clock: Option<(OffsetDateTime, Instant)>,
+    /// While the database was away no activity could be recorded: afterwards nobody is stopped before a whole lead.
+    not_before: Option<OffsetDateTime>,
+}
+
+impl IdleStopper {
+    /// A loop that sweeps each `sweep`.
+    pub fn new(app: App, sweep: Duration) -> Self {
+        Self { app, sweep, due: BinaryHeap::new(), clock: None, not_before: None }
+    }
+
+    /// Runs until the end.
+    pub async fn run(mut self, mut nudges: mpsc::UnboundedReceiver<IdleDue>, stop: CancellationToken) {
+        let mut next_sweep = Instant::now();
+        loop {
+            let wake = self.next_due().map_or(next_sweep, |due| due.min(next_sweep));
+            tokio::select! {
+                // Cancel-safe: a nudge that is not taken stays in its channel.
+                Some((uid, at)) = nudges.recv() => {
+                    self.due.push(Reverse((at, uid)));
+                    continue;
+                }
+                () = tokio::time::sleep_until(wake) => {}
+                () = stop.cancelled() => return,
+            }
+            let outcome = if Instant::now() >= next_sweep {
+                let swept = self.sweep_once().await;
+                next_sweep = Instant::now() + if swept.is_ok() { self.sweep } else { AGAIN };
+                swept
+            } else {
+                self.look_once().await
+            };
+            if let Err(error) = outcome {
+                tracing::warn!(%error, "looking for idle workspaces failed; it is tried again");
+                // Whatever was due is found again by the sweep, and nobody is stopped before a whole lead is over.
+                self.due.clear();
+                (self.clock, self.not_before) = (None, None);
+                next_sweep = Instant::now() + AGAIN;
+            }
+        }
+    }
+
+    /// Finds what comes due before the next sweep.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    async fn sweep_once(&mut self) -> Result<(), AppError> {
+        let (soon, now) = self.app.idle_soon(self.sweep * 2).await?;
+        self.note(now);
+        if self.not_before.is_none() {
+            self.not_before = Some(now + self.app.settings.idle.warning_lead);
+        }
+        self.due = soon.into_iter().map(|(uid, at)| Reverse((at, uid))).collect();
+        Ok(())
+    }
+
+    /// Looks at one workspace that is due.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    async fn look_once(&mut self) -> Result<(), AppError> {
+        let Some(Reverse((_, uid))) = self.due.pop() else { return Ok(()) };
+        let not_before = self.not_before.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let check = self.app.check_idle(uid, not_before).await?;
+        if check.now > OffsetDateTime::UNIX_EPOCH {
+            self.note(check.now);
+        }
+        if let Some(again_at) = check.again_at {
+            self.due.push(Reverse((again_at, uid)));
+        }
+        Ok(())
+    }
+
+    fn note(&mut self, now: OffsetDateTime) {
+        self.clock = Some((now, Instant::now()));
+    }
+
+    /// When, by our own clock, the next workspace is due.
+    fn next_due(&self) -> Option<Instant> {
+        let Reverse((at, _)) = self.due.peek()?;
+        let Some((database, ours)) = self.clock else { return Some(Instant::now()) };
+        let ahead = Duration::try_from(*at - database).unwrap_or_default();
+        Some(ours + ahead)
+    }
+}

@@ -1,0 +1,81 @@
+//! The small loops: the queue, stays that are too long, silent nodes, the database, what is old.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::run_loop;
+use crate::app::{App, AppError};
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Places what waits, at each nudge and each second.
+pub async fn place_waiting(app: App, stop: CancellationToken) {
+    let nudge = std::sync::Arc::clone(&app.nudge);
+    run_loop("place_waiting", SECOND, &nudge.queue, stop, || async {
+        app.place_waiting().await.map(|placed| (placed > 0).then_some(placed))
+    })
+    .await;
+}
+
+/// Ends stays in moving states that are too long.
+pub async fn end_overdue(app: App, stop: CancellationToken) {
+    run_loop("end_overdue", SECOND, &Notify::new(), stop, || async {
+        let s = &app.settings;
+        let overdue = app.store.overdue(s.longest_pending, s.longest_starting, s.longest_stopping).await?;
+        for uid in &overdue {
+            app.end_overdue(*uid).await?;
+        }
+        Ok::<_, AppError>((!overdue.is_empty()).then_some(overdue.len()))
+    })
+    .await;
+}
+
+/// Gives up nodes that are silent. Only silence that this process has itself listened to counts: after its own start,
+/// and after an outage of the database, every node gets the whole time anew.
+pub async fn give_up_nodes(app: App, stop: CancellationToken) {
+    let listening_since: Mutex<Option<Instant>> = Mutex::new(None);
+    run_loop("give_up_nodes", SECOND, &Notify::new(), stop, || async {
+        let silence = app.settings.unreachable_after;
+        let silent = app.store.silent_nodes(silence).await;
+        let listened = {
+            let mut since = listening_since.lock().unwrap_or_else(PoisonError::into_inner);
+            if silent.is_err() {
+                *since = None;
+            }
+            since.get_or_insert_with(Instant::now).elapsed()
+        };
+        let silent = silent?;
+        if listened < silence {
+            return Ok(None);
+        }
+        let mut concerned = 0;
+        for node in &silent {
+            concerned += app.give_up_node(*node).await?;
+        }
+        Ok::<_, AppError>((concerned > 0).then_some(concerned))
+    })
+    .await;
+}
+
+/// Says whether the database can be reached.
+pub async fn watch_database(app: App, ready: watch::Sender<bool>, stop: CancellationToken) {
+    run_loop("watch_database", SECOND, &Notify::new(), stop, || async {
+        let reached = app.store.now().await;
+        ready.send_if_modified(|ready| std::mem::replace(ready, reached.is_ok()) != reached.is_ok());
+        reached.map(|_| None::<()>)
+    })
+    .await;
+}
+
+/// Drops what is kept for a while only.
+pub async fn drop_old(app: App, stop: CancellationToken) {
+    run_loop("drop_old", HOUR, &Notify::new(), stop, || async {
+        app.store.drop_old(app.settings.events_kept).await.map(|rows| (rows > 0).then_some(rows))
+    })
+    .await;
+}
