@@ -1,1 +1,18 @@
-//! The end-to-end tests: what a user of Carrel sees, with both binaries as processes.
+//! The end-to-end tests: what a user of Carrel sees, with both binaries as processes over real Postgres and Docker.
+//!
+//! Run them with `integration-tests/run`. Each test has a cluster of its own. The slow ones run longer when asked to:
+//! `CARREL_RACE_ROUNDS`, `CARREL_CHAOS_ROUNDS`, `CARREL_CHAOS_SEED`.
+#![expect(clippy::unwrap_used, reason = "also in what the tests share, a panic is a failed test")]
+#![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
+
+mod agent;
+mod chaos;
+mod editor;
+mod errors;
+mod idle;
+mod layers;
+mod life;
+mod outages;
+mod races;
+mod telemetry;
+mod watch;

@@ -1,0 +1,355 @@
+//! What bad input gets: a clear code with details, nothing half done, and it works again when the cause is gone.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::process::Command;
+use std::time::Duration;
+
+use carrel_proto::v1::workspace::{State, StatusReason};
+use carrel_proto::v1::{self as pb};
+use integration_tests::client::{Client, name_of, reason, violations};
+use integration_tests::cluster::{Cluster, Options};
+use integration_tests::process::Process;
+use integration_tests::{http, settings};
+use tonic::Code;
+
+async fn list(
+    client: &Client,
+    request: pb::ListWorkspacesRequest,
+) -> Result<pb::ListWorkspacesResponse, tonic::Status> {
+    client.workspaces.clone().list_workspaces(request).await.map(tonic::Response::into_inner)
+}
+
+#[tokio::test]
+async fn bad_requests_name_the_field() {
+    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let client = cluster.client();
+    let long = "a".repeat(65);
+    for bad in ["", "../etc", ".hidden", "-rf", "a/b", "a b", "ä", "a\0b", long.as_str()] {
+        let status = client.try_start(bad).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument, "{bad:?}: {status}");
+        assert_eq!(violations(&status), ["student_id"], "{bad:?}");
+    }
+    for bad in ["ada", "workspaces/", "workspaces/../x", "nodes/ada", "workspaces/a/b"] {
+        let request = pb::GetWorkspaceRequest { name: bad.into() };
+        let status = client.workspaces.clone().get_workspace(request).await.unwrap_err();
+        assert_eq!(
+            (status.code(), violations(&status)),
+            (Code::InvalidArgument, vec!["name".to_owned()]),
+            "{bad:?}"
+        );
+    }
+    let request =
+        pb::StartWorkspaceRequest { student_id: "ada".into(), course_id: "a/b".into(), ..Default::default() };
+    let status = client.workspaces.clone().start_workspace(request).await.unwrap_err();
+    assert_eq!(violations(&status), ["course_id"]);
+    let request = pb::StartWorkspaceRequest {
+        student_id: "ada".into(),
+        request_id: "no-uuid".into(),
+        ..Default::default()
+    };
+    let status = client.workspaces.clone().start_workspace(request).await.unwrap_err();
+    assert_eq!(violations(&status), ["request_id"]);
+
+    let status =
+        list(&client, pb::ListWorkspacesRequest { page_size: -1, ..Default::default() }).await.unwrap_err();
+    assert_eq!((status.code(), violations(&status)), (Code::InvalidArgument, vec!["page_size".to_owned()]));
+    let request = pb::ListWorkspacesRequest { page_token: "nonsense".into(), ..Default::default() };
+    let status = list(&client, request).await.unwrap_err();
+    assert_eq!((status.code(), violations(&status)), (Code::InvalidArgument, vec!["page_token".to_owned()]));
+    assert_eq!(client.list_events(pb::EventFilter::default()).await, [], "nothing was half done");
+}
+
+#[tokio::test]
+async fn an_id_that_differs_in_case_only_is_refused() {
+    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let client = cluster.client();
+    client.start("Ada").await;
+    let status = client.try_start("ada").await.unwrap_err();
+    assert_eq!(status.code(), Code::AlreadyExists, "{status}");
+    assert_eq!(client.get("Ada").await.student_id, "Ada", "stored as given");
+}
+
+#[tokio::test]
+async fn a_request_id_gives_the_first_answer_again() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    let request_id = uuid::Uuid::new_v4().to_string();
+    let request = pb::StartWorkspaceRequest {
+        student_id: "ada".into(),
+        request_id: request_id.clone(),
+        ..Default::default()
+    };
+    let start = async |request| {
+        client.workspaces.clone().start_workspace(request).await.map(|r| r.into_inner().workspace.unwrap())
+    };
+    let first = start(request.clone()).await.unwrap();
+    client.wait_for("ada", State::Running).await;
+    client.stop_and_wait("ada").await;
+    let repeated = start(request.clone()).await.unwrap();
+    assert_eq!(
+        (repeated.generation, repeated.version),
+        (first.generation, first.version),
+        "the first answer"
+    );
+    assert_eq!(client.get("ada").await.state(), State::Stopped, "and no second start");
+
+    let other = pb::StartWorkspaceRequest { student_id: "bob".into(), ..request };
+    let status = start(other).await.unwrap_err();
+    assert_eq!((status.code(), violations(&status)), (Code::InvalidArgument, vec!["request_id".to_owned()]));
+    assert_eq!(client.try_get("bob").await.unwrap_err().code(), Code::NotFound);
+
+    // Of several at once with one id, one does it and all tell it.
+    let request = pb::StartWorkspaceRequest {
+        student_id: "eve".into(),
+        request_id: uuid::Uuid::new_v4().to_string(),
+        ..Default::default()
+    };
+    let answers = futures_util::future::join_all((0..8).map(|_| start(request.clone()))).await;
+    for answer in answers {
+        match answer {
+            Ok(workspace) => assert_eq!(workspace.generation, 1),
+            Err(status) => assert_eq!(status.code(), Code::Aborted, "the first is still at it: {status}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stale_etag_deletes_nothing() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    let early = client.start("ada").await.etag;
+    let now = client.wait_for("ada", State::Running).await;
+    let status = client.try_delete("ada", &early, true).await.unwrap_err();
+    assert_eq!(status.code(), Code::Aborted, "{status}");
+    assert_eq!(client.get("ada").await.state(), State::Running);
+    client.try_delete("ada", &now.etag, false).await.expect("the present etag");
+}
+
+#[tokio::test]
+async fn pages_stay_stable_while_rows_change() {
+    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let client = cluster.client();
+    for student in ["d", "B", "f", "a", "E", "c"] {
+        client.start(student).await;
+    }
+    let mut request = pb::ListWorkspacesRequest { page_size: 2, ..Default::default() };
+    let mut seen = Vec::new();
+    loop {
+        let page = list(&client, request.clone()).await.unwrap();
+        assert!(page.workspaces.len() <= 2);
+        seen.extend(page.workspaces.into_iter().map(|w| w.student_id));
+        // Before the next page, one that has been told goes and one behind it changes.
+        if seen.len() == 2 {
+            client.delete_and_wait("a", false).await;
+            client.try_stop("E").await.unwrap();
+        }
+        if page.next_page_token.is_empty() {
+            break;
+        }
+        request.page_token = page.next_page_token;
+    }
+    assert_eq!(seen, ["a", "B", "c", "d", "E", "f"]);
+
+    let first =
+        list(&client, pb::ListWorkspacesRequest { page_size: 2, ..Default::default() }).await.unwrap();
+    let filter = Some(pb::WorkspaceFilter { course_id: "other".into(), ..Default::default() });
+    let request =
+        pb::ListWorkspacesRequest { page_token: first.next_page_token, filter, ..Default::default() };
+    let status = list(&client, request).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "a token belongs to its filter");
+    let all =
+        list(&client, pb::ListWorkspacesRequest { page_size: 10_000, ..Default::default() }).await.unwrap();
+    assert_eq!(all.workspaces.len(), 5, "a large page is cut, not refused");
+}
+
+#[tokio::test]
+async fn an_unknown_desk_is_not_found_everywhere() {
+    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let client = cluster.client();
+    let mut codes = vec![
+        client.try_get("nobody").await.unwrap_err(),
+        client.try_stop("nobody").await.unwrap_err(),
+        client.try_delete("nobody", "", false).await.unwrap_err(),
+        client.try_heartbeat("nobody").await.unwrap_err(),
+        client.try_logs("nobody", 1).await.unwrap_err(),
+    ];
+    let request = pb::CreateAccessRequest { name: name_of("nobody"), ..Default::default() };
+    codes.push(client.workspaces.clone().create_access(request).await.unwrap_err());
+    for status in codes {
+        assert_eq!(
+            (status.code(), reason(&status).as_str()),
+            (Code::NotFound, "WORKSPACE_NOT_FOUND"),
+            "{status}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn access_to_a_desk_that_does_not_run_is_refused() {
+    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let client = cluster.client();
+    client.start("ada").await;
+    let request = pb::CreateAccessRequest { name: name_of("ada"), ..Default::default() };
+    let status = client.workspaces.clone().create_access(request).await.unwrap_err();
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::FailedPrecondition, "WORKSPACE_NOT_RUNNING")
+    );
+}
+
+#[tokio::test]
+async fn an_image_that_does_not_exist_fails_the_start_with_its_name() {
+    let cluster = Cluster::start(Options::new().image("carrel/no-such-image:ever")).await;
+    let client = cluster.client();
+    client.start("ada").await;
+    let failed = client.wait_for("ada", State::Failed).await;
+    assert_eq!(failed.status_reason(), StatusReason::ImageUnavailable, "{failed:?}");
+    assert!(failed.status_message.contains("carrel/no-such-image:ever"), "{failed:?}");
+    assert_eq!(cluster.containers().await, []);
+    client.stop_and_wait("ada").await;
+    // A Start tries again, with a generation of its own.
+    assert_eq!(client.start("ada").await.generation, 2);
+}
+
+#[tokio::test]
+async fn limits_beyond_the_node_wait_with_a_reason() {
+    let cluster = Cluster::start(Options::new().flag("memory", "1099511627776")).await;
+    let client = cluster.client();
+    client.start("ada").await;
+    let pending = client
+        .wait_until("ada", "waiting with a reason", |w| w.status_reason() == StatusReason::NoCapacity)
+        .await;
+    assert_eq!(pending.state(), State::Pending);
+    assert!(!pending.status_message.is_empty());
+    client.stop_and_wait("ada").await;
+}
+
+#[tokio::test]
+async fn a_missing_base_refuses_starts_and_creates_nothing_until_it_is_there() {
+    let cluster = Cluster::start(Options::new().without_base()).await;
+    let client = cluster.client();
+    client.start("ada").await;
+    let waiting = client
+        .wait_until("ada", "waiting for storage", |w| {
+            matches!(w.status_reason(), StatusReason::StorageUnavailable | StatusReason::NoNodeReady)
+        })
+        .await;
+    assert!(matches!(waiting.state(), State::Pending | State::Failed), "{waiting:?}");
+    assert!(!cluster.base().exists(), "the base is not made");
+    assert_eq!(cluster.containers().await, []);
+    let filter = pb::EventFilter { types: vec!["node.degraded".into()], ..Default::default() };
+    let degraded = client.list_events(filter).await;
+    assert_eq!(
+        degraded.first().map(|event| event.reason.as_str()),
+        Some("STORAGE_BASE_MISSING"),
+        "{degraded:?}"
+    );
+
+    std::fs::create_dir(cluster.base()).unwrap();
+    std::fs::set_permissions(cluster.base(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    if waiting.state() == State::Failed {
+        client.start("ada").await;
+    }
+    client.wait_for("ada", State::Running).await;
+}
+
+#[tokio::test]
+async fn a_base_that_others_can_list_or_that_is_a_file_is_refused() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    std::fs::set_permissions(cluster.base(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    let degraded = wait_for_event(&client, "node.degraded", "STORAGE_EXPOSED").await;
+    assert!(degraded.contains("chmod"), "it says what to do: {degraded}");
+    client.start("bob").await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let waiting = client.get("bob").await;
+    assert!(matches!(waiting.state(), State::Pending | State::Failed), "{waiting:?}");
+    assert!(!cluster.student_dir("bob").exists());
+    assert_eq!(client.get("ada").await.state(), State::Running, "who works goes on working");
+    std::fs::set_permissions(cluster.base(), std::fs::Permissions::from_mode(0o711)).unwrap();
+    client.start("bob").await;
+    client.wait_for("bob", State::Running).await;
+}
+
+async fn wait_for_event(client: &Client, kind: &str, reason: &str) -> String {
+    let start = std::time::Instant::now();
+    loop {
+        let filter = pb::EventFilter { types: vec![kind.into()], ..Default::default() };
+        let events = client.list_events(filter).await;
+        if let Some(event) = events.iter().find(|event| event.reason == reason) {
+            return format!("{event:?}");
+        }
+        assert!(start.elapsed() < Duration::from_secs(40), "no {kind} {reason}: {events:#?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_link_in_place_of_a_students_directory_is_refused() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    std::os::unix::fs::symlink("/etc", cluster.student_dir("ada")).unwrap();
+    client.start("ada").await;
+    let failed = client.wait_for("ada", State::Failed).await;
+    assert_eq!(failed.status_reason(), StatusReason::StorageUnavailable, "{failed:?}");
+    assert_eq!(cluster.containers().await, []);
+    assert!(cluster.student_dir("ada").is_symlink(), "left as it is");
+}
+
+#[tokio::test]
+async fn a_port_that_is_taken_is_named_and_ends_the_process() {
+    let cluster = Cluster::start(Options::new()).await;
+    let log = cluster.dir().join("second.log");
+    let second = Command::new(settings::binary("control-plane"))
+        .args(["serve", "--dev", "--database-url", &cluster.database().url()])
+        .args([
+            "--listen",
+            &cluster.address(),
+            "--agent-listen",
+            &format!("127.0.0.1:{}", settings::free_port()),
+        ])
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&second.stderr);
+    assert!(!second.status.success());
+    assert!(said.contains(&cluster.address()), "it names the address: {said}");
+    assert!(http::is_ok(&format!("http://{}/readyz", cluster.address())).await, "the first goes on");
+
+    let mut agent = Command::new(settings::binary("node-agent"));
+    agent
+        .args(["run", "--dev", "--storage", "directory", "--control-plane", "http://127.0.0.1:9"])
+        .args(["--metrics-listen", &cluster.address(), "--docker-host", &settings::docker_host()])
+        .arg("--workspace-base-path")
+        .arg(cluster.base())
+        .arg("--state-dir")
+        .arg(cluster.dir().join("second-state"));
+    let mut agent = Process::spawn("second agent", &mut agent, &log);
+    assert!(!agent.wait(Duration::from_secs(10)).await.success());
+    assert!(agent.log_tail(20).contains(&cluster.address()), "{}", agent.log_tail(20));
+}
+
+#[tokio::test]
+async fn dev_mode_is_refused_off_loopback() {
+    let options = Options::new();
+    let database = integration_tests::database::Database::create(&settings::database_url()).await;
+    drop(options);
+    let output = Command::new(settings::binary("control-plane"))
+        .args(["serve", "--dev", "--database-url", &database.url()])
+        .args(["--listen", "127.0.0.1:0", "--agent-listen", &format!("0.0.0.0:{}", settings::free_port())])
+        .output()
+        .unwrap();
+    database.drop_now().await;
+    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn an_unknown_path_is_a_problem_and_an_unknown_method_unimplemented() {
+    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let (status, problem) = http::get(&format!("http://{}/nowhere", cluster.address())).await.unwrap();
+    assert_eq!(status, 404);
+    assert!(problem.contains("ROUTE_NOT_FOUND"), "{problem}");
+    for path in ["healthz", "readyz", "metrics"] {
+        assert!(http::is_ok(&format!("http://{}/{path}", cluster.address())).await, "{path}");
+    }
+}

@@ -1,0 +1,119 @@
+//! Postgres and Docker go away and come back: nobody's desk is stopped for it, callers are told, and all resumes.
+
+use std::time::{Duration, Instant};
+
+use carrel_proto::v1::workspace::State;
+use integration_tests::cluster::{Cluster, Options};
+use integration_tests::http;
+use integration_tests::own_docker::OwnDocker;
+use integration_tests::own_postgres::OwnPostgres;
+use integration_tests::settings;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+#[tokio::test]
+async fn postgres_goes_and_comes_back() {
+    let mut postgres = OwnPostgres::start().await;
+    let cluster = Cluster::start(Options::new().postgres(&postgres.url())).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    let before = cluster.containers().await;
+
+    postgres.stop().await;
+    let start = Instant::now();
+    let status = client.try_start("bob").await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert!(status.get_details_retry_info().is_some(), "it says when to try again: {status:?}");
+    assert!(start.elapsed() < Duration::from_secs(10), "it answers in time: {:?}", start.elapsed());
+    assert_eq!(client.try_heartbeat("ada").await.unwrap_err().code(), Code::Unavailable);
+    let ready = format!("http://{}/readyz", cluster.address());
+    assert!(matches!(http::get(&ready).await, Some((503, _))), "not ready");
+    assert!(http::is_ok(&format!("http://{}/healthz", cluster.address())).await, "but alive");
+    // Longer than a silent node is given.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert_eq!(cluster.containers().await, before, "nothing was stopped");
+
+    postgres.start_again().await;
+    let back = Instant::now();
+    while !http::is_ok(&ready).await {
+        assert!(back.elapsed() < Duration::from_secs(15), "not ready again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(client.wait_for("ada", State::Running).await.generation, 1);
+    client.try_heartbeat("ada").await.expect("recorded again");
+    client.start_and_wait("bob").await;
+    assert_eq!(cluster.containers_of("ada").await, before, "the same container");
+}
+
+#[tokio::test]
+async fn docker_goes_and_comes_back() {
+    let mut docker = OwnDocker::start(true).await;
+    docker.load(&settings::docker_host(), &settings::tiny_image());
+    let cluster = Cluster::start(Options::new().docker(&docker.host())).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    let before = cluster.containers().await;
+
+    docker.kill();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    client.start("bob").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let waiting = client.get("bob").await;
+    assert!(matches!(waiting.state(), State::Pending | State::Starting), "{waiting:?}");
+    assert!(
+        matches!(client.get("ada").await.state(), State::Running | State::Starting),
+        "no decision without Docker"
+    );
+
+    docker.start_again().await;
+    client.wait_for("bob", State::Running).await;
+    assert_eq!(client.wait_for("ada", State::Running).await.generation, 1);
+    let after = cluster.containers_of("ada").await;
+    assert_eq!(after[0].id, before[0].id, "the same container");
+}
+
+#[tokio::test]
+async fn an_agent_that_starts_before_docker_waits_for_it() {
+    let mut docker = OwnDocker::start(false).await;
+    docker.load(&settings::docker_host(), &settings::tiny_image());
+    let mut cluster = Cluster::start_without_agent(Options::new().docker(&docker.host())).await;
+    docker.kill();
+    cluster.spawn_agent();
+    let client = cluster.client();
+    client.start("ada").await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(client.get("ada").await.state(), State::Pending);
+    assert!(cluster.agent().ended().is_none(), "{}", cluster.agent().log_tail(20));
+    docker.start_again().await;
+    client.wait_for("ada", State::Running).await;
+}
+
+#[tokio::test]
+async fn the_control_plane_goes_and_comes_back() {
+    let mut cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    let before = cluster.containers().await;
+    cluster.control_plane().kill();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(cluster.containers().await, before, "nothing was stopped");
+    let connections = 1;
+    cluster.start_control_plane().await;
+    let start = Instant::now();
+    while cluster.connections().await == connections {
+        assert!(start.elapsed() < Duration::from_secs(10), "the agent has not come back");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    client.start_and_wait("bob").await;
+    assert_eq!(client.wait_for("ada", State::Running).await.generation, 1);
+    assert_eq!(cluster.containers_of("ada").await, before);
+
+    // An orderly end is quick although the agent's stream and a watch are open, and the answer to it is success.
+    let watcher = cluster.client();
+    let watch = tokio::spawn(async move { watcher.wait_for("ada", State::Failed).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let start = Instant::now();
+    assert!(cluster.control_plane().terminate().await.success());
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+    watch.abort();
+}

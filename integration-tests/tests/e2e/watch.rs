@@ -1,0 +1,239 @@
+//! Watches: a snapshot, then every change, and after a break exactly what was missed.
+
+use std::time::Duration;
+
+use carrel_proto::v1::workspace::State;
+use carrel_proto::v1::workspace_change::Kind;
+use carrel_proto::v1::{self as pb};
+use integration_tests::client::{Client, name_of};
+use integration_tests::cluster::{Cluster, Options};
+use tonic::{Code, Streaming};
+
+struct Watch(Streaming<pb::WatchWorkspacesResponse>);
+
+impl Watch {
+    async fn open(client: &Client, request: pb::WatchWorkspacesRequest) -> Self {
+        Self(client.workspaces.clone().watch_workspaces(request).await.expect("a watch").into_inner())
+    }
+
+    /// The next message; panics when none comes.
+    async fn next(&mut self) -> pb::WorkspaceChange {
+        let message =
+            tokio::time::timeout(Duration::from_secs(20), self.0.message()).await.expect("a message in time");
+        message.expect("no error").expect("no end").change.expect("a change")
+    }
+
+    /// Reads to the first message of this kind and state of a student.
+    async fn until(
+        &mut self,
+        student: &str,
+        is_so: impl Fn(&pb::WorkspaceChange) -> bool,
+    ) -> pb::WorkspaceChange {
+        loop {
+            let change = self.next().await;
+            if change.workspace.as_ref().is_some_and(|w| w.student_id == student) && is_so(&change) {
+                return change;
+            }
+        }
+    }
+
+    /// The students of the snapshot, up to SYNCED, and the token that came with it.
+    async fn snapshot(&mut self) -> (Vec<String>, String) {
+        let mut students = Vec::new();
+        loop {
+            let change = self.next().await;
+            match change.kind() {
+                Kind::Snapshot => students.push(change.workspace.expect("a workspace").student_id),
+                Kind::Synced => {
+                    students.sort();
+                    return (students, change.resume_token);
+                }
+                other => panic!("{other:?} before SYNCED"),
+            }
+        }
+    }
+}
+
+fn in_state(state: State) -> impl Fn(&pb::WorkspaceChange) -> bool {
+    move |change| change.workspace.as_ref().is_some_and(|w| w.state() == state)
+}
+
+#[tokio::test]
+async fn a_watch_gives_a_snapshot_then_changes_then_a_deletion() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    let mut watch = Watch::open(&client, pb::WatchWorkspacesRequest::default()).await;
+    let (students, token) = watch.snapshot().await;
+    assert_eq!(students, ["ada"]);
+    assert!(!token.is_empty(), "SYNCED can be resumed from");
+
+    client.start("bob").await;
+    let running = watch.until("bob", in_state(State::Running)).await;
+    assert_eq!(running.kind(), Kind::Changed);
+    assert!(!running.resume_token.is_empty());
+    client.try_delete("bob", "", false).await.unwrap();
+    let deleted = watch.until("bob", |change| change.kind() == Kind::Deleted).await;
+    assert_eq!(deleted.workspace.unwrap().name, "workspaces/bob");
+}
+
+#[tokio::test]
+async fn a_resumed_watch_gives_what_was_missed_and_no_snapshot() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    let mut watch = Watch::open(&client, pb::WatchWorkspacesRequest::default()).await;
+    watch.snapshot().await;
+    client.start("ada").await;
+    let token = watch.until("ada", in_state(State::Running)).await.resume_token;
+    drop(watch);
+
+    client.stop_and_wait("ada").await;
+    client.start("bob").await;
+    client.start("eve").await;
+    client.delete_and_wait("eve", false).await;
+    let mut request = pb::WatchWorkspacesRequest { resume_token: token, ..Default::default() };
+    let mut watch = Watch::open(&client, request.clone()).await;
+    let mut seen = Vec::new();
+    while seen.len() < 3 {
+        let change = watch.next().await;
+        assert!(matches!(change.kind(), Kind::Changed | Kind::Deleted), "{change:?}");
+        let student = change.workspace.as_ref().unwrap().student_id.clone();
+        let is_last_of_ada = student != "ada" || in_state(State::Stopped)(&change);
+        if is_last_of_ada && !seen.contains(&student) {
+            seen.push(student);
+        }
+    }
+    seen.sort();
+    assert_eq!(seen, ["ada", "bob", "eve"]);
+
+    request.resume_token = "nonsense".into();
+    let refused = client.workspaces.clone().watch_workspaces(request).await;
+    let status = match refused {
+        Err(status) => status,
+        Ok(response) => response.into_inner().message().await.unwrap_err(),
+    };
+    assert!(matches!(status.code(), Code::InvalidArgument | Code::OutOfRange), "{status}");
+}
+
+#[tokio::test]
+async fn a_watch_outlives_a_new_control_plane_by_its_token() {
+    let mut cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    let mut watch = Watch::open(&client, pb::WatchWorkspacesRequest::default()).await;
+    watch.snapshot().await;
+    client.start("ada").await;
+    let token = watch.until("ada", in_state(State::Running)).await.resume_token;
+    cluster.control_plane().kill();
+    cluster.start_control_plane().await;
+    client.try_stop("ada").await.unwrap();
+    let request = pb::WatchWorkspacesRequest { resume_token: token, ..Default::default() };
+    let mut watch = Watch::open(&client, request).await;
+    watch.until("ada", in_state(State::Stopped)).await;
+}
+
+#[tokio::test]
+async fn a_desk_that_leaves_the_filter_is_told_once_more() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    client.start_and_wait("bob").await;
+    client.stop_and_wait("bob").await;
+    let filter = pb::WorkspaceFilter { states: vec![State::Running.into()], ..Default::default() };
+    let request = pb::WatchWorkspacesRequest { filter: Some(filter.clone()), ..Default::default() };
+    let mut watch = Watch::open(&client, request).await;
+    assert_eq!(watch.snapshot().await.0, ["ada"]);
+    client.try_stop("ada").await.unwrap();
+    let left = watch.until("ada", |_| true).await;
+    assert_eq!(left.kind(), Kind::Left);
+
+    let listed = client
+        .workspaces
+        .clone()
+        .list_workspaces(pb::ListWorkspacesRequest {
+            filter: Some(pb::WorkspaceFilter { states: vec![State::Stopped.into()], ..Default::default() }),
+            ..Default::default()
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    assert!(listed.workspaces.iter().any(|w| w.student_id == "bob"));
+
+    let idle = pb::WorkspaceFilter {
+        idle_longer_than: Some(prost_types::Duration { seconds: 1, nanos: 0 }),
+        ..filter
+    };
+    let request = pb::WatchWorkspacesRequest { filter: Some(idle), ..Default::default() };
+    let status = client.workspaces.clone().watch_workspaces(request).await.map(|_| ()).unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+}
+
+#[tokio::test]
+async fn a_watch_of_names_tells_of_no_other() {
+    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let client = cluster.client();
+    client.start("bob").await;
+    let request = pb::WatchWorkspacesRequest { names: vec![name_of("ada")], ..Default::default() };
+    let mut watch = Watch::open(&client, request).await;
+    assert_eq!(watch.snapshot().await.0, Vec::<String>::new());
+    client.try_stop("bob").await.unwrap();
+    client.start("ada").await;
+    let first = watch.next().await;
+    assert_eq!(first.workspace.unwrap().student_id, "ada");
+}
+
+/// Several clients write at once, so that transactions commit in another order than they began.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_event_is_missed_and_none_is_told_twice() {
+    const WRITERS: usize = 6;
+    const ROUNDS: usize = 25;
+    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let client = cluster.client();
+    client.start("first").await;
+    let watching = client.events.clone().watch_events(pb::WatchEventsRequest::default()).await;
+    let mut watching = watching.expect("a watch").into_inner();
+    // A watch is from now on: wait until its first event is there.
+    let mut seen: Vec<pb::Event> = Vec::new();
+    while seen.is_empty() {
+        client.try_stop("first").await.unwrap();
+        client.start("first").await;
+        if let Ok(message) = tokio::time::timeout(Duration::from_millis(500), watching.message()).await {
+            seen.extend(message.expect("no error").expect("no end").event);
+        }
+    }
+
+    let writers = (0..WRITERS).map(|writer| {
+        let client = cluster.client();
+        tokio::spawn(async move {
+            for round in 0..ROUNDS {
+                let student = format!("s{writer}-{round}");
+                client.start(&student).await;
+                client.try_stop(&student).await.expect("stopped");
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.expect("no panic");
+    }
+    client.try_delete("first", "", false).await.unwrap();
+    // A reconnecting reader goes on with the token.
+    let mut token = String::new();
+    while seen.last().is_none_or(|event| event.r#type != "workspace.deleted") {
+        if seen.len() % 50 == 49 && !token.is_empty() {
+            let request = pb::WatchEventsRequest { resume_token: token.clone(), ..Default::default() };
+            watching = client.events.clone().watch_events(request).await.expect("a watch").into_inner();
+        }
+        let message = tokio::time::timeout(Duration::from_secs(20), watching.message()).await;
+        let response = message.expect("in time").expect("no error").expect("no end");
+        token = response.resume_token;
+        seen.extend(response.event);
+    }
+
+    let all = client.list_events(pb::EventFilter::default()).await;
+    let from = all
+        .iter()
+        .position(|event| event.position == seen[0].position)
+        .expect("the first one seen is listed");
+    let positions = |events: &[pb::Event]| events.iter().map(|event| event.position).collect::<Vec<_>>();
+    assert_eq!(positions(&seen), positions(&all[from..]), "the same events in the same order");
+    assert!(seen.len() >= WRITERS * ROUNDS * 2, "{} events", seen.len());
+}
