@@ -2,6 +2,10 @@
 # Sourced by deploy/quickstart and integration-tests/run: talking to the person, root rights, waiting.
 # Every line a person reads goes through say, done_in or fail, so both commands look and fail alike.
 
+LIB=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck disable=SC2034 # for those who source this
+REPOSITORY=$(cd "$LIB/../.." && pwd)
+
 # The default must lie outside the repository: a `git clean` or a fresh clone should not cost the images and tools again.
 export CARREL_CACHE_DIR=${CARREL_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/carrel}
 
@@ -46,6 +50,24 @@ as_root() {
     sudo -- "$@"
   else
     fail "this needs root: $*" "Run it as root, or install sudo."
+  fi
+}
+
+# become_root SCRIPT ARGUMENT…: for the two commands, which set up a machine and run an agent that gives directories to students. Not root:
+# the script again, through sudo, with the settings of ours that were in the environment.
+become_root() {
+  local keep
+  if ((EUID == 0)); then return 0; fi
+  have sudo || fail "this needs root" "Run it as root, or install sudo."
+  say "needs root: going on through sudo"
+  keep=$(compgen -e | grep -E '^(CARREL_|WORKSPACE_BASE_PATH|DOCKER_HOST|CARGO_|RUST|CI$|https?_proxy|SSL_CERT)' | paste -sd,)
+  exec sudo ${keep:+--preserve-env="$keep"} -- "$@"
+}
+
+# Under sudo the checkout belongs to somebody else: what root builds must not lie in their folder.
+keep_out_of_callers_checkout() {
+  if ((EUID == 0)) && [[ $(stat -c %u "$REPOSITORY") != 0 ]]; then
+    export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$CARREL_CACHE_DIR/target}
   fi
 }
 
@@ -118,5 +140,5 @@ is_recorded_gone() { ! is_recorded_alive "$1"; }
 
 has_systemd() { [[ -d /run/systemd/system ]]; }
 
-# hash_of PATH…: one digest of the names and contents of files and folders
-hash_of() { find "$@" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum | cut -c1-16; }
+# hash_of PATH…: one digest of the contents of files and folders, and of their names without the place where they lie
+hash_of() { find "$@" -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum | sed 's| .*/| |' | sha256sum | cut -c1-16; }

@@ -12,7 +12,12 @@ export DOCKER_HOST=${DOCKER_HOST:-unix:///var/run/docker.sock}
 docker_answers() { timeout 10 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
 need_docker() {
-  have docker && docker_answers && return 0
+  if have docker && docker_answers; then
+    is_recorded_alive "$docker_pid_file" && [[ ! -d /sys/class/net/docker0 ]] || return 0
+    # Somebody deleted the bridge under the daemon: every start would fail until the daemon makes it anew. Live-restore keeps what runs.
+    say "the network bridge docker0 is gone: restarting the dockerd that we started"
+    stop_recorded "$docker_pid_file" 20
+  fi
   case $DOCKER_HOST in
     unix:///var/run/docker.sock | unix:///run/docker.sock) ;;
     *) fail "no Docker daemon answers on DOCKER_HOST=$DOCKER_HOST" "Start it, or unset DOCKER_HOST and let this script provide one." ;;
@@ -47,6 +52,7 @@ start_dockerd() {
   mountpoint -q /sys/fs/cgroup || fail "no cgroups are mounted on /sys/fs/cgroup, and dockerd needs them" \
     "In a container: start that container with access to the host's cgroups. On a host: apt-get install cgroupfs-mount"
   as_root mkdir -p "$docker_run_dir"
+  as_root rm -f "$docker_run_dir/dockerd.pid" # its coming back tells that the new one has begun
   # A daemon that was killed leaves its pid file, and a new process may bear that number: dockerd would refuse to start.
   if [[ -r /var/run/docker.pid ]] && [[ $(cat "/proc/$(</var/run/docker.pid)/comm" 2>/dev/null) != dockerd ]]; then
     as_root rm -f /var/run/docker.pid
@@ -79,3 +85,6 @@ stop_our_dockerd() {
   stop_recorded "$docker_pid_file" 20
   say "dockerd stopped"
 }
+
+# drop_replaced_images LABEL: images of ours that a newer one took the tag from; those that a container still uses stay
+drop_replaced_images() { docker image prune -f --filter "label=$1" >/dev/null 2>&1 || true; }
