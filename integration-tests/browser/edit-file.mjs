@@ -1,16 +1,13 @@
 // Does in a real browser what a student does: opens the editor, makes a file, types into it, waits until it is saved, and looks.
 //
-//   node edit-file.mjs URL FILE TEXT SAVED [SCREENSHOT]
-//
-// SAVED: where FILE comes out on this machine; the browser stays until the text is in there.
+//   node edit-file.mjs URL FILE TEXT [SCREENSHOT]
 // CHROMIUM: the browser's program (default /usr/bin/chromium). Prints one JSON line with the times in milliseconds; exits 1 with the
 // reason when a step does not come about in time.
-import { readFile } from 'node:fs/promises';
 import { chromium } from 'playwright-core';
 
-const [url, file, text, savedAs, screenshot] = process.argv.slice(2);
-if (!savedAs) {
-  console.error('usage: edit-file.mjs URL FILE TEXT SAVED [SCREENSHOT]');
+const [url, file, text, screenshot] = process.argv.slice(2);
+if (!text) {
+  console.error('usage: edit-file.mjs URL FILE TEXT [SCREENSHOT]');
   process.exit(2);
 }
 
@@ -38,9 +35,10 @@ try {
   await page.getByRole('tab', { name: file }).waitFor();
   await page.locator('.monaco-editor').first().click();
   await page.keyboard.type(text);
-  // The image saves by itself a second after the last key, and shows no mark meanwhile: so look at the file.
-  while (!(await readFile(savedAs, 'utf8')).includes(text)) {
-    if (elapsed() - editorShown > 30_000) throw new Error(`the text did not come out in ${savedAs}`);
+  // The image saves by itself a second after the last key, and shows no mark meanwhile: so ask the editor's server for the file on its disk.
+  const onDisk = new URL(`vscode-remote-resource?path=/home/coder/project/${encodeURIComponent(file)}`, url);
+  while (!(await (await fetch(onDisk)).text()).includes(text)) {
+    if (elapsed() - editorShown > 30_000) throw new Error(`the text did not come out in ${file}`);
     await page.waitForTimeout(50);
   }
   const saved = elapsed();
