@@ -38,7 +38,7 @@ pub enum AppError {
         /// Its state, when known.
         state: Option<State>,
         /// Its last stop.
-        stop: Option<Stop>,
+        stop: Option<Box<Stop>>,
     },
     /// The step means nothing now.
     #[error(transparent)]

@@ -123,7 +123,7 @@ impl App {
             }
             Some(Beaten::NotRunning { stop }) => {
                 self.metrics.heartbeat("not_running");
-                Err(AppError::NotRunning { state: None, stop: stop.clone() })
+                Err(AppError::NotRunning { state: None, stop: stop.clone().map(Box::new) })
             }
             Some(Beaten::NotFound) | None => {
                 self.metrics.heartbeat("not_found");

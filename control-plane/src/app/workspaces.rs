@@ -169,7 +169,7 @@ impl App {
             let uid = work.find_uid(student).await?.ok_or_else(missing)?;
             let Locked { workspace: before, mut activity, now } = work.lock(uid).await?.ok_or_else(missing)?;
             if !before.open_for_activity() {
-                return Err(AppError::NotRunning { state: Some(before.state), stop: before.stop });
+                return Err(AppError::NotRunning { state: Some(before.state), stop: before.stop.map(Box::new) });
             }
             let wanted = match extent {
                 Extent::Until(at) => at,

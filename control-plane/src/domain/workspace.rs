@@ -401,15 +401,15 @@ impl Workspace {
                 next.course = course.or(next.course);
                 vec![]
             }
-            (Stopping, Event::Start { course, traceparent, .. }) => {
+            (Stopping, Event::Start { course, spec, traceparent }) => {
                 next.course = course.or(next.course);
-                next.want_running(traceparent)
+                next.want_running(spec, traceparent)
             }
-            (Stopping, Event::Restart { traceparent, .. }) => next.want_running(traceparent),
+            (Stopping, Event::Restart { spec, traceparent }) => next.want_running(spec, traceparent),
             (Pending, Event::Restart { .. }) => vec![],
-            (Starting | Running | Unreachable, Event::Restart { traceparent, .. }) => {
+            (Starting | Running | Unreachable, Event::Restart { spec, traceparent }) => {
                 let mut log = next.wind_down(StopReason::User, false, "Restarted.".into(), None, now);
-                log.extend(next.want_running(traceparent));
+                log.extend(next.want_running(spec, traceparent));
                 log
             }
 
@@ -533,12 +533,13 @@ impl Workspace {
         Entry::new("workspace.requested", actor)
     }
 
-    fn want_running(&mut self, traceparent: String) -> Vec<Entry> {
+    /// What runs now has its own spec in its placement; this one is for the generation that follows.
+    fn want_running(&mut self, spec: WorkspaceSpec, traceparent: String) -> Vec<Entry> {
         if self.desired == Desired::Running {
             return vec![];
         }
         self.desired = Desired::Running;
-        self.traceparent = traceparent;
+        (self.spec, self.traceparent) = (spec, traceparent);
         vec![Entry::new("workspace.requested", Actor::Caller).with("after", "STOPPING")]
     }
 

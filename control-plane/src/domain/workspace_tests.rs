@@ -1,0 +1,199 @@
+//! The state machine: its whole table as a snapshot, and the laws that hold in every history.
+
+use carrel_common::id::{Generation, NodeId, WorkspaceUid};
+use carrel_common::model::{Resources, Stage, StatusReason, StopReason, WorkspaceSpec};
+use proptest::prelude::*;
+use time::OffsetDateTime;
+use time::macros::datetime;
+
+use super::workspace::{Desired, Event, Report, State, Workspace};
+
+const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
+
+fn spec() -> WorkspaceSpec {
+    WorkspaceSpec {
+        image: "carrel/tiny:test".into(),
+        resources: Resources { cpu_millicores: 1000, memory_bytes: 1 << 30, pids: 512 },
+        probe_port: 8080,
+        probe_path: "/healthz".into(),
+    }
+}
+
+fn node() -> NodeId {
+    NodeId(uuid::Uuid::nil())
+}
+
+fn new() -> Workspace {
+    Workspace::new(WorkspaceUid(uuid::Uuid::nil()), "ada".parse().expect("valid"), Generation(0), spec(), T0)
+}
+
+fn start() -> Event {
+    Event::Start { course: None, spec: spec(), traceparent: String::new() }
+}
+
+fn stop() -> Event {
+    Event::Stop { reason: StopReason::User, force: false, message: "Stopped on request.".into(), evidence: None }
+}
+
+fn running() -> Report {
+    Report::Running { endpoint: "127.0.0.1:1".into(), image_digest: "sha256:1".into() }
+}
+
+fn failed() -> Report {
+    Report::Failed { reason: StatusReason::CrashLoop, exit_code: Some(3), message: "It crashed.".into() }
+}
+
+fn gone() -> Report {
+    Report::Gone { purged: false, exit_code: None }
+}
+
+fn events() -> Vec<(&'static str, Event)> {
+    vec![
+        ("Start", start()),
+        ("Stop", stop()),
+        ("Restart", Event::Restart { spec: spec(), traceparent: String::new() }),
+        ("Delete", Event::Delete { purge_files: false }),
+        ("Delete and purge", Event::Delete { purge_files: true }),
+        ("Place", Event::Place { node: node() }),
+        ("Wait", Event::Wait { reason: StatusReason::NoCapacity, message: "Full.".into() }),
+        ("Starting", Event::Report(Report::Starting(Stage::Probing))),
+        ("Running", Event::Report(running())),
+        ("Restarting", Event::Report(Report::Restarting { exit_code: Some(1), message: "It crashed.".into() })),
+        ("Failed", Event::Report(failed())),
+        ("Gone", Event::Report(gone())),
+        ("NodeSilent", Event::NodeSilent),
+        ("Overdue", Event::Overdue),
+    ]
+}
+
+fn after(events: impl IntoIterator<Item = Event>) -> Workspace {
+    events.into_iter().fold(new(), |workspace, event| match workspace.apply(event, T0) {
+        Ok((next, _)) => next,
+        Err(error) => panic!("{error}"),
+    })
+}
+
+/// One workspace of each kind of situation.
+fn situations() -> Vec<(&'static str, Workspace)> {
+    let placed = || [start(), Event::Place { node: node() }];
+    let up = || placed().into_iter().chain([Event::Report(running())]);
+    vec![
+        ("STOPPED", new()),
+        ("PENDING", after([start()])),
+        ("PENDING, earlier container on its way out", after(up().chain([Event::Report(failed()), start()]))),
+        ("STARTING", after(placed())),
+        ("RUNNING", after(up())),
+        ("STOPPING", after(up().chain([stop()]))),
+        ("STOPPING, start pressed", after(up().chain([stop(), start()]))),
+        ("FAILED, container still there", after(up().chain([Event::Report(failed())]))),
+        ("FAILED", after(up().chain([Event::Report(failed()), Event::Report(gone())]))),
+        ("UNREACHABLE", after(up().chain([Event::NodeSilent]))),
+    ]
+}
+
+fn told(w: &Workspace) -> String {
+    let desired = if w.desired == Desired::Running { " wants to run" } else { "" };
+    let reason = w.status_reason.map(|r| format!(" {r:?}")).unwrap_or_default();
+    let node = if w.node.is_some() { " on a node" } else { "" };
+    let deleted = if w.deleted_at.is_some() { " deleted" } else { "" };
+    format!("{}{reason} g{}{node}{desired}{deleted}", w.state.as_str(), w.generation)
+}
+
+#[test]
+fn the_whole_table() {
+    let mut table = String::new();
+    for (situation, workspace) in situations() {
+        table.push_str(&format!("{situation} ({})\n", told(&workspace)));
+        for (name, event) in events() {
+            let outcome = match workspace.apply(event, T0) {
+                Err(error) => format!("illegal: {error}"),
+                Ok((next, _)) if next == workspace => "-".into(),
+                Ok((next, log)) => {
+                    let kinds: Vec<_> = log.iter().map(|entry| entry.kind).collect();
+                    format!("{} [{}]", told(&next), kinds.join(", "))
+                }
+            };
+            table.push_str(&format!("    {name:<17} {outcome}\n"));
+        }
+    }
+    insta::assert_snapshot!(table);
+}
+
+#[test]
+fn start_pressed_during_an_idle_stop_ends_in_running() {
+    let mut w = after([start(), Event::Place { node: node() }, Event::Report(running())]);
+    let idle = Event::Stop { reason: StopReason::Idle, force: false, message: String::new(), evidence: None };
+    for event in [idle, start(), Event::Report(gone()), Event::Place { node: node() }, Event::Report(running())] {
+        w = w.apply(event, T0).expect("legal").0;
+    }
+    assert_eq!((w.state, w.generation, w.reconciling()), (State::Running, Generation(2), false));
+}
+
+#[test]
+fn a_stop_that_takes_too_long_is_told_and_ends_when_the_container_is_gone() {
+    let w = after([start(), Event::Place { node: node() }, Event::Report(running()), stop(), Event::Overdue]);
+    assert_eq!((w.state, w.status_reason), (State::Failed, Some(StatusReason::StopTimeout)));
+    let (w, _) = w.apply(Event::Report(gone()), T0).expect("legal");
+    assert_eq!((w.state, w.node), (State::Stopped, None));
+}
+
+#[test]
+fn a_purge_that_crossed_the_report_is_placed_again() {
+    let w = after([start(), Event::Place { node: node() }, stop(), Event::Delete { purge_files: true }]);
+    let (w, _) = w.apply(Event::Report(gone()), T0).expect("legal");
+    assert!(w.deleted_at.is_none() && w.node.is_none());
+    let (w, _) = w.apply(Event::Place { node: node() }, T0).expect("legal");
+    let (w, _) = w.apply(Event::Report(Report::Gone { purged: true, exit_code: None }), T0).expect("legal");
+    assert!(w.deleted_at.is_some());
+}
+
+fn history() -> impl Strategy<Value = Vec<usize>> {
+    proptest::collection::vec(0..events().len(), 0..60)
+}
+
+proptest! {
+    /// Whatever happens in whatever order: generations only rise, a step never loses a placement without proof, and
+    /// every moving state can still be left.
+    #[test]
+    fn laws_of_every_history(history in history()) {
+        let mut w = new();
+        for index in history {
+            let (name, event) = events().swap_remove(index);
+            let Ok((next, log)) = w.apply(event, T0) else { continue };
+            prop_assert!(next.generation >= w.generation);
+            prop_assert!(next.generation.0 - w.generation.0 <= 1);
+            if w.node.is_some() && next.node.is_none() {
+                prop_assert_eq!(name, "Gone", "a placement was released without proof");
+            }
+            if next.state != w.state {
+                prop_assert!(!log.is_empty(), "{} changed the state and told nobody", name);
+            }
+            if next.state.wants_container() {
+                prop_assert!(next.node.is_some(), "runs nowhere");
+                prop_assert_eq!(next.desired, Desired::Running);
+            }
+            if next.state == State::Stopped && next.deletion.is_none() {
+                prop_assert_eq!(next.node, None);
+            }
+            if matches!(next.state, State::Pending | State::Starting | State::Stopping) {
+                let (escaped, _) = next.apply(Event::Overdue, T0).expect("every moving state has an escape");
+                prop_assert_ne!((escaped.state, escaped.generation), (next.state, next.generation));
+            }
+            w = next;
+            if w.deleted_at.is_some() {
+                break;
+            }
+        }
+        // And whatever state it is in, a start and an obliging node bring it up.
+        if w.deletion.is_none() {
+            let up = [start(), Event::Report(gone()), Event::Place { node: node() }, Event::Report(running())];
+            for event in up {
+                if let Ok((next, _)) = w.apply(event, T0) {
+                    w = next;
+                }
+            }
+            let failed_on_the_way = w.state == State::Failed;
+            prop_assert!(w.state == State::Running || failed_on_the_way, "ended {}", told(&w));
+        }
+    }
+}

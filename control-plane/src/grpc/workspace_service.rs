@@ -160,7 +160,7 @@ impl WorkspaceService for Workspaces {
                     Err(e @ AppError::WorkspaceNotFound(_)) => Err(("WORKSPACE_NOT_FOUND", e.to_string(), None)),
                     Err(AppError::NotRunning { state, stop }) => {
                         let message = AppError::NotRunning { state, stop: None }.to_string();
-                        Err(("WORKSPACE_NOT_RUNNING", message, stop.as_ref().map(convert::stop)))
+                        Err(("WORKSPACE_NOT_RUNNING", message, stop.as_deref().map(convert::stop)))
                     }
                     // Not one report's fault but the store's: the whole call failed, and can be made again.
                     Err(other) => return Err(to_status(other)),
