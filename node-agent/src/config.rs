@@ -1,0 +1,183 @@
+//! What can be set, from flags and the environment. Parsed once, validated once, logged as it took effect.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use carrel_common::telemetry::LogFormat;
+use clap::Args;
+
+use crate::storage::check::Kind;
+
+/// `node-agent run`
+#[derive(Debug, Clone, Args)]
+pub struct Config {
+    /// Where the control plane's replicas listen for agents; more than one separated by commas.
+    #[arg(
+        long,
+        env = "CARREL_CONTROL_PLANE",
+        value_delimiter = ',',
+        default_value = "http://127.0.0.1:7301"
+    )]
+    pub control_plane: Vec<String>,
+    /// Directory that holds a directory for each student. Must exist; never made by the agent.
+    #[arg(long, env = "WORKSPACE_BASE_PATH")]
+    pub workspace_base_path: PathBuf,
+    /// What that directory has to be: any directory, or one on a mount such as EFS.
+    #[arg(long, env = "CARREL_STORAGE", default_value = "directory")]
+    pub storage: Kind,
+    /// The agent's own memory: its identity, and the logs of removed containers.
+    #[arg(long, env = "CARREL_STATE_DIR", default_value = "/var/lib/carrel-agent")]
+    pub state_dir: PathBuf,
+    /// The Docker daemon, by its unix socket.
+    #[arg(long, env = "DOCKER_HOST", default_value = "unix:///var/run/docker.sock")]
+    pub docker_host: String,
+    /// How long one Docker call may take. A pull may take 15 minutes, a stop its grace on top.
+    #[arg(long, env = "CARREL_DOCKER_TIMEOUT", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub docker_timeout: Duration,
+    /// Where /metrics and /healthz are served.
+    #[arg(long, env = "CARREL_METRICS_LISTEN", default_value = "127.0.0.1:7302")]
+    pub metrics_listen: String,
+    /// Plaintext to a control plane on loopback; refused for any other address.
+    #[arg(long, env = "CARREL_DEV", default_value_t = false)]
+    pub dev: bool,
+    /// Workspaces at most. A bridge network slows down beyond some 250.
+    #[arg(long, env = "CARREL_MAX_WORKSPACES", default_value_t = 250, value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_workspaces: u16,
+    /// Creations and starts of containers at once; more of them only wait inside the daemon.
+    #[arg(long, env = "CARREL_START_CONCURRENCY", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..))]
+    pub start_concurrency: u16,
+    /// Time between two looks at all containers when nothing happens.
+    #[arg(long, env = "CARREL_RECONCILE_INTERVAL", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub reconcile_interval: Duration,
+    /// How many times a workspace whose program ends by itself is restarted within the crash window.
+    #[arg(long, env = "CARREL_CRASH_BUDGET", default_value_t = 3)]
+    pub crash_budget: u16,
+    /// See the crash budget.
+    #[arg(long, env = "CARREL_CRASH_WINDOW", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub crash_window: Duration,
+    /// How a log line looks: text or json.
+    #[arg(long, env = "CARREL_LOG_FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
+    /// Which log lines there are, in the form of RUST_LOG.
+    #[arg(long = "log", env = "CARREL_LOG", default_value = "info")]
+    pub log_filter: String,
+    /// Where traces are sent by OTLP over gRPC; nowhere when unset.
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
+    pub otlp_endpoint: Option<String>,
+}
+
+/// Why the agent does not start.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// There is no TLS yet.
+    #[error(
+        "this version can talk to a control plane on this machine only, in plaintext: run it with --dev (enrolment over TLS is not there yet)"
+    )]
+    NeedsDev,
+    /// `--dev` is for loopback.
+    #[error(
+        "--dev talks in plaintext, which is for loopback addresses only, not {0}: use http://127.0.0.1:<port> or http://[::1]:<port>"
+    )]
+    NotLoopback(String),
+    /// An address of the control plane cannot be used.
+    #[error("--control-plane {0:?} is not of the form http://<address>:<port>")]
+    Endpoint(String),
+    /// Docker is used through its socket only.
+    #[error(
+        "--docker-host {0:?} is not of the form unix:///path/to/docker.sock; the agent runs on the Docker host itself"
+    )]
+    DockerHost(String),
+    /// A time of nothing.
+    #[error("--{0} must be longer than nothing")]
+    Zero(&'static str),
+}
+
+impl Config {
+    /// Refuses what cannot work or is not safe.
+    ///
+    /// # Errors
+    /// See [`ConfigError`].
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !self.dev {
+            return Err(ConfigError::NeedsDev);
+        }
+        if self.control_plane.is_empty() {
+            return Err(ConfigError::Endpoint(String::new()));
+        }
+        for endpoint in &self.control_plane {
+            check_loopback(endpoint)?;
+        }
+        if !self.docker_host.starts_with("unix:///") {
+            return Err(ConfigError::DockerHost(self.docker_host.clone()));
+        }
+        for (name, span) in [
+            ("docker-timeout", self.docker_timeout),
+            ("reconcile-interval", self.reconcile_interval),
+            ("crash-window", self.crash_window),
+        ] {
+            if span.is_zero() {
+                return Err(ConfigError::Zero(name));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names are not resolved: what `localhost` means is somebody else's configuration, but for that one name.
+fn check_loopback(endpoint: &str) -> Result<(), ConfigError> {
+    let bad = || ConfigError::Endpoint(endpoint.to_owned());
+    let authority = endpoint.strip_prefix("http://").ok_or_else(bad)?.trim_end_matches('/');
+    let (host, port) = authority.rsplit_once(':').ok_or_else(bad)?;
+    if port.parse::<u16>().is_err() || host.contains('/') {
+        return Err(bad());
+    }
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    let loopback = address == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    if loopback { Ok(()) } else { Err(ConfigError::NotLoopback(host.to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        config: Config,
+    }
+
+    fn config(more: &[&str]) -> Config {
+        let line = ["node-agent", "--workspace-base-path", "/srv/w"].iter().chain(more);
+        Line::try_parse_from(line).expect("parses").config
+    }
+
+    #[test]
+    fn without_dev_it_says_what_is_missing() {
+        assert_eq!(config(&[]).validate(), Err(ConfigError::NeedsDev));
+    }
+
+    #[test]
+    fn plaintext_is_for_loopback_only() {
+        for (endpoint, expected) in [
+            ("http://127.0.0.1:7301", Ok(())),
+            ("http://127.8.0.1:7301", Ok(())),
+            ("http://[::1]:7301", Ok(())),
+            ("http://localhost:7301", Ok(())),
+            ("http://10.0.0.1:7301", Err(ConfigError::NotLoopback("10.0.0.1".into()))),
+            ("http://127.0.0.1.evil.org:7301", Err(ConfigError::NotLoopback("127.0.0.1.evil.org".into()))),
+            ("http://127.0.0.1", Err(ConfigError::Endpoint("http://127.0.0.1".into()))),
+            ("https://127.0.0.1:7301", Err(ConfigError::Endpoint("https://127.0.0.1:7301".into()))),
+        ] {
+            assert_eq!(config(&["--dev", "--control-plane", endpoint]).validate(), expected, "{endpoint}");
+        }
+    }
+
+    #[test]
+    fn one_address_of_many_that_is_not_loopback_is_refused() {
+        let many = config(&["--dev", "--control-plane", "http://127.0.0.1:1,http://10.0.0.1:1"]);
+        assert_eq!(many.validate(), Err(ConfigError::NotLoopback("10.0.0.1".into())));
+    }
+}

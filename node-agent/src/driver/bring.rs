@@ -1,0 +1,406 @@
+//! Brings one workspace up: directory, container, start, and the probe until the editor answers; restarts it within the budget
+//! when its program ends meanwhile. Nothing here decides whether a workspace should run.
+//!
+//! It can be cancelled between two Docker calls and during the probe, never amid a call: whether that had its effect would be
+//! unknown.
+
+use std::time::Duration;
+
+use carrel_common::model::{DesiredItem, Observed, Run, Stage, StatusReason};
+use carrel_common::telemetry;
+use tokio::sync::broadcast;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use super::failure::{self, Failure};
+use super::host::Host;
+use super::ready::{Pauses, answers};
+use crate::reconcile::crash::Verdict;
+use crate::reconcile::{From, Settled};
+use crate::reports::Report;
+use crate::runtime::{Hint, Inspected, Phase, Plan, Runtime, RuntimeError};
+use crate::storage::layout;
+
+/// A hint can be lost; so often the container is looked at while the editor does not answer.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+
+/// Docker refuses for reasons that pass (a daemon that is going down, a port just taken); so long it is given to.
+const REFUSAL_PAUSES: [Duration; 3] =
+    [Duration::from_millis(200), Duration::from_millis(500), Duration::from_secs(1)];
+
+/// Before a start whose last call has an unknown result is looked at again.
+const UNKNOWN_PAUSE: Duration = Duration::from_millis(500);
+
+/// How a start ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// As remembered.
+    Settled(Settled),
+    /// It was told to end.
+    Cancelled,
+}
+
+/// One start.
+pub(super) struct Bring<'a, R> {
+    pub(super) host: &'a Host<R>,
+    pub(super) item: DesiredItem,
+    pub(super) incarnation: i64,
+    pub(super) cancel: CancellationToken,
+    /// The first exit found is not the program's fault: Docker or the host went down.
+    pub(super) forgiven: bool,
+    /// A pull was tried.
+    pub(super) pulled: bool,
+}
+
+/// What a step leads to.
+enum Step {
+    Go(From),
+    Probe { id: String, endpoint: String, image: String, left: Duration },
+    Ready { id: String, endpoint: String, image: String },
+}
+
+/// Why a start ends before the editor answers.
+enum End {
+    Failed(Failure),
+    Unknown(RuntimeError),
+    Refused(RuntimeError),
+    Cancelled,
+}
+
+impl std::convert::From<Failure> for End {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+impl std::convert::From<RuntimeError> for End {
+    fn from(error: RuntimeError) -> Self {
+        match error {
+            RuntimeError::ImageMissing { .. } => Self::Failed(failure::image_unavailable(&error)),
+            error if error.result_unknown() => Self::Unknown(error),
+            error => Self::Refused(error),
+        }
+    }
+}
+
+impl<'a, R: Runtime> Bring<'a, R> {
+    /// Runs it to its end and reports what became of it.
+    pub(super) async fn run(mut self, from: From) -> Outcome {
+        let fresh = matches!(from, From::Nothing | From::Created(_));
+        let begun = self.host.clock.monotonic();
+        let mut hints = self.host.hints.subscribe();
+        let mut next = Ok(Step::Go(from));
+        let mut refusals = REFUSAL_PAUSES.iter();
+        loop {
+            if self.cancel.is_cancelled() {
+                return Outcome::Cancelled;
+            }
+            next = match next {
+                Ok(Step::Go(from)) => self.step(from).await,
+                Ok(Step::Probe { id, endpoint, image, left }) => {
+                    let span = tracing::info_span!("container.probe", otel.kind = "client");
+                    self.probe(id, endpoint, image, left, &mut hints).instrument(span).await
+                }
+                Ok(Step::Ready { id, endpoint, image }) => {
+                    let took = self.host.clock.monotonic().saturating_sub(begun);
+                    self.running(&id, endpoint, image, fresh.then_some(took));
+                    return Outcome::Settled(Settled::Running { container_id: id });
+                }
+                Err(End::Cancelled) => return Outcome::Cancelled,
+                Err(End::Failed(failure)) => return self.failed(failure),
+                Err(End::Unknown(error)) => {
+                    tracing::warn!(%error, "the start is put off");
+                    let not_before = self.host.clock.monotonic() + UNKNOWN_PAUSE;
+                    return Outcome::Settled(Settled::Retry { not_before });
+                }
+                Err(End::Refused(error)) => match refusals.next() {
+                    None => return self.failed(failure::refused(&error)),
+                    Some(pause) => self.again_after(*pause, &error).await,
+                },
+            };
+        }
+    }
+
+    /// Looks what is there after a refusal, and goes on from that.
+    async fn again_after(&self, pause: Duration, error: &RuntimeError) -> Result<Step, End> {
+        tracing::warn!(%error, "refused; trying again");
+        if self.cancel.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+            return Err(End::Cancelled);
+        }
+        self.host.runtime.ensure_network(self.host.scope).await?;
+        let found = self.host.runtime.list(self.host.scope.cluster, Some(self.item.workspace)).await?;
+        let same = found.into_iter().find(|found| found.container.generation == self.item.generation);
+        Ok(Step::Go(match same {
+            None => From::Nothing,
+            Some(found) if found.phase == Phase::Running => From::Running(found.container.container_id),
+            // Made, or ended: started as it is; an exit that is still to be counted has been.
+            Some(found) => From::Created(found.container.container_id),
+        }))
+    }
+
+    async fn step(&mut self, from: From) -> Result<Step, End> {
+        match from {
+            From::Nothing => {
+                self.report(Report::of(Observed::Starting(Stage::Creating)));
+                self.create_and_start().await
+            }
+            From::Created(id) => {
+                self.report(Report::of(Observed::Starting(Stage::Starting)));
+                let permit = self.permit().await?;
+                self.directory().await?;
+                let step = self.start(id).await;
+                drop(permit);
+                step
+            }
+            From::Running(id) => self.adopt(id).await,
+            From::Exited(id) => self.restart(id).await,
+        }
+    }
+
+    /// A place among the starts that may go on at once.
+    async fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'a>, End> {
+        let begun = self.host.clock.monotonic();
+        let permit = self.cancel.run_until_cancelled(self.host.starts.acquire()).await;
+        self.phase("queue", begun);
+        // The semaphore is never closed.
+        permit.and_then(Result::ok).ok_or(End::Cancelled)
+    }
+
+    async fn directory(&self) -> Result<std::path::PathBuf, End> {
+        let begun = self.host.clock.monotonic();
+        if let Err(problem) = self.host.storage.verdict_for_start().await {
+            return Err(failure::storage(problem.message).into());
+        }
+        let (base, student) = (self.host.storage.base().to_owned(), self.item.student.clone());
+        let made = tokio::task::spawn_blocking(move || layout::ensure_student_dir(&base, &student));
+        let made = tokio::time::timeout(LOOK_EVERY * 5, made).await;
+        self.phase("storage", begun);
+        match made {
+            Ok(Ok(Ok(path))) => Ok(path),
+            Ok(Ok(Err(error))) => {
+                // Perhaps the share went away since the last look: then that is the better sentence.
+                let problem = self.host.storage.look().await;
+                Err(failure::storage(problem.map_or_else(|| error.to_string(), |p| p.message)).into())
+            }
+            Ok(Err(_)) | Err(_) => Err(failure::storage("the share does not answer".into()).into()),
+        }
+    }
+
+    async fn create_and_start(&mut self) -> Result<Step, End> {
+        let permit = self.permit().await?;
+        let project_dir = self.directory().await?;
+        let plan = Plan {
+            scope: self.host.scope,
+            incarnation: self.incarnation,
+            item: self.item.clone(),
+            project_dir,
+        };
+        let begun = self.host.clock.monotonic();
+        let span = tracing::info_span!("container.create", otel.kind = "client");
+        let created = self.host.runtime.ensure_created(&plan).instrument(span).await;
+        self.phase("create", begun);
+        if let Err(RuntimeError::ImageMissing { .. }) = created
+            && !std::mem::replace(&mut self.pulled, true)
+        {
+            // Others need not wait for a pull.
+            drop(permit);
+            self.pull().await?;
+            return Ok(Step::Go(From::Nothing));
+        }
+        let created = created?;
+        if !created.new {
+            tracing::info!(container = created.id, "the container was there already");
+            let look = self.host.runtime.inspect(&created.id, self.item.spec.probe_port).await?;
+            match look.map(|look| look.phase) {
+                Some(Phase::Running) => return Ok(Step::Go(From::Running(created.id))),
+                Some(Phase::Exited) => return Ok(Step::Go(From::Exited(created.id))),
+                Some(Phase::Created) | None => {}
+            }
+        }
+        let step = self.start(created.id).await;
+        drop(permit);
+        step
+    }
+
+    async fn pull(&self) -> Result<(), End> {
+        self.report(Report::of(Observed::Starting(Stage::Pulling)));
+        let begun = self.host.clock.monotonic();
+        let span = tracing::info_span!("image.pull", otel.kind = "client");
+        let pulled = self.host.runtime.ensure_image(&self.item.spec.image).instrument(span).await;
+        self.phase("pull", begun);
+        Ok(pulled?)
+    }
+
+    /// Starts a container and finds where it is reached: one call each.
+    async fn start(&self, id: String) -> Result<Step, End> {
+        if self.cancel.is_cancelled() {
+            return Err(End::Cancelled);
+        }
+        let begun = self.host.clock.monotonic();
+        let span = tracing::info_span!("container.start", otel.kind = "client");
+        let started = async {
+            match self.host.runtime.ensure_started(&id).await {
+                Err(RuntimeError::NotFound { .. }) => return Ok(None),
+                other => other?,
+            }
+            self.host.runtime.inspect(&id, self.item.spec.probe_port).await
+        };
+        let started = started.instrument(span).await;
+        self.phase("start", begun);
+        if let Err(RuntimeError::Remake { .. }) = started {
+            self.host.runtime.ensure_removed(&id).await?;
+            return Ok(Step::Go(From::Nothing));
+        }
+        let Some(look) = started? else { return Ok(Step::Go(From::Nothing)) };
+        let Run::Running { start_timeout } = self.item.run else { return Err(End::Cancelled) };
+        self.report(Report {
+            image_digest: look.image_id.clone(),
+            ..Report::of(Observed::Starting(Stage::Probing))
+        });
+        reached(id, look, start_timeout)
+    }
+
+    /// Takes over a container that runs. One that has run for longer than a start may take has answered before: a host that is
+    /// busy at this moment is no reason to call it failed.
+    async fn adopt(&self, id: String) -> Result<Step, End> {
+        let Some(look) = self.host.runtime.inspect(&id, self.item.spec.probe_port).await? else {
+            return Ok(Step::Go(From::Nothing));
+        };
+        let Run::Running { start_timeout } = self.item.run else { return Err(End::Cancelled) };
+        let now = self.host.clock.now();
+        let age = look.started_at.and_then(|at| Duration::try_from(now - at).ok()).unwrap_or_default();
+        let left = start_timeout.saturating_sub(age);
+        match reached(id, look, left)? {
+            Step::Probe { id, endpoint, image, left } if left.is_zero() => {
+                Ok(Step::Ready { id, endpoint, image })
+            }
+            step => Ok(step),
+        }
+    }
+
+    /// Starts a program that has ended again, or gives up.
+    async fn restart(&mut self, id: String) -> Result<Step, End> {
+        let Some(end) = self.host.runtime.inspect(&id, self.item.spec.probe_port).await? else {
+            return Ok(Step::Go(From::Nothing));
+        };
+        if end.phase == Phase::Running {
+            return Ok(Step::Go(From::Running(id)));
+        }
+        let counted = !std::mem::take(&mut self.forgiven);
+        let (workspace, generation) = (self.item.workspace, self.item.generation);
+        let now = self.host.clock.monotonic();
+        let budget = self.host.limits.budget;
+        let verdict = if counted {
+            self.host.exits().decide(budget, workspace, generation, &end.finished_at, now)
+        } else {
+            Verdict::Restart
+        };
+        tracing::warn!(exit_code = ?end.exit_code, oom_killed = end.oom_killed, counted, ?verdict, "the program ended");
+        if verdict == Verdict::GiveUp {
+            return Err(failure::crashed(&end, &self.item, budget).into());
+        }
+        self.host.metrics.restarted(counted);
+        self.report(Report {
+            exit_code: end.exit_code,
+            oom_killed: end.oom_killed,
+            message: failure::restarting(&end),
+            image_digest: end.image_id,
+            ..Report::of(Observed::Restarting)
+        });
+        let permit = self.permit().await?;
+        self.directory().await?;
+        let step = self.start(id).await;
+        drop(permit);
+        step
+    }
+
+    /// Asks the editor until it answers, its program ends, or the time is over.
+    async fn probe(
+        &self,
+        id: String,
+        endpoint: String,
+        image: String,
+        left: Duration,
+        hints: &mut broadcast::Receiver<Hint>,
+    ) -> Result<Step, End> {
+        let begun = self.host.clock.monotonic();
+        let ask = async {
+            let mut pauses = Pauses::new();
+            while !answers(&endpoint, &self.item.spec.probe_path).await {
+                tokio::time::sleep(pauses.next()).await;
+            }
+        };
+        // Cancel-safe, all four: a request that is cut off changes nothing, and the watch only reads.
+        let step = tokio::select! {
+            () = self.cancel.cancelled() => Err(End::Cancelled),
+            () = ask => Ok(Step::Ready { id: id.clone(), endpoint: endpoint.clone(), image }),
+            () = tokio::time::sleep(left) => {
+                let Run::Running { start_timeout } = self.item.run else { return Err(End::Cancelled) };
+                Err(failure::start_timeout(start_timeout).into())
+            }
+            ended = self.ended(&id, hints) => ended.map(|()| Step::Go(From::Exited(id.clone()))),
+        };
+        self.phase("probe", begun);
+        step
+    }
+
+    /// Completes when the container's program has ended.
+    async fn ended(&self, id: &str, hints: &mut broadcast::Receiver<Hint>) -> Result<(), End> {
+        loop {
+            let hint = tokio::time::timeout(LOOK_EVERY, hints.recv()).await;
+            let about_it = match hint {
+                Ok(Ok(Hint::Died(died) | Hint::Removed(died))) => died == id,
+                // Hints were lost, or none came for a while: look. `Closed` cannot be, the host holds the sender.
+                Ok(Err(_)) | Err(_) => true,
+            };
+            if !about_it {
+                continue;
+            }
+            match self.host.runtime.inspect(id, self.item.spec.probe_port).await {
+                Ok(Some(look)) if look.phase == Phase::Running => {}
+                Ok(_) => return Ok(()),
+                Err(error) if error.result_unknown() => return Err(End::Unknown(error)),
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    fn phase(&self, phase: &'static str, begun: Duration) {
+        self.host.metrics.start_phase(phase, self.host.clock.monotonic().saturating_sub(begun));
+    }
+
+    fn report(&self, report: Report) {
+        let traceparent = telemetry::current_traceparent();
+        let report = Report { traceparent, ..report };
+        self.host.reports.report(self.item.workspace, self.item.generation, report);
+    }
+
+    /// `took`: how long the start took; `None` when it was adopted or restarted.
+    fn running(&self, id: &str, endpoint: String, image: String, took: Option<Duration>) {
+        tracing::info!(container = id, endpoint, ?took, "running");
+        if let Some(took) = took {
+            self.host.metrics.start_phase("total", took);
+            self.host.metrics.started("running");
+        }
+        self.report(Report { image_digest: image, ..Report::of(Observed::Running { endpoint }) });
+    }
+
+    fn failed(&self, failure: Failure) -> Outcome {
+        let Failure { reason, message, exit_code, oom_killed } = failure;
+        tracing::warn!(?reason, ?exit_code, oom_killed, "failed: {message}");
+        self.host.metrics.started(failure::label(reason));
+        self.report(Report { exit_code, oom_killed, message, ..Report::of(Observed::Failed(reason)) });
+        Outcome::Settled(Settled::Failed)
+    }
+}
+
+/// A container that runs is probed where it is reached.
+fn reached(id: String, look: Inspected, left: Duration) -> Result<Step, End> {
+    match (look.phase, look.endpoint) {
+        (Phase::Running, Some(endpoint)) => Ok(Step::Probe { id, endpoint, image: look.image_id, left }),
+        (Phase::Running, None) => {
+            Err(Failure::of(StatusReason::RuntimeError, "Docker gave the editor no address.".into()).into())
+        }
+        (Phase::Exited | Phase::Created, _) => Ok(Step::Go(From::Exited(id))),
+    }
+}

@@ -1,0 +1,97 @@
+//! Why a start was given up, in a sentence a student understands. Pure.
+
+use std::time::Duration;
+
+use carrel_common::model::{DesiredItem, StatusReason};
+
+use crate::reconcile::crash::Budget;
+use crate::runtime::{Inspected, RuntimeError};
+
+/// A start that was given up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) reason: StatusReason,
+    pub(super) message: String,
+    pub(super) exit_code: Option<i32>,
+    pub(super) oom_killed: bool,
+}
+
+impl Failure {
+    pub(super) fn of(reason: StatusReason, message: String) -> Self {
+        Self { reason, message, exit_code: None, oom_killed: false }
+    }
+}
+
+pub(super) fn image_unavailable(error: &RuntimeError) -> Failure {
+    Failure::of(StatusReason::ImageUnavailable, format!("The workspace's {error}. Please tell your teacher."))
+}
+
+pub(super) fn storage(message: String) -> Failure {
+    Failure::of(StatusReason::StorageUnavailable, format!("Your files cannot be reached: {message}"))
+}
+
+pub(super) fn refused(error: &RuntimeError) -> Failure {
+    Failure::of(StatusReason::RuntimeError, format!("The workspace could not be started: {error}"))
+}
+
+pub(super) fn start_timeout(after: Duration) -> Failure {
+    let after = humantime::format_duration(after);
+    Failure::of(
+        StatusReason::StartTimeout,
+        format!("The editor did not answer within {after}. Please start it again."),
+    )
+}
+
+pub(super) fn crashed(end: &Inspected, item: &DesiredItem, budget: Budget) -> Failure {
+    let times = budget.restarts + 1;
+    let window = humantime::format_duration(budget.window);
+    let (reason, message) = if end.oom_killed {
+        let mib = item.spec.resources.memory_bytes >> 20;
+        (
+            StatusReason::OutOfMemory,
+            format!(
+                "The workspace ran out of its {mib} MiB of memory {times} times within {window}. Start it again and close what you do not need."
+            ),
+        )
+    } else {
+        let code = end.exit_code.map_or_else(|| "unknown".to_owned(), |code| code.to_string());
+        (
+            StatusReason::CrashLoop,
+            format!(
+                "The editor ended by itself {times} times within {window} (exit code {code}). Start it again; if it keeps ending, look at its log."
+            ),
+        )
+    };
+    Failure { reason, message, exit_code: end.exit_code, oom_killed: end.oom_killed }
+}
+
+pub(super) fn restarting(end: &Inspected) -> String {
+    if end.oom_killed {
+        return "The workspace ran out of memory and is being restarted.".into();
+    }
+    match end.exit_code {
+        Some(code) => format!("The editor ended by itself (exit code {code}) and is being restarted."),
+        None => "The editor ended by itself and is being restarted.".into(),
+    }
+}
+
+/// A reason as the value of a metric's label.
+pub(super) fn label(reason: StatusReason) -> &'static str {
+    match reason {
+        StatusReason::StartTimeout => "start_timeout",
+        StatusReason::ImageUnavailable => "image_unavailable",
+        StatusReason::StorageUnavailable => "storage_unavailable",
+        StatusReason::CrashLoop => "crash_loop",
+        StatusReason::OutOfMemory => "out_of_memory",
+        StatusReason::RuntimeError => "runtime_error",
+        StatusReason::NoNodeReady
+        | StatusReason::NoCapacity
+        | StatusReason::PreviousStopping
+        | StatusReason::PreviousHostUnreachable
+        | StatusReason::QueueTimeout
+        | StatusReason::StopTimeout
+        | StatusReason::Restarting
+        | StatusReason::NodeUnreachable
+        | StatusReason::Deleting => "other",
+    }
+}

@@ -1,0 +1,88 @@
+//! What the tasks that work on workspaces share.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use carrel_common::clock::Clock;
+use tokio::sync::{Semaphore, broadcast};
+
+use crate::logs::SavedLogs;
+use crate::metrics::Metrics;
+use crate::reconcile::crash::{Budget, Exits};
+use crate::reports::Reports;
+use crate::runtime::{Hint, Runtime, Scope};
+use crate::storage::probe::Storage;
+
+/// Numbers that limit the work.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Creations and starts at once: more only queue in the daemon.
+    pub start_concurrency: usize,
+    /// How often a program may end by itself.
+    pub budget: Budget,
+    /// Time between listings when nothing happens.
+    pub reconcile_interval: Duration,
+}
+
+/// One Docker host, as its tasks see it.
+#[derive(Debug)]
+pub struct Host<R> {
+    /// The container engine.
+    pub runtime: R,
+    /// The students' files.
+    pub storage: Storage,
+    /// What is to be told.
+    pub reports: Reports,
+    /// Logs of containers that are gone.
+    pub saved_logs: SavedLogs,
+    /// The agent's numbers.
+    pub metrics: Metrics,
+    /// Time.
+    pub clock: Arc<dyn ShareClock>,
+    /// Whose host it is.
+    pub scope: Scope,
+    /// Limits.
+    pub limits: Limits,
+    pub(super) starts: Semaphore,
+    pub(super) hints: broadcast::Sender<Hint>,
+    pub(super) exits: Mutex<Exits>,
+}
+
+/// A clock that tasks share.
+pub trait ShareClock: Clock + std::fmt::Debug {}
+impl<T: Clock + std::fmt::Debug> ShareClock for T {}
+
+/// Hints that a task may be behind by before it misses one; it looks for itself every 2 s anyway.
+const HINTS_KEPT: usize = 256;
+
+impl<R: Runtime> Host<R> {
+    /// A host with nothing going on.
+    pub fn new(
+        runtime: R,
+        storage: Storage,
+        state_dir: PathBuf,
+        metrics: Metrics,
+        clock: Arc<dyn ShareClock>,
+        scope: Scope,
+        limits: Limits,
+    ) -> Self {
+        Self {
+            runtime,
+            storage,
+            reports: Reports::new(&*clock),
+            saved_logs: SavedLogs::new(state_dir.join("logs")),
+            metrics,
+            clock,
+            scope,
+            limits,
+            starts: Semaphore::new(limits.start_concurrency),
+            hints: broadcast::channel(HINTS_KEPT).0,
+            exits: Mutex::new(Exits::default()),
+        }
+    }
+
+    pub(super) fn exits(&self) -> std::sync::MutexGuard<'_, Exits> {
+        self.exits.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,346 @@
+//! Carries decisions out. The loop wakes on a new desired set, a verdict, a hint of Docker's, the end of a task, and every
+//! reconcile interval; it looks at everything anew each time (level-triggered), and gives each workspace at most one task. A
+//! hung Docker call holds up its own workspace only: listings, too, run beside the loop.
+
+mod bring;
+mod failure;
+pub mod host;
+mod listing;
+mod ready;
+mod remove;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::model::{Container, DesiredItem, DesiredSet, Verdict};
+use carrel_common::telemetry;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+
+use self::bring::{Bring, Outcome};
+use self::host::Host;
+use self::listing::Lister;
+use crate::reconcile::{Action, Cause, Decisions, From, InFlight, Listing, Memory, Settled, View, diff};
+use crate::runtime::{Phase, Runtime};
+
+pub use self::listing::EngineState;
+
+/// The desired set that holds.
+#[derive(Debug, Clone, Default)]
+pub struct Accepted {
+    /// The set; `None` before the first.
+    pub set: Option<Arc<DesiredSet>>,
+    /// Whether it was accepted in the session that stands now.
+    pub fresh: bool,
+}
+
+/// How the session and the driver are joined.
+#[derive(Debug)]
+pub struct Links {
+    /// The set that holds: latest value, never a queue.
+    pub accepted: watch::Receiver<Accepted>,
+    /// Verdicts on orphans, by container.
+    pub verdicts: mpsc::Receiver<Vec<(String, Verdict)>>,
+    /// Containers to report.
+    pub orphans: watch::Sender<Vec<Container>>,
+    /// What is known of the container engine.
+    pub engine: watch::Sender<EngineState>,
+}
+
+/// A daemon that goes down takes the programs with it a little before its connection breaks; exits of the last so long are
+/// forgiven then. Docker's own shutdown takes up to 15 s.
+const FORGIVEN_BEFORE_OUTAGE: Duration = Duration::from_secs(30);
+
+/// A task that died of a defect in the agent.
+const PAUSE_AFTER_PANIC: Duration = Duration::from_secs(5);
+
+type Done = (WorkspaceUid, Generation, Outcome);
+
+struct Task {
+    kind: InFlight,
+    generation: Generation,
+    cancel: CancellationToken,
+    id: tokio::task::Id,
+}
+
+/// The loop's state.
+struct Driver<R> {
+    host: Arc<Host<R>>,
+    links: Links,
+    lister: Lister<R>,
+    tasks: JoinSet<Done>,
+    running: BTreeMap<WorkspaceUid, Task>,
+    memory: BTreeMap<WorkspaceUid, Memory>,
+    verdicts: BTreeMap<String, Verdict>,
+    /// Containers found exited after an outage: not the program's fault.
+    forgiven: BTreeSet<String>,
+    listing: Option<Listing>,
+    seen_before: BTreeSet<String>,
+    /// When a workspace that was put off is due, by the monotonic clock.
+    wake_at: Option<Duration>,
+    withheld: usize,
+}
+
+/// Runs until `stop`. Tasks that are under way are cut off then; their containers stay as they are.
+pub async fn run<R: Runtime>(host: Arc<Host<R>>, links: Links, stop: CancellationToken) {
+    let lister = Lister::new(Arc::clone(&host));
+    let mut driver = Driver {
+        host,
+        links,
+        lister,
+        tasks: JoinSet::new(),
+        running: BTreeMap::new(),
+        memory: BTreeMap::new(),
+        verdicts: BTreeMap::new(),
+        forgiven: BTreeSet::new(),
+        listing: None,
+        seen_before: BTreeSet::new(),
+        wake_at: None,
+        withheld: 0,
+    };
+    while driver.once(&stop).await {}
+}
+
+impl<R: Runtime> Driver<R> {
+    /// Waits for one reason to look, and looks. False at the end.
+    async fn once(&mut self, stop: &CancellationToken) -> bool {
+        let now = self.host.clock.monotonic();
+        let due = self.wake_at.map_or(Duration::MAX, |at| at.saturating_sub(now));
+        // Cancel-safe, all of them: channels and join sets lose nothing, the lister keeps its state between calls.
+        tokio::select! {
+            () = stop.cancelled() => return false,
+            changed = self.links.accepted.changed() => {
+                if changed.is_err() {
+                    return false;
+                }
+                self.new_set();
+            }
+            Some(verdicts) = self.links.verdicts.recv() => self.take_verdicts(verdicts),
+            Some(done) = self.tasks.join_next_with_id() => self.task_ended(done),
+            found = self.lister.next() => self.listed(found),
+            () = tokio::time::sleep(due) => self.wake_at = None,
+        }
+        self.look();
+        true
+    }
+
+    fn new_set(&mut self) {
+        let accepted = self.links.accepted.borrow_and_update();
+        if accepted.fresh {
+            // The cached listing serves the orders of the set at once; a new one finds what is in no order.
+            self.lister.soon();
+        }
+    }
+
+    fn take_verdicts(&mut self, verdicts: Vec<(String, Verdict)>) {
+        for (container, verdict) in verdicts {
+            self.host.metrics.orphan(match verdict {
+                Verdict::Stop => "stop",
+                Verdict::Adopt => "adopt",
+                Verdict::Hold => "hold",
+            });
+            tracing::info!(container, ?verdict, "verdict on an orphan");
+            self.verdicts.insert(container, verdict);
+        }
+    }
+
+    fn task_ended(&mut self, done: Result<(tokio::task::Id, Done), tokio::task::JoinError>) {
+        let now = self.host.clock.monotonic();
+        let (workspace, generation, outcome) = match done {
+            Ok((_, done)) => done,
+            Err(error) => {
+                let found = self.running.iter().find(|(_, task)| task.id == error.id());
+                let Some((workspace, task)) = found.map(|(workspace, task)| (*workspace, task)) else {
+                    return;
+                };
+                tracing::error!(workspace.id = %workspace, %error, "a task died; this is a defect of the agent");
+                let not_before = now + PAUSE_AFTER_PANIC;
+                (workspace, task.generation, Outcome::Settled(Settled::Retry { not_before }))
+            }
+        };
+        self.running.remove(&workspace);
+        let settled = match outcome {
+            Outcome::Settled(settled) => settled,
+            Outcome::Cancelled => Settled::Retry { not_before: now },
+        };
+        if matches!(settled, Settled::Retry { .. }) {
+            self.lister.soon();
+        }
+        self.memory.insert(workspace, Memory { generation, at: now, settled });
+    }
+
+    fn listed(&mut self, found: listing::Outcome) {
+        match found {
+            listing::Outcome::Listed { listing, reconnected } => {
+                if reconnected {
+                    self.reconnected(&listing);
+                }
+                let before = self.listing.replace(listing);
+                self.seen_before = match before {
+                    Some(before) if !reconnected => ids(&before),
+                    _ => BTreeSet::new(),
+                };
+                self.forget();
+            }
+            listing::Outcome::Lost => {
+                self.forgive();
+                self.listing = None;
+            }
+        }
+        self.links.engine.send_if_modified(|state| self.lister.publish(state, self.listing.as_ref()));
+    }
+
+    fn forgive(&self) {
+        let since = self.host.clock.monotonic().saturating_sub(FORGIVEN_BEFORE_OUTAGE);
+        self.host.exits().forgive_since(since);
+    }
+
+    /// What was known before an outage is looked at again: programs may have ended and ports changed hands.
+    fn reconnected(&mut self, listing: &Listing) {
+        self.forgive();
+        let exited = listing.containers.iter().filter(|found| found.phase == Phase::Exited);
+        self.forgiven = exited.map(|found| found.container.container_id.clone()).collect();
+        self.memory.retain(|_, memory| !matches!(memory.settled, Settled::Running { .. }));
+    }
+
+    /// Drops what is remembered of workspaces and containers that are no more.
+    fn forget(&mut self) {
+        let Some(listing) = &self.listing else { return };
+        let present = ids(listing);
+        self.verdicts.retain(|container, _| present.contains(container));
+        self.forgiven.retain(|container| present.contains(container));
+        let Some(set) = self.links.accepted.borrow().set.clone() else { return };
+        let wanted = |workspace: &WorkspaceUid| set.items.iter().any(|item| item.workspace == *workspace);
+        self.memory.retain(|workspace, memory| memory.at >= listing.taken_at || wanted(workspace));
+        let exact = |workspace, generation| {
+            set.items.iter().any(|item| item.workspace == workspace && item.generation == generation)
+        };
+        self.host.reports.prune(exact);
+        // Gone stays in the set until the control plane has committed it; tell it again if it seems to have missed it.
+        let stopped = |workspace: WorkspaceUid, generation: Generation| {
+            let gone = Some(&Settled::Gone);
+            exact(workspace, generation) && self.memory.get(&workspace).map(|memory| &memory.settled) == gone
+        };
+        self.host.reports.renew_acked(stopped);
+    }
+
+    /// Decides and starts what is to be done now.
+    fn look(&mut self) {
+        let Accepted { set: Some(set), fresh } = self.links.accepted.borrow().clone() else { return };
+        let Some(listing) = &self.listing else { return };
+        let in_flight = self.running.iter().map(|(workspace, task)| (*workspace, task.kind)).collect();
+        let decisions = diff(&View {
+            now: self.host.clock.monotonic(),
+            set: &set,
+            session_fresh: fresh,
+            listing,
+            seen_before: &self.seen_before,
+            in_flight: &in_flight,
+            memory: &self.memory,
+            verdicts: &self.verdicts,
+        });
+        let Decisions { actions, orphans, held, relist, withheld, wake_at } = decisions;
+        self.wake_at = wake_at;
+        if relist {
+            self.lister.soon();
+        }
+        self.host.metrics.held(held);
+        if withheld != self.withheld {
+            self.withheld = withheld;
+            if withheld > 0 {
+                self.host.metrics.withheld(withheld);
+                tracing::error!(
+                    stops = withheld,
+                    "so many stops without an order at once: none happens; an operator has to look"
+                );
+            }
+        }
+        self.links.orphans.send_if_modified(|reported| {
+            let changed = *reported != orphans;
+            *reported = orphans;
+            changed
+        });
+        for action in actions {
+            self.start(action, set.pair.incarnation);
+        }
+    }
+
+    fn start(&mut self, action: Action, incarnation: i64) {
+        let host = Arc::clone(&self.host);
+        let cancel = CancellationToken::new();
+        let (workspace, generation, kind, task) = match action {
+            Action::Cancel { workspace } => {
+                if let Some(task) = self.running.get(&workspace) {
+                    task.cancel.cancel();
+                }
+                return;
+            }
+            Action::Bring { item, from } => {
+                let (workspace, generation) = (item.workspace, item.generation);
+                let forgiven = match &from {
+                    From::Exited(id) => self.forgiven.remove(id),
+                    From::Nothing | From::Created(_) | From::Running(_) => false,
+                };
+                let span = span_of(&item, &from, host.scope.node);
+                let cancel = cancel.clone();
+                let task = async move {
+                    let bring = Bring { host: &host, item, incarnation, cancel, forgiven, pulled: false };
+                    (workspace, generation, bring.run(from).await)
+                };
+                let task = self.tasks.spawn(task.instrument(span));
+                (workspace, generation, InFlight::Bring(generation), task)
+            }
+            Action::Stop { item } => {
+                let (workspace, generation) = (item.workspace, item.generation);
+                let span = tracing::info_span!("workspace.stop", workspace.id = %workspace, %generation, node.id = %host.scope.node);
+                telemetry::set_parent(&span, &item.traceparent);
+                let task = async move {
+                    let settled = remove::stop(&host, &item, incarnation).await;
+                    (workspace, generation, Outcome::Settled(settled))
+                };
+                (workspace, generation, InFlight::Remove, self.tasks.spawn(task.instrument(span)))
+            }
+            Action::Clear { workspace, cause, containers } => {
+                let generation = containers.iter().map(|c| c.generation).max().unwrap_or(Generation(0));
+                let span = tracing::info_span!("workspace.clear", workspace.id = %workspace, %generation, node.id = %host.scope.node);
+                if cause == Cause::Orphan {
+                    tracing::warn!(parent: &span, "removing an orphan by the control plane's word");
+                }
+                let task = async move {
+                    let settled = remove::clear(&host, workspace, cause, &containers).await;
+                    (workspace, generation, Outcome::Settled(settled))
+                };
+                (workspace, generation, InFlight::Remove, self.tasks.spawn(task.instrument(span)))
+            }
+        };
+        self.running.insert(workspace, Task { kind, generation, cancel, id: task.id() });
+    }
+}
+
+fn ids(listing: &Listing) -> BTreeSet<String> {
+    listing.containers.iter().map(|found| found.container.container_id.clone()).collect()
+}
+
+/// A start is part of the trace of the request that caused it; what follows later is a trace of its own.
+fn span_of(item: &DesiredItem, from: &From, node: carrel_common::id::NodeId) -> tracing::Span {
+    let (workspace, generation) = (item.workspace, item.generation);
+    match from {
+        From::Nothing | From::Created(_) => {
+            let span = tracing::info_span!(
+                "workspace.start", workspace.id = %workspace, %generation, node.id = %node, student.id = %item.student
+            );
+            telemetry::set_parent(&span, &item.traceparent);
+            span
+        }
+        From::Running(_) => {
+            tracing::info_span!("workspace.adopt", workspace.id = %workspace, %generation, node.id = %node)
+        }
+        From::Exited(_) => {
+            tracing::info_span!("workspace.restart", workspace.id = %workspace, %generation, node.id = %node)
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Takes containers away: stop, keep the log's end, remove, and look whether they are gone.
+
+use std::time::Duration;
+
+use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::model::{Container, DesiredItem, Observed, Run};
+
+use super::host::Host;
+use crate::logs;
+use crate::reconcile::{Cause, Settled};
+use crate::reports::Report;
+use crate::runtime::{Inspected, Runtime, RuntimeError};
+use crate::storage::layout;
+
+/// Between SIGTERM and SIGKILL where no order says how long: time enough to save a file.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Before another attempt at something that did not work.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// Carries out an order to stop: no container of this or a lower generation exists afterwards, and the control plane is told so.
+pub(super) async fn stop<R: Runtime>(host: &Host<R>, item: &DesiredItem, incarnation: i64) -> Settled {
+    let Run::Stopped { reason, grace, purge_files } = &item.run else {
+        return retry(host);
+    };
+    tracing::info!(?reason, "stopping");
+    let mut last = None;
+    match take_away_up_to(host, item, incarnation, *grace, &mut last).await {
+        Ok(true) => {}
+        Ok(false) => {
+            tracing::warn!("a container of a higher generation is here; nothing is reported gone");
+            return retry(host);
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the stop did not work; trying again");
+            return retry(host);
+        }
+    }
+    let purge = if *purge_files { purge(host, item).await } else { Ok(false) };
+    host.exits().forget(item.workspace);
+    tracing::info!(purged = ?purge, "gone");
+    host.reports.report(
+        item.workspace,
+        item.generation,
+        Report {
+            exit_code: last.as_ref().and_then(|end: &Inspected| end.exit_code),
+            oom_killed: last.as_ref().is_some_and(|end| end.oom_killed),
+            traceparent: item.traceparent.clone(),
+            ..Report::of(Observed::Gone { purge })
+        },
+    );
+    Settled::Gone
+}
+
+/// `Ok(false)`: a container of a later time is here, and the workspace is left alone.
+async fn take_away_up_to<R: Runtime>(
+    host: &Host<R>,
+    item: &DesiredItem,
+    incarnation: i64,
+    grace: Duration,
+    last: &mut Option<Inspected>,
+) -> Result<bool, RuntimeError> {
+    let beyond =
+        |container: &Container| container.generation > item.generation || container.incarnation > incarnation;
+    let listed = host.runtime.list(host.scope.cluster, Some(item.workspace)).await?;
+    if listed.iter().any(|found| beyond(&found.container)) {
+        return Ok(false);
+    }
+    if listed.is_empty() {
+        return Ok(true);
+    }
+    for found in listed {
+        let port = item.spec.probe_port;
+        *last = take_away(host, &found.container, grace, port).await?.or(last.take());
+        host.metrics.stopped("ordered");
+    }
+    confirm(host, item.workspace, |container| !beyond(container)).await?;
+    Ok(true)
+}
+
+/// Containers without an order that names them: superseded, or over by the control plane's word.
+pub(super) async fn clear<R: Runtime>(
+    host: &Host<R>,
+    workspace: WorkspaceUid,
+    cause: Cause,
+    containers: &[Container],
+) -> Settled {
+    let which = |container: &Container| containers.iter().any(|c| c.container_id == container.container_id);
+    for container in containers {
+        tracing::info!(generation = %container.generation, container = container.container_id, ?cause, "removing");
+        if let Err(error) = take_away(host, container, GRACE, 0).await {
+            tracing::warn!(%error, "the removal did not work; trying again");
+            return retry(host);
+        }
+        host.metrics.stopped(match cause {
+            Cause::Superseded => "superseded",
+            Cause::Orphan => "orphan",
+        });
+    }
+    if let Err(error) = confirm(host, workspace, which).await {
+        tracing::warn!(%error, "the removal is not confirmed; trying again");
+        return retry(host);
+    }
+    if cause == Cause::Superseded {
+        let mut generations: Vec<Generation> =
+            containers.iter().map(|container| container.generation).collect();
+        generations.dedup();
+        for generation in generations {
+            host.reports.report(workspace, generation, Report::of(Observed::Gone { purge: Ok(false) }));
+        }
+    }
+    Settled::Retry { not_before: host.clock.monotonic() }
+}
+
+/// How the container ended, when it could still be looked at.
+async fn take_away<R: Runtime>(
+    host: &Host<R>,
+    container: &Container,
+    grace: Duration,
+    port: u16,
+) -> Result<Option<Inspected>, RuntimeError> {
+    let id = &container.container_id;
+    match host.runtime.ensure_stopped(id, grace).await {
+        Ok(()) => {}
+        // Docker may not have seen it end; the removal kills it again, and the listing tells.
+        Err(error @ RuntimeError::Refused { .. }) => {
+            tracing::warn!(%error, "the stop was refused; removing all the same")
+        }
+        Err(error) => return Err(error),
+    }
+    let end = host.runtime.inspect(id, port).await?;
+    if end.is_some()
+        && let Err(error) =
+            logs::keep(&host.runtime, &host.saved_logs, id, container.workspace, container.generation).await
+    {
+        tracing::warn!(%error, "the end of the log was not kept");
+    }
+    host.runtime.ensure_removed(id).await?;
+    Ok(end)
+}
+
+/// That no container of `which` is left.
+async fn confirm<R: Runtime>(
+    host: &Host<R>,
+    workspace: WorkspaceUid,
+    which: impl Fn(&Container) -> bool,
+) -> Result<(), RuntimeError> {
+    let left = host.runtime.list(host.scope.cluster, Some(workspace)).await?;
+    match left.into_iter().find(|found| which(&found.container)) {
+        None => Ok(()),
+        Some(found) => Err(RuntimeError::Refused {
+            operation: "remove",
+            problem: format!("container {} is still there", found.container.container_id),
+        }),
+    }
+}
+
+async fn purge<R: Runtime>(host: &Host<R>, item: &DesiredItem) -> Result<bool, String> {
+    if let Some(problem) = host.storage.look().await {
+        return Err(problem.message);
+    }
+    let (base, student) = (host.storage.base().to_owned(), item.student.clone());
+    let (workspace, generation) = (item.workspace, item.generation);
+    let moved =
+        tokio::task::spawn_blocking(move || layout::move_to_trash(&base, &student, workspace, generation))
+            .await;
+    match moved {
+        Ok(Ok(())) => Ok(true),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+fn retry<R: Runtime>(host: &Host<R>) -> Settled {
+    Settled::Retry { not_before: host.clock.monotonic() + PAUSE }
+}

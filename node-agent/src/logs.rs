@@ -1,0 +1,212 @@
+//! A workspace's output: cut into pieces of whole lines, and the tail of it kept after the container is gone.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use carrel_common::id::{Generation, WorkspaceUid};
+use futures_util::StreamExt as _;
+
+use crate::runtime::{LogOptions, Runtime, RuntimeError};
+
+/// At most so much in one piece, in bytes.
+pub const LONGEST_PIECE: usize = 64 * 1024;
+
+/// So much of a log is kept, in bytes: enough for the last words of a program.
+const KEPT_BYTES: usize = 256 * 1024;
+
+/// So many of the last lines are asked for to fill that.
+const KEPT_LINES: u32 = 8192;
+
+/// So many incarnations keep their log.
+const KEPT_GENERATIONS: usize = 2;
+
+/// Collects output and gives it back in whole lines.
+#[derive(Debug, Default)]
+pub struct Lines {
+    rest: Vec<u8>,
+}
+
+impl Lines {
+    /// Takes output in; pieces of whole lines come out. A line longer than a piece is cut.
+    pub fn push(&mut self, bytes: &[u8]) -> Vec<String> {
+        self.rest.extend_from_slice(bytes);
+        let mut pieces = Vec::new();
+        while let Some(end) = self.piece_end() {
+            let piece: Vec<u8> = self.rest.drain(..end).collect();
+            pieces.push(String::from_utf8_lossy(&piece).into_owned());
+        }
+        pieces
+    }
+
+    /// What is left: the last line, when it had no end.
+    pub fn finish(self) -> Option<String> {
+        (!self.rest.is_empty()).then(|| String::from_utf8_lossy(&self.rest).into_owned())
+    }
+
+    /// Where the next piece ends: after the last whole line that fits, or amid a line that is too long for one piece.
+    fn piece_end(&self) -> Option<usize> {
+        let window = &self.rest[..self.rest.len().min(LONGEST_PIECE)];
+        if let Some(newline) = window.iter().rposition(|byte| *byte == b'\n') {
+            return Some(newline + 1);
+        }
+        // Not amid a character: a byte of the form 10xxxxxx goes on with one.
+        let full = self.rest.len() > LONGEST_PIECE;
+        full.then(|| {
+            (1..=LONGEST_PIECE).rev().find(|at| self.rest[*at] & 0xC0 != 0x80).unwrap_or(LONGEST_PIECE)
+        })
+    }
+}
+
+/// Logs of containers that are gone: `<dir>/<workspace uid>/g<generation>.log`.
+#[derive(Debug, Clone)]
+pub struct SavedLogs {
+    dir: PathBuf,
+}
+
+impl SavedLogs {
+    /// Logs below `dir`, which is made when needed.
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    /// Keeps the end of `text` and forgets older incarnations but one. Blocking.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self, workspace: WorkspaceUid, generation: Generation, text: &[u8]) -> io::Result<()> {
+        let dir = self.dir.join(workspace.to_string());
+        fs::create_dir_all(&dir)?;
+        fs::write(dir.join(format!("g{generation}.log")), tail(text))?;
+        for (_, path) in self.generations(workspace).into_iter().skip(KEPT_GENERATIONS) {
+            fs::remove_file(path)?;
+        }
+        Ok(())
+    }
+
+    /// The newest log kept of a workspace. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn newest(&self, workspace: WorkspaceUid) -> io::Result<Option<(Generation, Vec<u8>)>> {
+        let Some((generation, path)) = self.generations(workspace).into_iter().next() else {
+            return Ok(None);
+        };
+        Ok(Some((generation, fs::read(path)?)))
+    }
+
+    /// Kept generations, newest first.
+    fn generations(&self, workspace: WorkspaceUid) -> Vec<(Generation, PathBuf)> {
+        let entries = fs::read_dir(self.dir.join(workspace.to_string())).into_iter().flatten().flatten();
+        let mut found: Vec<_> = entries
+            .filter_map(|entry| {
+                let name = entry.file_name().into_string().ok()?;
+                let number = name.strip_prefix('g')?.strip_suffix(".log")?.parse().ok()?;
+                Some((Generation(number), entry.path()))
+            })
+            .collect();
+        found.sort_by_key(|(generation, _)| std::cmp::Reverse(*generation));
+        found
+    }
+}
+
+/// The last lines of `text`, at most [`KEPT_BYTES`].
+fn tail(text: &[u8]) -> &[u8] {
+    if text.len() <= KEPT_BYTES {
+        return text;
+    }
+    let end = &text[text.len() - KEPT_BYTES..];
+    let line = end.iter().position(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+    &end[line..]
+}
+
+/// The last `lines` lines of `text`.
+pub fn last_lines(text: &[u8], lines: usize) -> &[u8] {
+    let body = text.strip_suffix(b"\n").unwrap_or(text);
+    let start =
+        body.iter().enumerate().rev().filter(|(_, byte)| **byte == b'\n').nth(lines.saturating_sub(1));
+    match start {
+        _ if lines == 0 => &[],
+        Some((newline, _)) => &text[newline + 1..],
+        None => text,
+    }
+}
+
+/// Keeps the end of a container's log before it is removed.
+///
+/// # Errors
+/// When Docker or the disk refuses; nothing depends on it.
+pub async fn keep<R: Runtime>(
+    runtime: &R,
+    saved: &SavedLogs,
+    container_id: &str,
+    workspace: WorkspaceUid,
+    generation: Generation,
+) -> Result<(), RuntimeError> {
+    let mut stream = runtime.logs(container_id, LogOptions { lines: Some(KEPT_LINES), follow: false });
+    let mut text = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        text.extend_from_slice(&chunk?);
+        if text.len() > 2 * KEPT_BYTES {
+            text.drain(..text.len() - KEPT_BYTES);
+        }
+    }
+    let saved = saved.clone();
+    let written = tokio::task::spawn_blocking(move || saved.save(workspace, generation, &text)).await;
+    if let Ok(Err(error)) = written {
+        tracing::warn!(workspace.id = %workspace, %generation, %error, "the log of a removed container was not kept");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_are_whole_lines_however_the_output_arrives() {
+        let mut lines = Lines::default();
+        assert_eq!(lines.push(b"one\ntw"), ["one\n"]);
+        assert_eq!(lines.push(b"o\nthree\nfo"), ["two\nthree\n"]);
+        assert_eq!(lines.finish().as_deref(), Some("fo"));
+    }
+
+    #[test]
+    fn a_line_longer_than_a_piece_is_cut_between_characters() {
+        let mut lines = Lines::default();
+        let text = format!("x{}\n", "ä".repeat(LONGEST_PIECE));
+        let pieces = lines.push(text.as_bytes());
+        assert!(pieces.iter().all(|piece| piece.len() <= LONGEST_PIECE && !piece.contains('\u{fffd}')));
+        assert_eq!(pieces.concat(), text);
+    }
+
+    #[test]
+    fn the_last_lines_are_counted_with_or_without_a_final_newline() {
+        assert_eq!(last_lines(b"a\nb\nc\n", 2), b"b\nc\n");
+        assert_eq!(last_lines(b"a\nb\nc", 2), b"b\nc");
+        assert_eq!(last_lines(b"a\nb", 9), b"a\nb");
+        assert_eq!(last_lines(b"a\nb", 0), b"");
+    }
+
+    #[test]
+    fn keeps_the_two_newest_incarnations() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (saved, workspace) = (SavedLogs::new(dir.path().to_owned()), WorkspaceUid::new());
+        for generation in [1, 2, 10] {
+            saved
+                .save(workspace, Generation(generation), format!("{generation}\n").as_bytes())
+                .expect("save");
+        }
+        let kept: Vec<_> =
+            saved.generations(workspace).into_iter().map(|(generation, _)| generation.0).collect();
+        assert_eq!(kept, [10, 2]);
+        assert_eq!(saved.newest(workspace).expect("read"), Some((Generation(10), b"10\n".to_vec())));
+    }
+
+    #[test]
+    fn keeps_whole_lines_of_a_long_log() {
+        let line = format!("{}\n", "x".repeat(99));
+        let kept = tail(line.repeat(10_000).as_bytes()).to_vec();
+        assert!(kept.len() <= KEPT_BYTES && kept.len() % 100 == 0 && kept.len() > KEPT_BYTES - 100);
+    }
+}

@@ -1,0 +1,128 @@
+//! The agent's numbers, as instruments of the global meter. The names here are what `/metrics` shows and what operators rely on.
+//!
+//! | name at `/metrics` | labels | what |
+//! |---|---|---|
+//! | `carrel_agent_docker_call_seconds` | `verb`, `outcome` (`ok`, `refused`, `unknown`) | time of one Docker call |
+//! | `carrel_agent_start_seconds` | `phase` (`queue`, `storage`, `create`, `pull`, `start`, `probe`, `total`) | time a start spent in it |
+//! | `carrel_agent_starts_total` | `outcome` (`running`, or the reason of the failure) | starts that ended |
+//! | `carrel_agent_stops_total` | `kind` (`ordered`, `superseded`, `orphan`) | containers removed |
+//! | `carrel_agent_restarts_total` | `counted` | restarts after a program ended |
+//! | `carrel_agent_orphans_total` | `verdict` | verdicts received on orphans |
+//! | `carrel_agent_stops_withheld_total` | – | orphan stops that the breaker held back |
+//! | `carrel_agent_held_containers` | – | containers left alone: of a higher generation, or made of another spec |
+//! | `carrel_agent_sessions_total` | `outcome` (how the session or the attempt ended) | session attempts; all but the first are reconnects |
+//! | `carrel_agent_refused_sets_total` | – | desired sets refused for their pair or digest |
+//! | `carrel_agent_docker_outages_total` | – | times Docker was lost |
+
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::{Counter, Gauge, Histogram};
+
+use crate::runtime::RuntimeError;
+
+/// All instruments. Cheap to clone. Make it after telemetry is set up, else it counts nowhere.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    docker_call: Histogram<f64>,
+    start: Histogram<f64>,
+    starts: Counter<u64>,
+    stops: Counter<u64>,
+    restarts: Counter<u64>,
+    orphans: Counter<u64>,
+    withheld: Counter<u64>,
+    held: Gauge<u64>,
+    sessions: Counter<u64>,
+    refused: Counter<u64>,
+    outages: Counter<u64>,
+}
+
+impl Metrics {
+    /// Instruments of the global meter.
+    #[expect(clippy::new_without_default, reason = "a default that reaches for a global would surprise")]
+    pub fn new() -> Self {
+        let meter = opentelemetry::global::meter("carrel");
+        let seconds = |name: &'static str, what: &'static str| {
+            meter.f64_histogram(name).with_unit("s").with_description(what).build()
+        };
+        let counter =
+            |name: &'static str, what: &'static str| meter.u64_counter(name).with_description(what).build();
+        Self {
+            docker_call: seconds("carrel_agent_docker_call", "Time of one Docker call"),
+            start: seconds("carrel_agent_start", "Time a start spent in a phase"),
+            starts: counter("carrel_agent_starts", "Starts that ended, by outcome"),
+            stops: counter("carrel_agent_stops", "Containers removed"),
+            restarts: counter("carrel_agent_restarts", "Restarts after a program ended"),
+            orphans: counter("carrel_agent_orphans", "Verdicts received on orphans"),
+            withheld: counter("carrel_agent_stops_withheld", "Orphan stops that the breaker held back"),
+            held: meter
+                .u64_gauge("carrel_agent_held_containers")
+                .with_description("Containers left alone: of a higher generation, or made of another spec")
+                .build(),
+            sessions: counter("carrel_agent_sessions", "Session attempts, by how they ended"),
+            refused: counter("carrel_agent_refused_sets", "Desired sets refused for their pair or digest"),
+            outages: counter("carrel_agent_docker_outages", "Times Docker was lost"),
+        }
+    }
+
+    /// A Docker call ended.
+    pub fn docker_call(&self, verb: &'static str, took: Duration, error: Option<&RuntimeError>) {
+        let outcome = match error {
+            None => "ok",
+            Some(error) if error.result_unknown() => "unknown",
+            Some(_) => "refused",
+        };
+        self.docker_call
+            .record(took.as_secs_f64(), &[KeyValue::new("verb", verb), KeyValue::new("outcome", outcome)]);
+    }
+
+    /// A start left a phase.
+    pub fn start_phase(&self, phase: &'static str, took: Duration) {
+        self.start.record(took.as_secs_f64(), &[KeyValue::new("phase", phase)]);
+    }
+
+    /// A start ended.
+    pub fn started(&self, outcome: &'static str) {
+        self.starts.add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+
+    /// A container was removed.
+    pub fn stopped(&self, kind: &'static str) {
+        self.stops.add(1, &[KeyValue::new("kind", kind)]);
+    }
+
+    /// A program is restarted; `counted` says whether it costs budget.
+    pub fn restarted(&self, counted: bool) {
+        self.restarts.add(1, &[KeyValue::new("counted", counted)]);
+    }
+
+    /// A verdict on an orphan came.
+    pub fn orphan(&self, verdict: &'static str) {
+        self.orphans.add(1, &[KeyValue::new("verdict", verdict)]);
+    }
+
+    /// The breaker held back so many stops.
+    pub fn withheld(&self, stops: usize) {
+        self.withheld.add(u64::try_from(stops).unwrap_or(u64::MAX), &[]);
+    }
+
+    /// So many containers are left alone.
+    pub fn held(&self, containers: usize) {
+        self.held.record(u64::try_from(containers).unwrap_or(u64::MAX), &[]);
+    }
+
+    /// A session, or the attempt at one, ended.
+    pub fn session(&self, outcome: &'static str) {
+        self.sessions.add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+
+    /// A desired set was refused.
+    pub fn refused_set(&self) {
+        self.refused.add(1, &[]);
+    }
+
+    /// Docker was lost.
+    pub fn outage(&self) {
+        self.outages.add(1, &[]);
+    }
+}

@@ -1,0 +1,323 @@
+//! What is to be done with what was found. PURE: values in, values out, `now` an argument; no async, no IO.
+//!
+//! `diff` holds the accepted desired set against a listing of our containers and what this process remembers, and says what to
+//! do: the table "What an agent does with what it finds" of the design. It is sorted, can be asked again at any time, and says
+//! nothing more once its own result is in place. Nothing is ever done to a container that is not named by an order, not known to
+//! be superseded, and has no verdict of the control plane.
+
+pub mod crash;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::model::{Container, DesiredItem, DesiredSet, Run, Verdict};
+
+use crate::runtime::{Found, Phase};
+
+/// All of our containers at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Listing {
+    /// When the listing was *asked for*, by the agent's monotonic clock: it knows nothing of what was done later.
+    pub taken_at: Duration,
+    /// The containers.
+    pub containers: Vec<Found>,
+}
+
+/// How a workspace was left by the last task that worked on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Settled {
+    /// The editor in this container answered.
+    Running {
+        /// Docker's id.
+        container_id: String,
+    },
+    /// Given up and reported; not tried again in this generation.
+    Failed,
+    /// Removed and reported; never started again in this generation.
+    Gone,
+    /// Could not be finished for a passing reason.
+    Retry {
+        /// Not before this moment of the monotonic clock.
+        not_before: Duration,
+    },
+}
+
+/// What this process remembers of a workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Memory {
+    /// The incarnation it is about.
+    pub generation: Generation,
+    /// When the task ended, by the monotonic clock.
+    pub at: Duration,
+    /// How it was left.
+    pub settled: Settled,
+}
+
+/// A task that works on a workspace at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InFlight {
+    /// It brings up this generation.
+    Bring(Generation),
+    /// It removes containers.
+    Remove,
+}
+
+/// What a container is brought up from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum From {
+    /// None exists.
+    Nothing,
+    /// It was made and never started.
+    Created(String),
+    /// It runs; whether it answers is not known to this process.
+    Running(String),
+    /// Its program has ended.
+    Exited(String),
+}
+
+/// Why containers are cleared away without an order that names them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cause {
+    /// A higher generation of the workspace is wanted here.
+    Superseded,
+    /// The control plane says its generation is over.
+    Orphan,
+}
+
+/// Something to do, for one workspace; at most one at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Make the item's container run and answer.
+    Bring {
+        /// The order.
+        item: DesiredItem,
+        /// What is there.
+        from: From,
+    },
+    /// Remove every container of this and lower generations, then report it gone.
+    Stop {
+        /// The order.
+        item: DesiredItem,
+    },
+    /// Remove these containers.
+    Clear {
+        /// Their workspace.
+        workspace: WorkspaceUid,
+        /// Why.
+        cause: Cause,
+        /// The containers, sorted by id.
+        containers: Vec<Container>,
+    },
+    /// The task in flight works for an order that is over: it is to end at its next safe point.
+    Cancel {
+        /// Its workspace.
+        workspace: WorkspaceUid,
+    },
+}
+
+impl Action {
+    /// The workspace it is about.
+    pub fn workspace(&self) -> WorkspaceUid {
+        match self {
+            Self::Bring { item, .. } | Self::Stop { item } => item.workspace,
+            Self::Clear { workspace, .. } | Self::Cancel { workspace } => *workspace,
+        }
+    }
+}
+
+/// What `diff` looks at.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// Now, by the monotonic clock.
+    pub now: Duration,
+    /// The accepted desired set.
+    pub set: &'a DesiredSet,
+    /// Whether a set was accepted in the session that stands now: before, nothing is destroyed without an order.
+    pub session_fresh: bool,
+    /// The newest listing.
+    pub listing: &'a Listing,
+    /// Containers that the listing before had as well.
+    pub seen_before: &'a BTreeSet<String>,
+    /// What is being worked on.
+    pub in_flight: &'a BTreeMap<WorkspaceUid, InFlight>,
+    /// What is remembered.
+    pub memory: &'a BTreeMap<WorkspaceUid, Memory>,
+    /// Verdicts on orphans, by container.
+    pub verdicts: &'a BTreeMap<String, Verdict>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Decisions {
+    /// To do now, sorted by workspace.
+    pub actions: Vec<Action>,
+    /// To report to the control plane: in no item, of a higher generation than known, or made of another spec. Sorted by id.
+    pub orphans: Vec<Container>,
+    /// Of those, how many are left alone although an item names their workspace.
+    pub held: usize,
+    /// Whether another listing would allow more: it may follow at once.
+    pub relist: bool,
+    /// Orphan stops held back by the breaker; 0 when it did not trip.
+    pub withheld: usize,
+    /// The earliest moment at which something put off is due.
+    pub wake_at: Option<Duration>,
+}
+
+/// Stops that no order backs: at most this many at once, or this share of the node's workspaces, whichever is more.
+const BREAKER: (usize, usize) = (3, 5);
+
+/// What is to be done.
+pub fn diff(view: &View<'_>) -> Decisions {
+    let mut found: BTreeMap<WorkspaceUid, Vec<&Found>> = BTreeMap::new();
+    for container in &view.listing.containers {
+        found.entry(container.container.workspace).or_default().push(container);
+    }
+    let workspaces = found.len();
+    let mut out = Decisions::default();
+    for item in &view.set.items {
+        let containers = found.remove(&item.workspace).unwrap_or_default();
+        one(view, item, &containers, &mut out);
+    }
+    orphans(view, workspaces, &found, &mut out);
+    out.actions.sort_by_key(Action::workspace);
+    out.orphans.sort_by(|a, b| a.container_id.cmp(&b.container_id));
+    out
+}
+
+fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Decisions) {
+    let stopped = matches!(item.run, Run::Stopped { .. });
+    if let Some(task) = view.in_flight.get(&item.workspace) {
+        if matches!(task, InFlight::Bring(generation) if stopped || *generation != item.generation) {
+            out.actions.push(Action::Cancel { workspace: item.workspace });
+        }
+        return;
+    }
+    let memory = view.memory.get(&item.workspace);
+    if let Some(Memory { settled: Settled::Retry { not_before }, generation, .. }) = memory
+        && *generation == item.generation
+        && *not_before > view.now
+    {
+        out.wake_at = Some(out.wake_at.map_or(*not_before, |at| at.min(*not_before)));
+        return;
+    }
+    let known = memory.filter(|memory| memory.generation == item.generation).map(|memory| &memory.settled);
+    let stale = memory.is_some_and(|memory| memory.at >= view.listing.taken_at);
+    if stopped && known != Some(&Settled::Gone) {
+        out.actions.push(Action::Stop { item: item.clone() });
+        return;
+    }
+    if stale {
+        // The listing is from before the last task ended; what it shows may be gone, and what was made is not in it.
+        let finished = matches!(known, Some(Settled::Running { .. } | Settled::Failed | Settled::Gone));
+        out.relist |= !finished;
+        return;
+    }
+    let unknown = |found: &&&Found| is_beyond(&found.container, item, view.set);
+    let held: Vec<_> = containers.iter().filter(unknown).map(|found| found.container.clone()).collect();
+    if !held.is_empty() {
+        // The store went back in time, or this set did: nothing of this workspace is touched.
+        out.held += held.len();
+        out.orphans.extend(held);
+        return;
+    }
+    if stopped {
+        if !containers.is_empty() {
+            out.actions.push(Action::Stop { item: item.clone() });
+        }
+        return;
+    }
+    let (same, older): (Vec<&&Found>, Vec<&&Found>) =
+        containers.iter().partition(|found| found.container.generation == item.generation);
+    if !older.is_empty() {
+        clear(view, item.workspace, Cause::Superseded, &older, out);
+        return;
+    }
+    bring(item, &same, known, out);
+}
+
+/// Whether a container is of a later time than the set knows of.
+fn is_beyond(container: &Container, item: &DesiredItem, set: &DesiredSet) -> bool {
+    container.generation > item.generation || container.incarnation > set.pair.incarnation
+}
+
+fn bring(item: &DesiredItem, same: &[&&Found], known: Option<&Settled>, out: &mut Decisions) {
+    if matches!(known, Some(Settled::Failed | Settled::Gone)) {
+        return;
+    }
+    // Two of one incarnation cannot be made by us, as they share a name; if somebody made one, the one that runs is it.
+    let best = same.iter().max_by(|a, b| {
+        let running = |found: &Found| found.phase == Phase::Running;
+        running(a).cmp(&running(b)).then(b.container.container_id.cmp(&a.container.container_id))
+    });
+    let Some(found) = best else {
+        out.actions.push(Action::Bring { item: item.clone(), from: From::Nothing });
+        return;
+    };
+    if found.spec_digest != item.spec.digest() {
+        out.held += 1;
+        out.orphans.push(found.container.clone());
+        return;
+    }
+    let id = found.container.container_id.clone();
+    let from = match found.phase {
+        Phase::Created => From::Created(id),
+        Phase::Exited => From::Exited(id),
+        Phase::Running if known == Some(&Settled::Running { container_id: id.clone() }) => return,
+        Phase::Running => From::Running(id),
+    };
+    out.actions.push(Action::Bring { item: item.clone(), from });
+}
+
+fn clear(view: &View<'_>, workspace: WorkspaceUid, cause: Cause, which: &[&&Found], out: &mut Decisions) {
+    let twice = |found: &&&Found| view.seen_before.contains(&found.container.container_id);
+    if !view.session_fresh {
+        return;
+    }
+    if !which.iter().all(|found| twice(&found)) {
+        out.relist = true;
+        return;
+    }
+    let mut containers: Vec<_> = which.iter().map(|found| found.container.clone()).collect();
+    containers.sort_by(|a, b| a.container_id.cmp(&b.container_id));
+    out.actions.push(Action::Clear { workspace, cause, containers });
+}
+
+fn orphans(
+    view: &View<'_>,
+    workspaces: usize,
+    found: &BTreeMap<WorkspaceUid, Vec<&Found>>,
+    out: &mut Decisions,
+) {
+    if !view.session_fresh {
+        return;
+    }
+    let mut over = Vec::new();
+    for (workspace, containers) in found {
+        let stale = view.memory.get(workspace).is_some_and(|memory| memory.at >= view.listing.taken_at);
+        if stale || view.in_flight.contains_key(workspace) {
+            continue;
+        }
+        let (seen, new): (Vec<&Found>, Vec<&Found>) =
+            containers.iter().partition(|found| view.seen_before.contains(&found.container.container_id));
+        out.relist |= !new.is_empty();
+        let verdict =
+            |found: &&Found| view.verdicts.get(&found.container.container_id) == Some(&Verdict::Stop);
+        let (stop, rest): (Vec<&Found>, Vec<&Found>) = seen.into_iter().partition(verdict);
+        out.orphans.extend(rest.into_iter().map(|found| found.container.clone()));
+        if !stop.is_empty() {
+            let mut containers: Vec<_> = stop.into_iter().map(|found| found.container.clone()).collect();
+            containers.sort_by(|a, b| a.container_id.cmp(&b.container_id));
+            over.push(Action::Clear { workspace: *workspace, cause: Cause::Orphan, containers });
+        }
+    }
+    let (few, share) = BREAKER;
+    if over.len() > few.max(workspaces / share) {
+        out.withheld = over.len();
+    } else {
+        out.actions.append(&mut over);
+    }
+}

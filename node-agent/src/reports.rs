@@ -1,0 +1,222 @@
+//! What is to be told to the control plane about workspaces: the newest observation of each incarnation, kept until its commit is
+//! acked, and told again in full on each new session. Either alone would lose reports.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use carrel_common::clock::Clock;
+use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::model::{Observation, Observed};
+use tokio::sync::Notify;
+
+/// An observation before it has its place in the sequence.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// What the workspace does.
+    pub state: Observed,
+    /// Last exit code of its program.
+    pub exit_code: Option<i32>,
+    /// The kernel ended it for want of memory.
+    pub oom_killed: bool,
+    /// One sentence.
+    pub message: String,
+    /// Image id as resolved here.
+    pub image_digest: String,
+    /// W3C trace context.
+    pub traceparent: String,
+}
+
+impl Report {
+    /// A report of `state` with nothing else to say.
+    pub fn of(state: Observed) -> Self {
+        Self {
+            state,
+            exit_code: None,
+            oom_killed: false,
+            message: String::new(),
+            image_digest: String::new(),
+            traceparent: String::new(),
+        }
+    }
+}
+
+/// The newest observations.
+#[derive(Debug)]
+pub struct Reports {
+    inner: Mutex<Inner>,
+    news: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    next: i64,
+    latest: BTreeMap<(WorkspaceUid, Generation), Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    observation: Observation,
+    sent: bool,
+    acked: bool,
+}
+
+impl Reports {
+    /// Empty. The sequence begins with the time of day in microseconds, so that it also rises from one process to the next.
+    pub fn new(clock: &dyn Clock) -> Self {
+        let micros = clock.now().unix_timestamp_nanos() / 1_000;
+        let next = i64::try_from(micros).unwrap_or(1);
+        Self { inner: Mutex::new(Inner { next, latest: BTreeMap::new() }), news: Notify::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the place of what was reported before of this incarnation.
+    pub fn report(&self, workspace: WorkspaceUid, generation: Generation, report: Report) {
+        let mut inner = self.lock();
+        let sequence = inner.next;
+        inner.next += 1;
+        let Report { state, exit_code, oom_killed, message, image_digest, traceparent } = report;
+        let observation = Observation {
+            workspace,
+            generation,
+            sequence,
+            state,
+            exit_code,
+            oom_killed,
+            message,
+            image_digest,
+            traceparent,
+        };
+        inner.latest.insert((workspace, generation), Entry { observation, sent: false, acked: false });
+        drop(inner);
+        self.news.notify_one();
+    }
+
+    /// Completes when there is something to send; a single waiter. Cancel-safe.
+    pub async fn news(&self) {
+        self.news.notified().await;
+    }
+
+    /// What has not been sent in this session, in the order it was reported.
+    pub fn take_unsent(&self) -> Vec<Observation> {
+        let mut inner = self.lock();
+        let mut unsent: Vec<_> = inner
+            .latest
+            .values_mut()
+            .filter(|entry| !entry.sent)
+            .map(|entry| {
+                entry.sent = true;
+                entry.observation.clone()
+            })
+            .collect();
+        unsent.sort_by_key(|observation| observation.sequence);
+        unsent
+    }
+
+    /// Everything is to be told again: a new session stands.
+    pub fn renew(&self) {
+        self.renew_where(|_, _| true);
+    }
+
+    /// What `which` names and was acked is to be told again.
+    pub fn renew_acked(&self, which: impl Fn(WorkspaceUid, Generation) -> bool) {
+        self.renew_where(|key, entry| entry.acked && which(key.0, key.1));
+    }
+
+    fn renew_where(&self, which: impl Fn(&(WorkspaceUid, Generation), &Entry) -> bool) {
+        let mut inner = self.lock();
+        let Inner { next, latest } = &mut *inner;
+        let mut order: Vec<_> = latest.iter_mut().filter(|(key, entry)| which(key, entry)).collect();
+        order.sort_by_key(|(_, entry)| entry.observation.sequence);
+        for (_, entry) in order {
+            // A new sequence: the control plane ignores what is not above the one it has.
+            entry.observation.sequence = *next;
+            *next += 1;
+            (entry.sent, entry.acked) = (false, false);
+        }
+        drop(inner);
+        self.news.notify_one();
+    }
+
+    /// Everything about `workspace` up to `sequence` is committed.
+    pub fn ack(&self, workspace: WorkspaceUid, sequence: i64) {
+        let mut inner = self.lock();
+        let range = (workspace, Generation(i64::MIN))..=(workspace, Generation(i64::MAX));
+        for (_, entry) in inner.latest.range_mut(range) {
+            entry.acked |= entry.observation.sequence <= sequence;
+        }
+    }
+
+    /// Forgets what was acked and is not `wanted` any more.
+    pub fn prune(&self, wanted: impl Fn(WorkspaceUid, Generation) -> bool) {
+        self.lock().latest.retain(|key, entry| !entry.acked || wanted(key.0, key.1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carrel_common::clock::ManualClock;
+    use carrel_common::model::Stage;
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    fn reports() -> Reports {
+        Reports::new(&ManualClock::new(OffsetDateTime::UNIX_EPOCH))
+    }
+
+    fn starting(stage: Stage) -> Report {
+        Report::of(Observed::Starting(stage))
+    }
+
+    #[test]
+    fn sends_only_the_newest_of_an_incarnation() {
+        let (reports, workspace) = (reports(), WorkspaceUid::new());
+        reports.report(workspace, Generation(1), starting(Stage::Creating));
+        reports.report(workspace, Generation(1), starting(Stage::Probing));
+        let sent = reports.take_unsent();
+        assert_eq!(
+            sent.iter().map(|o| o.state.clone()).collect::<Vec<_>>(),
+            [Observed::Starting(Stage::Probing)]
+        );
+        assert_eq!(reports.take_unsent(), []);
+    }
+
+    #[test]
+    fn tells_everything_again_on_a_new_session_with_a_higher_sequence() {
+        let (reports, workspace) = (reports(), WorkspaceUid::new());
+        reports.report(workspace, Generation(1), starting(Stage::Creating));
+        let first = reports.take_unsent();
+        reports.ack(workspace, first[0].sequence);
+        reports.renew();
+        let again = reports.take_unsent();
+        assert_eq!(again.len(), 1);
+        assert!(again[0].sequence > first[0].sequence);
+    }
+
+    #[test]
+    fn keeps_what_is_not_acked_when_nothing_wants_it_any_more() {
+        let (reports, workspace) = (reports(), WorkspaceUid::new());
+        reports.report(workspace, Generation(1), starting(Stage::Creating));
+        reports.prune(|_, _| false);
+        let sent = reports.take_unsent();
+        assert_eq!(sent.len(), 1);
+        reports.ack(workspace, sent[0].sequence);
+        reports.prune(|_, _| false);
+        reports.renew();
+        assert_eq!(reports.take_unsent(), []);
+    }
+
+    #[test]
+    fn an_ack_of_an_older_report_does_not_cover_a_newer_one() {
+        let (reports, workspace) = (reports(), WorkspaceUid::new());
+        reports.report(workspace, Generation(1), starting(Stage::Creating));
+        let old = reports.take_unsent()[0].sequence;
+        reports.report(workspace, Generation(1), starting(Stage::Probing));
+        reports.ack(workspace, old);
+        reports.prune(|_, _| false);
+        assert_eq!(reports.take_unsent().len(), 1);
+    }
+}

@@ -1,0 +1,206 @@
+//! Builds the parts and holds them together until the end. The only place that spawns.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::Router;
+use axum::http::StatusCode;
+use axum::routing::get;
+use carrel_common::clock::SystemClock;
+use carrel_common::serve;
+use carrel_common::telemetry::{self, Telemetry, TelemetryConfig};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Endpoint;
+
+use crate::config::Config;
+use crate::driver::host::{Host, Limits};
+use crate::driver::{self, Accepted, EngineState, Links};
+use crate::enroll::{self, Identity};
+use crate::facts::{self, HostFacts};
+use crate::metrics::Metrics;
+use crate::reconcile::crash::Budget;
+use crate::runtime::docker::Docker;
+use crate::runtime::{EngineFacts, Runtime as _};
+use crate::session::{self, Session};
+use crate::storage::probe::Storage;
+
+/// Verdicts that may wait for the driver, which never waits for anything but its own tasks.
+const VERDICTS_WAITING: usize = 16;
+
+/// Between attempts to enrol.
+const ENROLL_AGAIN: Duration = Duration::from_secs(1);
+
+/// Parts get so long to end; a session says goodbye by closing its stream.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// Runs the agent until `stop`. Stops no container, whatever ends it.
+///
+/// # Errors
+/// When the configuration is refused, a port or the state directory cannot be used, or the control plane refuses to enrol
+/// the node.
+pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
+    config.validate()?;
+    let telemetry = telemetry::init(TelemetryConfig {
+        service: "node-agent",
+        log_format: config.log_format,
+        log_filter: config.log_filter.clone(),
+        otlp_endpoint: config.otlp_endpoint.clone(),
+    })?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "node agent");
+    let tracker = TaskTracker::new();
+    // Whatever ends the one ends the others.
+    let parts = stop.child_token();
+    let result = start(&config, &telemetry, &tracker, &parts).await;
+    if result.is_ok() {
+        parts.cancelled().await;
+    }
+    parts.cancel();
+    tracker.close();
+    if tokio::time::timeout(SHUTDOWN, tracker.wait()).await.is_err() {
+        tracing::warn!("some parts did not end in time");
+    }
+    tracing::info!("the agent ends; containers run on");
+    telemetry.shutdown().await;
+    result
+}
+
+async fn start(
+    config: &Config,
+    telemetry: &Telemetry,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let listen = &config.metrics_listen;
+    let listener = TcpListener::bind(listen).await.with_context(|| format!("--metrics-listen {listen}"))?;
+    let routes = routes(telemetry.clone());
+    let serving = stop.clone();
+    tracker.spawn(async move {
+        if let Err(error) = serve::serve(listener, routes, serving.clone()).await {
+            tracing::error!(%error, "the metrics port is lost");
+            serving.cancel();
+        }
+    });
+
+    let clock = Arc::new(SystemClock::new());
+    let metrics = Metrics::new();
+    let host_facts = tokio::task::spawn_blocking(facts::gather).await?.context("facts of this host")?;
+    let docker =
+        Docker::new(config.docker_host.clone(), config.docker_timeout, clock.clone(), metrics.clone());
+    let endpoints =
+        config.control_plane.iter().map(|url| session::endpoint(url)).collect::<Result<Vec<_>, _>>();
+    let endpoints = endpoints.context("--control-plane")?;
+    let Some(identity) =
+        stop.run_until_cancelled(identity(config, &docker, &host_facts, &endpoints)).await.transpose()?
+    else {
+        return Ok(());
+    };
+    let scope = identity.scope();
+    tracing::info!(node.id = %scope.node, cluster = %scope.cluster, "identity");
+
+    let base = base_path(&config.workspace_base_path)?;
+    let storage = Storage::new(base, config.storage, scope.node.to_string(), clock.clone());
+    let limits = Limits {
+        start_concurrency: usize::from(config.start_concurrency),
+        budget: Budget { restarts: usize::from(config.crash_budget), window: config.crash_window },
+        reconcile_interval: config.reconcile_interval,
+    };
+    let state_dir = config.state_dir.clone();
+    let host = Arc::new(Host::new(docker, storage, state_dir, metrics, clock, scope, limits));
+    spawn_parts(config, host, identity, host_facts, endpoints, tracker, stop);
+    Ok(())
+}
+
+fn spawn_parts(
+    config: &Config,
+    host: Arc<Host<Docker>>,
+    identity: Identity,
+    host_facts: HostFacts,
+    endpoints: Vec<Endpoint>,
+    tracker: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    let (accepted, from_session) = watch::channel(Accepted::default());
+    let (verdicts, from_verdicts) = mpsc::channel(VERDICTS_WAITING);
+    let (orphans, from_orphans) = watch::channel(Vec::new());
+    let (engine, from_engine) = watch::channel(EngineState::default());
+    let links = Links { accepted: from_session, verdicts: from_verdicts, orphans, engine };
+    let session = Session {
+        host: Arc::clone(&host),
+        identity,
+        endpoints,
+        host_facts,
+        max_workspaces: config.max_workspaces,
+        accepted,
+        verdicts,
+        orphans: from_orphans,
+        engine: from_engine,
+    };
+    let watched = Arc::clone(&host);
+    let (for_storage, for_driver, for_session) = (stop.clone(), stop.clone(), stop.clone());
+    tracker.spawn(async move { watched.storage.watch(for_storage).await });
+    tracker.spawn(driver::run(host, links, for_driver));
+    tracker.spawn(session.run(for_session));
+}
+
+/// `/metrics` and `/healthz`; the latter says only that the process lives: what it finds is in its heartbeats.
+fn routes(telemetry: Telemetry) -> Router {
+    Router::new()
+        .route("/metrics", get(move || async move { telemetry.metrics_text() }))
+        .route("/healthz", get(|| async { (StatusCode::OK, "ok\n") }))
+}
+
+/// The base's path without links and dots, as far as it exists: Docker takes no other as a mount's source.
+fn base_path(path: &Path) -> anyhow::Result<std::path::PathBuf> {
+    let absolute =
+        std::path::absolute(path).with_context(|| format!("WORKSPACE_BASE_PATH {}", path.display()))?;
+    Ok(std::fs::canonicalize(&absolute).unwrap_or(absolute))
+}
+
+/// Who the node is: as kept, or enrolled now. Waits for Docker and the control plane as long as it takes.
+async fn identity(
+    config: &Config,
+    docker: &Docker,
+    host: &HostFacts,
+    endpoints: &[Endpoint],
+) -> anyhow::Result<Identity> {
+    let state_dir = config.state_dir.clone();
+    let kept = tokio::task::spawn_blocking(move || enroll::load(&state_dir)).await??;
+    if let Some(identity) = kept {
+        return Ok(identity);
+    }
+    // The identity is bound to the daemon's id, so it has to be known.
+    let engine = engine_facts(docker).await;
+    let facts = facts::of_node(host, Some(&engine), config.max_workspaces);
+    for endpoint in endpoints.iter().cycle() {
+        match enroll::enroll(endpoint, facts.clone()).await {
+            Ok(identity) => {
+                let (state_dir, kept) = (config.state_dir.clone(), identity.clone());
+                tokio::task::spawn_blocking(move || enroll::save(&state_dir, &kept)).await??;
+                return Ok(identity);
+            }
+            Err(error) if error.passes() => {
+                tracing::warn!(%error, endpoint = %endpoint.uri(), "not enrolled yet; trying again");
+            }
+            Err(error) => return Err(error.into()),
+        }
+        tokio::time::sleep(ENROLL_AGAIN).await;
+    }
+    anyhow::bail!("--control-plane names no address")
+}
+
+async fn engine_facts(docker: &Docker) -> EngineFacts {
+    loop {
+        match docker.facts().await {
+            Ok(facts) => return facts,
+            Err(error) => {
+                tracing::error!(%error, "Docker has to answer before this node can enrol; trying again")
+            }
+        }
+        tokio::time::sleep(ENROLL_AGAIN).await;
+    }
+}

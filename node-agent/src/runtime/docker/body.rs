@@ -1,0 +1,98 @@
+//! The body of a container's creation. Pure: what is asked of Docker can be read and tested in one place.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountBindOptions,
+    MountBindOptionsPropagationEnum, MountType, NetworkCreateRequest, PortBinding, ResourcesUlimits,
+    RestartPolicy, RestartPolicyNameEnum,
+};
+
+use crate::runtime::{Plan, Scope, labels};
+
+/// Where the student's directory appears in the container.
+const PROJECT: &str = "/home/coder/project";
+
+/// The user that code-server runs as, and that owns the student's files.
+const USER: &str = "1000:1000";
+
+/// What VS Code asks for; a daemon whose own limit is lower refuses to start a container with it.
+pub(super) const OPEN_FILES: i64 = 65_536;
+
+/// What is asked of Docker for `plan`. `open_files`: the limit to set, `None` to leave the daemon's.
+pub(super) fn container_body(plan: &Plan, open_files: Option<i64>) -> ContainerCreateBody {
+    let spec = &plan.item.spec;
+    let port = format!("{}/tcp", spec.probe_port);
+    ContainerCreateBody {
+        image: Some(spec.image.clone()),
+        user: Some(USER.into()),
+        env: Some(vec![
+            format!("CARREL_STUDENT={}", plan.item.student),
+            format!("CARREL_GENERATION={}", plan.item.generation),
+        ]),
+        labels: Some(labels::of_plan(plan)),
+        exposed_ports: Some(vec![port.clone()]),
+        host_config: Some(HostConfig {
+            nano_cpus: Some(spec.resources.cpu_millicores.saturating_mul(1_000_000)),
+            memory: Some(spec.resources.memory_bytes),
+            // Equal to memory: no swap on top.
+            memory_swap: Some(spec.resources.memory_bytes),
+            pids_limit: Some(spec.resources.pids),
+            mounts: Some(vec![project_mount(plan)]),
+            // Only the agent restarts, after it has looked at generation and budget.
+            restart_policy: Some(RestartPolicy {
+                name: Some(RestartPolicyNameEnum::NO),
+                maximum_retry_count: None,
+            }),
+            auto_remove: Some(false),
+            cap_drop: Some(vec!["ALL".into()]),
+            security_opt: Some(vec!["no-new-privileges".into()]),
+            init: Some(true),
+            log_config: Some(HostConfigLogConfig {
+                typ: Some("json-file".into()),
+                config: Some(HashMap::from([
+                    ("max-size".into(), "10m".into()),
+                    ("max-file".into(), "2".into()),
+                ])),
+            }),
+            ulimits: open_files.map(|limit| {
+                vec![ResourcesUlimits { name: Some("nofile".into()), soft: Some(limit), hard: Some(limit) }]
+            }),
+            tmpfs: Some(HashMap::from([("/tmp".into(), "rw,exec,nosuid,nodev,mode=1777".into())])),
+            network_mode: Some(plan.scope.network()),
+            port_bindings: Some(HashMap::from([(
+                port,
+                // No host port: the kernel picks a free one.
+                Some(vec![PortBinding { host_ip: Some("127.0.0.1".into()), host_port: None }]),
+            )])),
+            ..HostConfig::default()
+        }),
+        ..ContainerCreateBody::default()
+    }
+}
+
+/// `Mounts`, never `Binds`: those make a missing source on the root disk.
+fn project_mount(plan: &Plan) -> Mount {
+    Mount {
+        target: Some(PROJECT.into()),
+        source: Some(plan.project_dir.to_string_lossy().into_owned()),
+        typ: Some(MountType::BIND),
+        read_only: Some(false),
+        bind_options: Some(MountBindOptions {
+            propagation: Some(MountBindOptionsPropagationEnum::RPRIVATE),
+            ..MountBindOptions::default()
+        }),
+        ..Mount::default()
+    }
+}
+
+/// One bridge a cluster and host; workspaces cannot talk to each other over it.
+pub(super) fn network_body(scope: Scope) -> NetworkCreateRequest {
+    NetworkCreateRequest {
+        name: scope.network(),
+        driver: Some("bridge".into()),
+        options: Some(HashMap::from([("com.docker.network.bridge.enable_icc".into(), "false".into())])),
+        labels: Some(HashMap::from([(labels::CLUSTER.into(), scope.cluster.to_string())])),
+        ..NetworkCreateRequest::default()
+    }
+}

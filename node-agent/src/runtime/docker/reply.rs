@@ -1,0 +1,137 @@
+//! What Docker's answers mean. Pure.
+
+use bollard::errors::Error;
+use bollard::models::{
+    ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary,
+    ContainerSummaryStateEnum, EventMessage,
+};
+use bollard::query_parameters::{CreateImageOptions, CreateImageOptionsBuilder};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::runtime::{Found, Hint, Inspected, Phase, RuntimeError, labels};
+
+/// An error in our words. Anything but an answer of the daemon leaves the result unknown.
+pub(super) fn error(operation: &'static str, error: &Error) -> RuntimeError {
+    match error {
+        Error::DockerResponseServerError { status_code: 404, message }
+            if operation == "create" && !message.contains("image") =>
+        {
+            // "network … not found" on create is no missing image.
+            RuntimeError::Refused { operation, problem: message.clone() }
+        }
+        Error::DockerResponseServerError { status_code: 404, .. } => RuntimeError::NotFound { operation },
+        Error::DockerResponseServerError { message, .. } => {
+            RuntimeError::Refused { operation, problem: message.trim().to_owned() }
+        }
+        Error::DockerStreamError { error } => RuntimeError::Refused { operation, problem: error.clone() },
+        other => RuntimeError::Unreachable { operation, problem: in_full(other) },
+    }
+}
+
+/// An error with its sources; hyper's own text says only "client error".
+fn in_full(error: &Error) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+pub(super) fn is_name_conflict(problem: &str) -> bool {
+    problem.contains("is already in use by container")
+}
+
+pub(super) fn is_rlimit_refusal(problem: &str) -> bool {
+    problem.contains("rlimit")
+}
+
+pub(super) fn is_not_running(problem: &str) -> bool {
+    problem.contains("is not running")
+}
+
+pub(super) fn is_removal_in_progress(problem: &str) -> bool {
+    problem.contains("is already in progress")
+}
+
+/// The reference split as the API wants it: without a tag Docker would pull every tag.
+pub(super) fn pull_options(builder: CreateImageOptionsBuilder, image: &str) -> CreateImageOptions {
+    let last = image.rsplit('/').next().unwrap_or(image);
+    if image.contains('@') || last.contains(':') {
+        return builder.from_image(image).build();
+    }
+    builder.from_image(image).tag("latest").build()
+}
+
+pub(super) fn found(summary: ContainerSummary) -> Option<Found> {
+    let phase = match summary.state {
+        Some(ContainerSummaryStateEnum::CREATED) => Phase::Created,
+        // A paused program still has its files open; treat it as what it is meant to be.
+        Some(
+            ContainerSummaryStateEnum::RUNNING
+            | ContainerSummaryStateEnum::PAUSED
+            | ContainerSummaryStateEnum::RESTARTING
+            | ContainerSummaryStateEnum::STOPPING,
+        ) => Phase::Running,
+        _ => Phase::Exited,
+    };
+    labels::parse(summary.id.as_deref()?, summary.labels.as_ref()?, phase)
+}
+
+pub(super) fn phase(state: Option<&ContainerState>) -> Phase {
+    match state.and_then(|state| state.status) {
+        Some(ContainerStateStatusEnum::CREATED) => Phase::Created,
+        Some(
+            ContainerStateStatusEnum::RUNNING
+            | ContainerStateStatusEnum::PAUSED
+            | ContainerStateStatusEnum::RESTARTING
+            | ContainerStateStatusEnum::STOPPING,
+        ) => Phase::Running,
+        _ => Phase::Exited,
+    }
+}
+
+/// A time of Docker's; its zero time is "never".
+fn moment(text: Option<&str>) -> Option<OffsetDateTime> {
+    OffsetDateTime::parse(text?, &Rfc3339).ok().filter(|at| at.year() > 1)
+}
+
+pub(super) fn inspected(container: ContainerInspectResponse, port: u16) -> Inspected {
+    let phase = phase(container.state.as_ref());
+    let endpoint = container
+        .network_settings
+        .and_then(|network| network.ports)
+        .and_then(|mut ports| ports.remove(&format!("{port}/tcp")).flatten())
+        .and_then(|bindings| bindings.into_iter().next())
+        .and_then(|binding| Some(format!("{}:{}", binding.host_ip?, binding.host_port?)))
+        .filter(|_| phase == Phase::Running);
+    let state = container.state.unwrap_or_default();
+    let finished_at = moment(state.finished_at.as_deref()).and(state.finished_at).unwrap_or_default();
+    let ended = phase == Phase::Exited;
+    Inspected {
+        id: container.id.unwrap_or_default(),
+        phase,
+        endpoint,
+        exit_code: state.exit_code.filter(|_| ended).and_then(|code| i32::try_from(code).ok()),
+        oom_killed: state.oom_killed.unwrap_or_default(),
+        started_at: moment(state.started_at.as_deref()),
+        finished_at,
+        image_id: container.image.unwrap_or_default(),
+        error: state.error.unwrap_or_default(),
+    }
+}
+
+pub(super) fn hint(event: EventMessage) -> Option<Hint> {
+    let id = event.actor?.id?;
+    match event.action?.as_str() {
+        "die" => Some(Hint::Died(id)),
+        "destroy" => Some(Hint::Removed(id)),
+        _ => None,
+    }
+}

@@ -1,0 +1,174 @@
+//! The line to the control plane: dials, says Hello, holds the stream, dials again. It carries; what is done is decided elsewhere.
+//!
+//! Without a session everything runs on as it is. A control plane that does not know this node any more (its database was
+//! emptied) is no reason to stop anything either: it is logged, and asked again now and then.
+
+mod accept;
+mod backoff;
+mod logs;
+mod stream;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carrel_common::model::{Container, Verdict};
+use carrel_common::wire::WireError;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Endpoint;
+use tonic::{Code, Status};
+
+use self::backoff::{Backoff, Ended};
+use crate::driver::host::Host;
+use crate::driver::{Accepted, EngineState};
+use crate::enroll::Identity;
+use crate::facts::HostFacts;
+use crate::runtime::Runtime;
+
+/// A dead network is noticed within these two together, whatever the operating system thinks of the connection.
+const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
+
+/// A replica on the way down answers no handshake; the next one may.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What the session needs.
+#[derive(Debug)]
+pub struct Session<R> {
+    /// The host it speaks for.
+    pub host: Arc<Host<R>>,
+    /// Who the node is.
+    pub identity: Identity,
+    /// The control plane's replicas.
+    pub endpoints: Vec<Endpoint>,
+    /// What is known of the host.
+    pub host_facts: HostFacts,
+    /// Workspaces at most.
+    pub max_workspaces: u16,
+    /// The set that holds, for the driver.
+    pub accepted: watch::Sender<Accepted>,
+    /// Verdicts, for the driver.
+    pub verdicts: mpsc::Sender<Vec<(String, Verdict)>>,
+    /// Containers to report, from the driver.
+    pub orphans: watch::Receiver<Vec<Container>>,
+    /// What is known of the container engine, from the driver.
+    pub engine: watch::Receiver<EngineState>,
+}
+
+/// The address of a replica, ready to be dialled.
+///
+/// # Errors
+/// When it is no URL.
+pub fn endpoint(url: &str) -> Result<Endpoint, tonic::transport::Error> {
+    Ok(Endpoint::from_shared(url.to_owned())?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEPALIVE.0)
+        .keep_alive_timeout(KEEPALIVE.1)
+        .keep_alive_while_idle(true)
+        .tcp_nodelay(true))
+}
+
+/// How a session, or the attempt at one, ended.
+#[derive(Debug, thiserror::Error)]
+enum Ending {
+    #[error("the agent stops")]
+    Stopped,
+    #[error("the control plane cannot be reached: {0}")]
+    Unreachable(tonic::transport::Error),
+    #[error("{}: {}", .0.code(), .0.message())]
+    Status(Box<Status>),
+    #[error("the control plane ended the stream")]
+    Closed,
+    #[error("the replica is leaving: {0}")]
+    GoAway(String),
+    #[error("another session of this node took over: is its identity in use on a second host?")]
+    Superseded,
+    #[error("the control plane stopped acking")]
+    Silent,
+    #[error("the control plane takes no more messages")]
+    Stuck,
+    #[error("the control plane belongs to Carrel {theirs}, this node to {ours}")]
+    OtherCluster { ours: String, theirs: String },
+    #[error("a message cannot be understood: {0}")]
+    Wire(#[from] WireError),
+    #[error("the control plane did not say Welcome first")]
+    NoWelcome,
+}
+
+impl Ending {
+    fn class(&self) -> Ended {
+        match self {
+            Self::GoAway(_) => Ended::GoAway,
+            Self::Status(status) => match status.code() {
+                Code::Unauthenticated
+                | Code::FailedPrecondition
+                | Code::PermissionDenied
+                | Code::Unimplemented => Ended::Refused,
+                // Any other: a broken HTTP/2 connection shows as `Unknown`, for one.
+                _ => Ended::Broken,
+            },
+            Self::OtherCluster { .. } | Self::Superseded => Ended::Refused,
+            Self::Stopped
+            | Self::Unreachable(_)
+            | Self::Closed
+            | Self::Silent
+            | Self::Stuck
+            | Self::Wire(_)
+            | Self::NoWelcome => Ended::Broken,
+        }
+    }
+
+    /// Value of the metric's label.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Stopped => "stopped",
+            Self::Unreachable(_) => "unreachable",
+            Self::Status(_) if self.class() == Ended::Refused => "refused",
+            Self::Status(_) | Self::Closed => "broken",
+            Self::GoAway(_) => "go_away",
+            Self::Superseded => "superseded",
+            Self::Silent | Self::Stuck => "silent",
+            Self::OtherCluster { .. } => "refused",
+            Self::Wire(_) | Self::NoWelcome => "protocol",
+        }
+    }
+}
+
+impl<R: Runtime> Session<R> {
+    /// Holds a session until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        let mut attempt: usize = 0;
+        let mut process_start = true;
+        while !stop.is_cancelled() {
+            let endpoint = self.endpoints[attempt % self.endpoints.len()].clone();
+            attempt += 1;
+            let (ending, stood) = self.one(&endpoint, process_start, &stop).await;
+            self.accepted.send_modify(|accepted| accepted.fresh = false);
+            self.host.metrics.session(ending.label());
+            if stood {
+                backoff.reset();
+                process_start = false;
+            }
+            let pause = backoff.next(ending.class(), rand::random());
+            self.tell(&ending, &endpoint, pause);
+            stop.run_until_cancelled(tokio::time::sleep(pause)).await;
+        }
+    }
+
+    fn tell(&self, ending: &Ending, endpoint: &Endpoint, pause: Duration) {
+        let (node, endpoint) = (self.identity.node, endpoint.uri());
+        match ending {
+            Ending::Stopped => tracing::info!(node.id = %node, "session closed"),
+            Ending::Status(status) if status.code() == Code::Unauthenticated => tracing::error!(
+                node.id = %node, %endpoint, ?pause,
+                "the control plane does not know this node ({}): its database may have been emptied or restored. All containers \
+                 run on. To enrol this host anew, remove identity.json from the state directory and restart the agent",
+                status.message()
+            ),
+            other if other.class() == Ended::Refused => {
+                tracing::error!(node.id = %node, %endpoint, ?pause, "no session: {other}");
+            }
+            other => tracing::warn!(node.id = %node, %endpoint, ?pause, "no session: {other}"),
+        }
+    }
+}

@@ -1,0 +1,361 @@
+//! One session: from Hello to the end of the stream.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use carrel_common::model::{Container, DesiredSet, Health, Verdict};
+use carrel_common::wire::{WireError, span_of};
+use carrel_proto::v1 as pb;
+use carrel_proto::v1::agent_service_client::AgentServiceClient;
+use carrel_proto::v1::session_request::Message as Up;
+use carrel_proto::v1::session_response::Message as Down;
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
+
+use super::accept::{Offer, judge};
+use super::{Ending, Session, logs};
+use crate::driver::Accepted;
+use crate::facts;
+use crate::runtime::Runtime;
+
+/// The control plane answers a Hello after a transaction.
+const WELCOME_WITHIN: Duration = Duration::from_secs(10);
+
+/// Messages that may wait for the network. Reports replace each other, so a healthy stream never comes near.
+const WAITING: usize = 256;
+
+/// Pieces of logs that may wait, each up to 64 KiB: a log is read no faster than it is sent.
+const LOG_PIECES_WAITING: usize = 8;
+
+/// Orphans are reported again this often: an operator may have decided meanwhile.
+const ORPHANS_AGAIN: Duration = Duration::from_secs(30);
+
+/// A stream ends after so many heartbeat intervals without an ack.
+const SILENT_INTERVALS: u32 = 3;
+
+/// Docker is asked before the first Hello, for so long at most.
+const ENGINE_WITHIN: Duration = Duration::from_secs(3);
+
+struct Live<'a, R> {
+    session: &'a mut Session<R>,
+    up: mpsc::Sender<pb::SessionRequest>,
+    log_pieces: mpsc::Sender<pb::SessionRequest>,
+    log_tasks: JoinSet<()>,
+    log_handles: BTreeMap<i64, AbortHandle>,
+    interval: Duration,
+    sequence: i64,
+    last_acked: i64,
+    progress_at: Duration,
+    was_healthy: bool,
+}
+
+fn status(status: Status) -> Ending {
+    Ending::Status(Box::new(status))
+}
+
+impl<R: Runtime> Session<R> {
+    /// How it ended, and whether it ever stood.
+    pub(super) async fn one(
+        &mut self,
+        endpoint: &Endpoint,
+        process_start: bool,
+        stop: &CancellationToken,
+    ) -> (Ending, bool) {
+        let opened = stop.run_until_cancelled(self.open(endpoint, process_start)).await;
+        let (mut live, mut down) = match opened {
+            None => return (Ending::Stopped, false),
+            Some(Err(ending)) => return (ending, false),
+            Some(Ok(opened)) => opened,
+        };
+        (live.hold(&mut down, stop).await, true)
+    }
+
+    async fn open(
+        &mut self,
+        endpoint: &Endpoint,
+        process_start: bool,
+    ) -> Result<(Live<'_, R>, Streaming<pb::SessionResponse>), Ending> {
+        let channel = endpoint.connect().await.map_err(Ending::Unreachable)?;
+        let (up, from_up) = mpsc::channel(WAITING);
+        let (log_pieces, from_logs) = mpsc::channel(LOG_PIECES_WAITING);
+        let hello = self.hello(process_start).await;
+        up.try_send(message(Up::Hello(hello))).map_err(|_| Ending::Stuck)?;
+        let outgoing =
+            futures_util::stream::select(ReceiverStream::new(from_up), ReceiverStream::new(from_logs));
+        let request = self.with_identity(Request::new(outgoing))?;
+        let (down, welcome) = tokio::time::timeout(WELCOME_WITHIN, first_answer(channel, request))
+            .await
+            .map_err(|_| Ending::NoWelcome)??;
+        let interval = self.check_welcome(&welcome)?;
+        let now = self.host.clock.monotonic();
+        let (node, epoch, boot) = (self.identity.node, welcome.session_epoch, welcome.boot_epoch);
+        tracing::info!(node.id = %node, endpoint = %endpoint.uri(), epoch, boot, ?interval, "session stands");
+        self.host.reports.renew();
+        let live = Live {
+            session: self,
+            up,
+            log_pieces,
+            log_tasks: JoinSet::new(),
+            log_handles: BTreeMap::new(),
+            interval,
+            sequence: 0,
+            last_acked: 0,
+            progress_at: now,
+            was_healthy: true,
+        };
+        Ok((live, down))
+    }
+
+    fn with_identity<T>(&self, mut request: Request<T>) -> Result<Request<T>, Ending> {
+        let value = |text: &str| {
+            AsciiMetadataValue::try_from(text).map_err(|_| WireError::new("secret", "is not printable ASCII"))
+        };
+        let metadata = request.metadata_mut();
+        metadata.insert("carrel-node-id", value(&self.identity.node.to_string())?);
+        metadata.insert("carrel-node-secret", value(&self.identity.secret)?);
+        Ok(request)
+    }
+
+    async fn hello(&mut self, process_start: bool) -> pb::Hello {
+        // Whatever came of it: a node whose Docker is away says Hello, too.
+        let asked = self.engine.wait_for(|engine| engine.asked_at.is_some());
+        let _ = tokio::time::timeout(ENGINE_WITHIN, asked).await;
+        let engine = self.engine.borrow().clone();
+        let accepted = self.accepted.borrow().set.as_ref().map(|set| set.pair.into());
+        pb::Hello {
+            facts: Some(facts::of_node(&self.host_facts, engine.facts.as_ref(), self.max_workspaces).into()),
+            inventory: engine.inventory.into_iter().map(Into::into).collect(),
+            accepted,
+            process_start,
+        }
+    }
+
+    fn check_welcome(&self, welcome: &pb::Welcome) -> Result<Duration, Ending> {
+        let ours = self.identity.cluster.to_string();
+        if welcome.cluster_id != ours {
+            return Err(Ending::OtherCluster { ours, theirs: welcome.cluster_id.clone() });
+        }
+        let interval =
+            welcome.heartbeat_interval.as_ref().map(|span| span_of("welcome.heartbeat_interval", span));
+        match interval.transpose()? {
+            Some(interval) if !interval.is_zero() => Ok(interval),
+            _ => Err(WireError::new("welcome.heartbeat_interval", "must be longer than nothing").into()),
+        }
+    }
+}
+
+type Outgoing =
+    futures_util::stream::Select<ReceiverStream<pb::SessionRequest>, ReceiverStream<pb::SessionRequest>>;
+
+async fn first_answer(
+    channel: Channel,
+    request: Request<Outgoing>,
+) -> Result<(Streaming<pb::SessionResponse>, pb::Welcome), Ending> {
+    let mut down = AgentServiceClient::new(channel)
+        .max_decoding_message_size(64 << 20)
+        .session(request)
+        .await
+        .map_err(status)?
+        .into_inner();
+    match down.message().await.map_err(status)?.and_then(|answer| answer.message) {
+        Some(Down::Welcome(welcome)) => Ok((down, welcome)),
+        Some(Down::GoAway(leaving)) => Err(Ending::GoAway(leaving.reason)),
+        Some(_) => Err(Ending::NoWelcome),
+        None => Err(Ending::Closed),
+    }
+}
+
+fn message(message: Up) -> pb::SessionRequest {
+    pb::SessionRequest { message: Some(message) }
+}
+
+impl<R: Runtime> Live<'_, R> {
+    async fn hold(&mut self, down: &mut Streaming<pb::SessionResponse>, stop: &CancellationToken) -> Ending {
+        let mut beat_in = Duration::ZERO;
+        let mut beat_from = self.now();
+        let mut orphans_from = self.now();
+        loop {
+            let now = self.now();
+            let beat = beat_in.saturating_sub(now.saturating_sub(beat_from));
+            let orphans = ORPHANS_AGAIN.saturating_sub(now.saturating_sub(orphans_from));
+            let silent =
+                (self.interval * SILENT_INTERVALS).saturating_sub(now.saturating_sub(self.progress_at));
+            // Cancel-safe: `message`, `changed`, `news` and `join_next` lose nothing when another arm is taken.
+            let done = tokio::select! {
+                () = stop.cancelled() => Err(Ending::Stopped),
+                answer = down.message() => match answer {
+                    Err(error) => Err(status(error)),
+                    Ok(None) => Err(Ending::Closed),
+                    Ok(Some(pb::SessionResponse { message: None })) => Ok(()),
+                    Ok(Some(pb::SessionResponse { message: Some(answer) })) => self.answer(answer).await,
+                },
+                () = self.session.host.reports.news() => self.observations(),
+                () = tokio::time::sleep(beat) => {
+                    (beat_from, beat_in) = (self.now(), self.interval.mul_f64(0.9 + 0.2 * rand::random::<f64>()));
+                    self.heartbeat()
+                }
+                Ok(()) = self.session.engine.changed() => self.engine_changed(),
+                Ok(()) = self.session.orphans.changed() => {
+                    orphans_from = self.now();
+                    self.orphans()
+                }
+                () = tokio::time::sleep(orphans) => {
+                    orphans_from = self.now();
+                    self.orphans()
+                }
+                () = tokio::time::sleep(silent) => Err(Ending::Silent),
+                Some(_) = self.log_tasks.join_next() => {
+                    self.log_handles.retain(|_, handle| !handle.is_finished());
+                    Ok(())
+                }
+            };
+            if let Err(ending) = done {
+                return ending;
+            }
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.session.host.clock.monotonic()
+    }
+
+    /// Never waits: a peer that takes no messages must not hold up the rest.
+    fn send(&self, up: Up) -> Result<(), Ending> {
+        self.up.try_send(message(up)).map_err(|_| Ending::Stuck)
+    }
+
+    async fn answer(&mut self, answer: Down) -> Result<(), Ending> {
+        match answer {
+            Down::HeartbeatAck(ack) => {
+                if ack.sequence > self.last_acked {
+                    self.last_acked = ack.sequence;
+                    self.progress_at = self.now();
+                }
+                Ok(())
+            }
+            Down::Desired(desired) => self.desired(desired.try_into()?),
+            Down::ObservationAck(ack) => {
+                for acked in ack.acked {
+                    let workspace = acked.workspace_uid.parse();
+                    let workspace =
+                        workspace.map_err(|_| WireError::new("acked.workspace_uid", "is not a UUID"))?;
+                    self.session.host.reports.ack(workspace, acked.sequence);
+                }
+                Ok(())
+            }
+            Down::OrphanVerdicts(verdicts) => {
+                let verdicts =
+                    verdicts.verdicts.into_iter().map(verdict).collect::<Result<Vec<_>, WireError>>()?;
+                // The driver takes them without delay; it is gone only when the agent stops.
+                self.session.verdicts.send(verdicts).await.map_err(|_| Ending::Stopped)
+            }
+            Down::LogRequest(request) => self.log(request),
+            Down::LogCancel(cancel) => {
+                if let Some(handle) = self.log_handles.remove(&cancel.request) {
+                    handle.abort();
+                }
+                Ok(())
+            }
+            Down::Superseded(_) => Err(Ending::Superseded),
+            Down::GoAway(leaving) => Err(Ending::GoAway(leaving.reason)),
+            Down::Welcome(_) => Err(WireError::new("welcome", "came twice").into()),
+        }
+    }
+
+    fn desired(&mut self, offered: DesiredSet) -> Result<(), Ending> {
+        let holds = self.session.accepted.borrow().set.clone();
+        match judge(holds.as_deref(), &offered) {
+            Offer::Take => {
+                tracing::debug!(pair = ?offered.pair, items = offered.items.len(), "desired set taken");
+                let set = Some(std::sync::Arc::new(offered));
+                self.session.accepted.send_replace(Accepted { set, fresh: true });
+            }
+            Offer::Same => self.session.accepted.send_modify(|accepted| accepted.fresh = true),
+            Offer::Refuse { accepted } => {
+                tracing::warn!(offered = ?offered.pair, ?accepted, "desired set refused: older, or other than the accepted one");
+                self.session.host.metrics.refused_set();
+                let offered = Some(offered.pair.into());
+                self.send(Up::DesiredRefused(pb::DesiredRefused {
+                    offered,
+                    accepted: Some(accepted.into()),
+                }))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn observations(&self) -> Result<(), Ending> {
+        let unsent = self.session.host.reports.take_unsent();
+        if unsent.is_empty() {
+            return Ok(());
+        }
+        let observations = unsent.into_iter().map(Into::into).collect();
+        self.send(Up::Observations(pb::Observations { observations }))
+    }
+
+    fn docker_health(&self) -> Health {
+        let engine = self.session.engine.borrow();
+        let why = match (&engine.problem, engine.asked_at) {
+            (Some(problem), _) => Some(format!("{problem}; start the Docker daemon or look at its log")),
+            (None, None) => Some("Docker has not been asked yet".to_owned()),
+            (None, Some(_)) => None,
+        };
+        let age = engine.asked_at.map(|at| self.now().saturating_sub(at)).unwrap_or_default();
+        Health { problem: why.map(|why| ("DOCKER_UNREACHABLE".to_owned(), why)), age }
+    }
+
+    fn heartbeat(&mut self) -> Result<(), Ending> {
+        self.sequence += 1;
+        let docker = self.docker_health();
+        let storage = self.session.host.storage.health();
+        self.was_healthy = docker.problem.is_none();
+        self.send(Up::Heartbeat(pb::Heartbeat {
+            sequence: self.sequence,
+            last_acked: self.last_acked,
+            docker: Some(docker.into()),
+            storage: Some(storage.into()),
+        }))
+    }
+
+    /// Docker's coming and going is told at once, not with the next heartbeat.
+    fn engine_changed(&mut self) -> Result<(), Ending> {
+        let healthy = self.docker_health().problem.is_none();
+        if healthy == self.was_healthy { Ok(()) } else { self.heartbeat() }
+    }
+
+    fn orphans(&mut self) -> Result<(), Ending> {
+        let containers: Vec<Container> = self.session.orphans.borrow_and_update().clone();
+        if containers.is_empty() {
+            return Ok(());
+        }
+        let containers = containers.into_iter().map(Into::into).collect();
+        self.send(Up::Orphans(pb::OrphanReport { containers }))
+    }
+
+    fn log(&mut self, request: pb::LogRequest) -> Result<(), Ending> {
+        let workspace = request.workspace_uid.parse();
+        let workspace =
+            workspace.map_err(|_| WireError::new("log_request.workspace_uid", "is not a UUID"))?;
+        let wanted = logs::Wanted {
+            request: request.request,
+            workspace,
+            lines: u32::try_from(request.lines).unwrap_or(0),
+            follow: request.follow,
+        };
+        let (host, pieces) = (std::sync::Arc::clone(&self.session.host), self.log_pieces.clone());
+        let handle = self.log_tasks.spawn(async move { logs::tell(&*host, wanted, pieces).await });
+        self.log_handles.insert(request.request, handle);
+        Ok(())
+    }
+}
+
+fn verdict(message: pb::OrphanVerdict) -> Result<(String, Verdict), WireError> {
+    let verdict = pb::orphan_verdict::Verdict::try_from(message.verdict)
+        .map_err(|_| WireError::new("verdict", format!("{} is not a known value", message.verdict)))?;
+    Ok((message.container_id, verdict.try_into()?))
+}

@@ -1,0 +1,204 @@
+//! An agent, its directories and its control plane; what it made is removed when the rig is dropped.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use carrel_common::id::{Generation, PlacementId, WorkspaceUid};
+use carrel_common::model::{DesiredItem, Observation, Observed, Resources, Run, StopReason, WorkspaceSpec};
+use carrel_common::telemetry::LogFormat;
+use node_agent::config::Config;
+use node_agent::storage::check::Kind;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::control_plane::{ControlPlane, PATIENCE};
+
+pub(crate) struct Rig {
+    pub(crate) control_plane: ControlPlane,
+    pub(crate) dir: tempfile::TempDir,
+    agent: JoinSet<anyhow::Result<()>>,
+    stop: CancellationToken,
+    change: fn(&mut Config),
+}
+
+/// `carrel/tiny:<mode>`
+pub(crate) fn image(mode: &str) -> String {
+    let image = std::env::vars().find(|(key, _)| key == "CARREL_TINY_IMAGE").map(|(_, value)| value);
+    let image = image.unwrap_or_else(|| "carrel/tiny:test".into());
+    let name = image.rsplit_once(':').map_or(image.as_str(), |(name, _)| name);
+    format!("{name}:{mode}")
+}
+
+pub(crate) fn docker(args: &[&str]) -> String {
+    let output = Command::new("docker").args(args).output().expect("docker runs");
+    assert!(output.status.success(), "docker {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+impl Rig {
+    pub(crate) async fn start() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// With a configuration of its own.
+    pub(crate) async fn with(change: fn(&mut Config)) -> Self {
+        let mut rig = Self::stopped(change).await;
+        rig.start_agent().await;
+        rig
+    }
+
+    /// Without an agent yet.
+    pub(crate) async fn stopped(change: fn(&mut Config)) -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let base = dir.path().join("base");
+        std::fs::create_dir(&base).expect("base");
+        std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o711)).expect("mode");
+        let control_plane = ControlPlane::start().await;
+        Self { control_plane, dir, agent: JoinSet::new(), stop: CancellationToken::new(), change }
+    }
+
+    pub(crate) fn base(&self) -> PathBuf {
+        self.dir.path().join("base")
+    }
+
+    fn config(&self) -> Config {
+        let mut config = Config {
+            control_plane: vec![self.control_plane.url.clone()],
+            workspace_base_path: self.base(),
+            storage: Kind::Directory,
+            state_dir: self.dir.path().join("state"),
+            docker_host: std::env::vars()
+                .find(|(key, _)| key == "DOCKER_HOST")
+                .map_or_else(|| "unix:///var/run/docker.sock".into(), |(_, value)| value),
+            docker_timeout: Duration::from_secs(30),
+            metrics_listen: "127.0.0.1:0".into(),
+            dev: true,
+            max_workspaces: 250,
+            start_concurrency: 6,
+            reconcile_interval: Duration::from_secs(2),
+            crash_budget: 3,
+            crash_window: Duration::from_secs(600),
+            log_format: LogFormat::Text,
+            log_filter: "info".into(),
+            otlp_endpoint: None,
+        };
+        (self.change)(&mut config);
+        config
+    }
+
+    pub(crate) async fn start_agent(&mut self) {
+        let before = self.control_plane.heard(|heard| heard.hellos.len());
+        self.stop = CancellationToken::new();
+        self.agent.spawn(node_agent::run::run(self.config(), self.stop.clone()));
+        self.control_plane.hear("a hello", |heard| (heard.hellos.len() > before).then_some(())).await;
+    }
+
+    /// As SIGTERM does.
+    pub(crate) async fn stop_agent(&mut self) {
+        self.stop.cancel();
+        let ended = tokio::time::timeout(PATIENCE, self.agent.join_next()).await.expect("ends in time");
+        ended.expect("was running").expect("no panic").expect("ends well");
+    }
+
+    /// As SIGKILL does: nothing of it runs on.
+    pub(crate) async fn kill_agent(&mut self) {
+        self.agent.shutdown().await;
+    }
+
+    pub(crate) async fn running(&self, item: &DesiredItem) -> (Observation, String) {
+        let key = (item.workspace, item.generation.0);
+        let seen = self
+            .control_plane
+            .observe("RUNNING", key, |o| matches!(o.state, Observed::Running { .. } | Observed::Failed(_)))
+            .await;
+        let Observed::Running { endpoint } = &seen.state else { panic!("failed: {seen:?}") };
+        let endpoint = endpoint.clone();
+        (seen, endpoint)
+    }
+
+    pub(crate) async fn gone(&self, item: &DesiredItem) -> Observation {
+        let key = (item.workspace, item.generation.0);
+        self.control_plane.observe("GONE", key, |o| matches!(o.state, Observed::Gone { .. })).await
+    }
+
+    pub(crate) async fn failed(&self, item: &DesiredItem) -> Observation {
+        let key = (item.workspace, item.generation.0);
+        self.control_plane.observe("FAILED", key, |o| matches!(o.state, Observed::Failed(_))).await
+    }
+
+    /// Ids of this cluster's containers, running or not.
+    pub(crate) fn containers(&self) -> Vec<String> {
+        let filter = format!("label=carrel.cluster={}", self.control_plane.cluster());
+        let ids = docker(&["ps", "-aq", "--no-trunc", "--filter", &filter]);
+        ids.lines().map(str::to_owned).collect()
+    }
+
+    /// A container as the agent makes them, of another hand. Running.
+    pub(crate) fn plant(&self, item: &DesiredItem) -> String {
+        let label = |key: &str, value: &dyn std::fmt::Display| format!("carrel.{key}={value}");
+        let labels = [
+            label("cluster", &self.control_plane.cluster()),
+            label("incarnation", &1),
+            label("node", &self.control_plane.node()),
+            label("workspace", &item.workspace),
+            label("student", &item.student),
+            label("generation", &item.generation),
+            label("spec", &item.spec.digest()),
+        ];
+        let name = format!("carrel-{}-g{}", item.workspace, item.generation);
+        let mut args = vec!["run", "-d", "--name", &name, "-p", "127.0.0.1::8080"];
+        args.extend(labels.iter().flat_map(|label| ["--label", label]));
+        args.push(&item.spec.image);
+        docker(&args)
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.agent.abort_all();
+        for id in self.containers() {
+            let _ = Command::new("docker").args(["rm", "-f", &id]).output();
+        }
+        let network = format!("carrel-{}", &self.control_plane.cluster().0.simple().to_string()[..8]);
+        let _ = Command::new("docker").args(["network", "rm", &network]).output();
+    }
+}
+
+pub(crate) fn spec(mode: &str) -> WorkspaceSpec {
+    WorkspaceSpec {
+        image: image(mode),
+        resources: Resources { cpu_millicores: 1000, memory_bytes: 1 << 30, pids: 512 },
+        probe_port: 8080,
+        probe_path: "/healthz".into(),
+    }
+}
+
+/// A workspace of `student` that is to run.
+pub(crate) fn desk(student: &str, mode: &str) -> DesiredItem {
+    DesiredItem {
+        workspace: WorkspaceUid::new(),
+        student: student.parse().expect("valid"),
+        generation: Generation(1),
+        placement: PlacementId::new(),
+        spec: spec(mode),
+        run: Run::Running { start_timeout: Duration::from_secs(30) },
+        traceparent: String::new(),
+    }
+}
+
+/// The same workspace, to be stopped.
+pub(crate) fn stopped(item: &DesiredItem) -> DesiredItem {
+    let run = Run::Stopped { reason: StopReason::User, grace: Duration::from_secs(1), purge_files: false };
+    DesiredItem { run, ..item.clone() }
+}
+
+/// The same workspace, `by` generations on.
+pub(crate) fn later(item: &DesiredItem, by: i64) -> DesiredItem {
+    DesiredItem {
+        generation: Generation(item.generation.0 + by),
+        placement: PlacementId::new(),
+        ..item.clone()
+    }
+}
