@@ -72,17 +72,21 @@ keep_out_of_callers_checkout() {
 }
 
 # with_progress TEXT LOG COMMAND…: runs a long command with its output in LOG and a line every 15 s, so that a person sees it live.
-# The command is a child of its own, with errexit on even where the caller is part of a condition.
+# The command is a job of its own: errexit is on in it even where the caller is part of a condition, and Ctrl-C ends all of it.
 with_progress() {
   local text=$1 log=$2 start pid rc=0 next=15
   shift 2
   start=$(now_ms)
   mkdir -p "$(dirname "$log")"
+  set -m
   (
     set -e
     "$@"
   ) >"$log" 2>&1 </dev/null &
   pid=$!
+  set +m
+  # shellcheck disable=SC2064 # this pid, not a later one
+  trap "kill -TERM -- -$pid 2>/dev/null; exit 130" INT TERM
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.1
     if (($(now_ms) - start >= next * 1000)); then
@@ -90,10 +94,11 @@ with_progress() {
       next=$((next + 15))
     fi
   done
+  trap - INT TERM
   wait "$pid" || rc=$?
   if ((rc != 0)); then
     printf '\n   last lines of %s:\n' "$log" >&2
-    tail -n 25 "$log" | sed 's/^/   | /' >&2
+    tail -n "${log_lines:-25}" "$log" | sed 's/^/   | /' >&2
     fail "$text (exit status $rc)" "The whole output: $log"
   fi
   done_in "$start" "$text"
@@ -122,7 +127,7 @@ record_process() { printf '%s %s\n' "$2" "$(start_of "$2")" >"$1"; }
 
 is_recorded_alive() {
   local pid start
-  [[ -r $1 ]] && read -r pid start <"$1" && [[ -n $start && $(start_of "$pid") == "$start" ]]
+  [[ -r $1 ]] && read -r pid start _ <"$1" && [[ -n $start && $(start_of "$pid") == "$start" ]]
 }
 
 # stop_recorded FILE SECONDS: TERM, then KILL after SECONDS; quiet when it is gone already

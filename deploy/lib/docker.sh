@@ -1,7 +1,9 @@
 # shellcheck shell=bash
 # A Docker daemon that answers: the machine's own where there is one, else Debian's, started by systemd or, where none runs, by us.
 
-# What we started is written down here; nothing else is ever stopped by us.
+# What we started is written down here, with the name of the command that did (docker_starter, set by the command): neither ever stops what
+# the other, or anybody else, has started.
+docker_starter=${docker_starter:-carrel}
 docker_run_dir=/run/carrel
 docker_pid_file=$docker_run_dir/dockerd.carrel
 docker_log=/var/log/carrel-dockerd.log
@@ -16,6 +18,7 @@ need_docker() {
     is_recorded_alive "$docker_pid_file" && [[ ! -d /sys/class/net/docker0 ]] || return 0
     # Somebody deleted the bridge under the daemon: every start would fail until the daemon makes it anew. Live-restore keeps what runs.
     say "the network bridge docker0 is gone: restarting the dockerd that we started"
+    read -r _ _ docker_starter <"$docker_pid_file"
     stop_recorded "$docker_pid_file" 20
   fi
   case $DOCKER_HOST in
@@ -64,7 +67,7 @@ start_dockerd() {
   wait_until 5 test -s "$docker_run_dir/dockerd.pid" || true
   local pid
   pid=$(<"$docker_run_dir/dockerd.pid")
-  printf '%s %s\n' "$pid" "$(start_of "$pid")" | as_root tee "$docker_pid_file" >/dev/null
+  printf '%s %s %s\n' "$pid" "$(start_of "$pid")" "$docker_starter" | as_root tee "$docker_pid_file" >/dev/null
   wait_until 60 docker_answers_or_dead
   docker_answers || {
     as_root tail -n 15 "$docker_log" | sed 's/^/   | /' >&2
@@ -77,7 +80,10 @@ docker_answers_or_dead() { docker_answers || is_recorded_gone "$docker_pid_file"
 
 # stop_our_dockerd: only the one we started, and only when nobody's container runs on it
 stop_our_dockerd() {
+  local starter
   is_recorded_alive "$docker_pid_file" || return 0
+  read -r _ _ starter <"$docker_pid_file"
+  [[ $starter == "$docker_starter" ]] || return 0
   if [[ -n $(docker ps -q 2>/dev/null) ]]; then
     say "dockerd stays up: containers still run on it (docker ps)"
     return 0

