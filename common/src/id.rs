@@ -15,20 +15,18 @@ pub struct InvalidId(pub String);
 
 const LONGEST: usize = 64;
 
-fn check_key(kind: &str, text: &str) -> Result<(), InvalidId> {
+fn check_key(text: &str) -> Result<(), InvalidId> {
     let ok = text.len() <= LONGEST
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "._@-".contains(c));
     if ok {
         return Ok(());
     }
-    Err(InvalidId(format!(
-        "{kind} must be 1 to {LONGEST} characters of A-Z a-z 0-9 . _ @ -, the first a letter or digit"
-    )))
+    Err(InvalidId(format!("must be 1 to {LONGEST} characters of A-Z a-z 0-9 . _ @ -, the first a letter or digit")))
 }
 
 macro_rules! key {
-    ($(#[$doc:meta])* $name:ident, $kind:literal) => {
+    ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
         #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
         #[serde(try_from = "String", into = "String")]
@@ -43,7 +41,7 @@ macro_rules! key {
         impl FromStr for $name {
             type Err = InvalidId;
             fn from_str(text: &str) -> Result<Self, InvalidId> {
-                check_key($kind, text)?;
+                check_key(text)?;
                 Ok(Self(text.to_owned()))
             }
         }
@@ -73,13 +71,11 @@ macro_rules! key {
 
 key!(
     /// A student as the LMS names them. Safe as one path component: it holds no `/`, and cannot be `.` or `..`.
-    StudentId,
-    "student_id"
+    StudentId
 );
 key!(
     /// A course as the LMS names it.
-    CourseId,
-    "course_id"
+    CourseId
 );
 
 impl StudentId {

@@ -54,6 +54,7 @@ impl Options {
             .flag("cpu-millicores", "100")
             .flag("memory", "67108864")
             .agent_flag("reconcile-interval", "1s")
+            .agent_flag("storage", "directory")
     }
 
     /// A flag of `control-plane serve`.
@@ -203,7 +204,7 @@ impl Cluster {
     pub fn spawn_agent(&mut self) {
         let mut command = Command::new(settings::binary("node-agent"));
         command
-            .args(["run", "--dev", "--storage", "directory"])
+            .args(["run", "--dev"])
             .args(["--control-plane", &format!("http://127.0.0.1:{}", self.agent_port)])
             .args(["--docker-host", &self.options.docker_host])
             .args(["--metrics-listen", &format!("127.0.0.1:{}", self.metrics_port)])
@@ -218,17 +219,23 @@ impl Cluster {
         self.agent = Some(Process::spawn("node-agent", &mut command, &self.log("node-agent")));
     }
 
-    /// Starts the agent and waits until the control plane knows it.
+    /// Starts the agent and waits until the control plane has heard how it is.
     pub async fn start_agent(&mut self) {
-        let before = self.connections().await;
+        let before = (self.connections().await, self.heartbeats().await);
         self.spawn_agent();
         let start = Instant::now();
-        while self.connections().await == before {
+        while self.connections().await == before.0 || self.heartbeats().await == before.1 {
             let process = self.agent();
             assert!(process.ended().is_none(), "the agent ended:\n{}", process.log_tail(30));
             assert!(start.elapsed() < Duration::from_secs(20), "not connected:\n{}", process.log_tail(30));
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Heartbeats of the agent so far.
+    async fn heartbeats(&self) -> i64 {
+        let count = self.database.text("SELECT coalesce(max(renewals), 0)::text FROM nodes").await;
+        count.parse().expect("a number")
     }
 
     /// How often an agent has connected so far.

@@ -11,6 +11,7 @@ use integration_tests::cluster::{Cluster, Options};
 use integration_tests::process::Process;
 use integration_tests::{http, settings};
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 async fn list(
     client: &Client,
@@ -61,7 +62,7 @@ async fn bad_requests_name_the_field() {
 
 #[tokio::test]
 async fn an_id_that_differs_in_case_only_is_refused() {
-    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let cluster = Cluster::start(Options::new()).await;
     let client = cluster.client();
     client.start("Ada").await;
     let status = client.try_start("ada").await.unwrap_err();
@@ -127,7 +128,7 @@ async fn a_stale_etag_deletes_nothing() {
 
 #[tokio::test]
 async fn pages_stay_stable_while_rows_change() {
-    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let cluster = Cluster::start(Options::new()).await;
     let client = cluster.client();
     for student in ["d", "B", "f", "a", "E", "c"] {
         client.start(student).await;
@@ -164,7 +165,7 @@ async fn pages_stay_stable_while_rows_change() {
 
 #[tokio::test]
 async fn an_unknown_desk_is_not_found_everywhere() {
-    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let cluster = Cluster::start(Options::new()).await;
     let client = cluster.client();
     let mut codes = vec![
         client.try_get("nobody").await.unwrap_err(),
@@ -186,15 +187,26 @@ async fn an_unknown_desk_is_not_found_everywhere() {
 
 #[tokio::test]
 async fn access_to_a_desk_that_does_not_run_is_refused() {
-    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let cluster = Cluster::start(Options::new()).await;
     let client = cluster.client();
-    client.start("ada").await;
+    client.start_and_wait("ada").await;
+    client.stop_and_wait("ada").await;
     let request = pb::CreateAccessRequest { name: name_of("ada"), ..Default::default() };
     let status = client.workspaces.clone().create_access(request).await.unwrap_err();
     assert_eq!(
         (status.code(), reason(&status).as_str()),
         (Code::FailedPrecondition, "WORKSPACE_NOT_RUNNING")
     );
+}
+
+#[tokio::test]
+async fn without_a_node_a_start_says_when_to_try_again_and_makes_nothing() {
+    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let client = cluster.client();
+    let status = client.try_start("ada").await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "NO_NODE_READY"));
+    assert!(status.get_details_retry_info().is_some(), "{status:?}");
+    assert_eq!(client.try_get("ada").await.unwrap_err().code(), Code::NotFound);
 }
 
 #[tokio::test]
@@ -212,64 +224,81 @@ async fn an_image_that_does_not_exist_fails_the_start_with_its_name() {
 }
 
 #[tokio::test]
-async fn limits_beyond_the_node_wait_with_a_reason() {
+async fn limits_beyond_every_node_are_refused() {
     let cluster = Cluster::start(Options::new().flag("memory", "1099511627776")).await;
     let client = cluster.client();
-    client.start("ada").await;
-    let pending = client
-        .wait_until("ada", "waiting with a reason", |w| w.status_reason() == StatusReason::NoCapacity)
-        .await;
-    assert_eq!(pending.state(), State::Pending);
-    assert!(!pending.status_message.is_empty());
+    let status = client.try_start("ada").await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "LIMITS_BEYOND_NODES"));
+    assert_eq!(client.try_get("ada").await.unwrap_err().code(), Code::NotFound, "nothing half done");
+}
+
+#[tokio::test]
+async fn a_full_node_makes_desks_wait_in_line_and_take_what_becomes_free() {
+    let cluster = Cluster::start(Options::new().agent_flag("max-workspaces", "1")).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    for (place, student) in ["bob", "eve"].into_iter().enumerate() {
+        let waiting = client.start(student).await;
+        assert_eq!((waiting.state(), waiting.status_reason()), (State::Pending, StatusReason::NoCapacity));
+        assert_eq!(client.get(student).await.progress.unwrap().queue_position, place as i32 + 1);
+    }
     client.stop_and_wait("ada").await;
+    client.wait_for("bob", State::Running).await;
+    assert_eq!(client.get("eve").await.progress.unwrap().queue_position, 1);
+    client.stop_and_wait("bob").await;
+    client.wait_for("eve", State::Running).await;
 }
 
 #[tokio::test]
 async fn a_missing_base_refuses_starts_and_creates_nothing_until_it_is_there() {
     let cluster = Cluster::start(Options::new().without_base()).await;
     let client = cluster.client();
-    client.start("ada").await;
-    let waiting = client
-        .wait_until("ada", "waiting for storage", |w| {
-            matches!(w.status_reason(), StatusReason::StorageUnavailable | StatusReason::NoNodeReady)
-        })
-        .await;
-    assert!(matches!(waiting.state(), State::Pending | State::Failed), "{waiting:?}");
+    let status = client.try_start("ada").await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "STORAGE_BASE_MISSING"));
     assert!(!cluster.base().exists(), "the base is not made");
     assert_eq!(cluster.containers().await, []);
-    let filter = pb::EventFilter { types: vec!["node.degraded".into()], ..Default::default() };
-    let degraded = client.list_events(filter).await;
-    assert_eq!(
-        degraded.first().map(|event| event.reason.as_str()),
-        Some("STORAGE_BASE_MISSING"),
-        "{degraded:?}"
-    );
+    assert_eq!(client.try_get("ada").await.unwrap_err().code(), Code::NotFound, "nothing half done");
+    wait_for_event(&client, "node.degraded", "STORAGE_BASE_MISSING").await;
 
     std::fs::create_dir(cluster.base()).unwrap();
     std::fs::set_permissions(cluster.base(), std::fs::Permissions::from_mode(0o711)).unwrap();
-    if waiting.state() == State::Failed {
-        client.start("ada").await;
-    }
-    client.wait_for("ada", State::Running).await;
+    wait_for_event(&client, "node.recovered", "").await;
+    client.start_and_wait("ada").await;
 }
 
 #[tokio::test]
-async fn a_base_that_others_can_list_or_that_is_a_file_is_refused() {
+async fn a_base_that_others_can_list_is_refused() {
     let cluster = Cluster::start(Options::new()).await;
     let client = cluster.client();
     client.start_and_wait("ada").await;
+    let running = client.get("ada").await;
     std::fs::set_permissions(cluster.base(), std::fs::Permissions::from_mode(0o755)).unwrap();
     let degraded = wait_for_event(&client, "node.degraded", "STORAGE_EXPOSED").await;
     assert!(degraded.contains("chmod"), "it says what to do: {degraded}");
-    client.start("bob").await;
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let waiting = client.get("bob").await;
-    assert!(matches!(waiting.state(), State::Pending | State::Failed), "{waiting:?}");
+    let status = client.try_start("bob").await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "STORAGE_EXPOSED"));
     assert!(!cluster.student_dir("bob").exists());
-    assert_eq!(client.get("ada").await.state(), State::Running, "who works goes on working");
+    assert_eq!(client.get("ada").await.version, running.version, "who works goes on working");
+
     std::fs::set_permissions(cluster.base(), std::fs::Permissions::from_mode(0o711)).unwrap();
-    client.start("bob").await;
+    let back = std::time::Instant::now();
+    while let Err(status) = client.try_start("bob").await {
+        assert!(back.elapsed() < Duration::from_secs(40), "{status}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     client.wait_for("bob", State::Running).await;
+}
+
+#[tokio::test]
+async fn a_base_that_is_no_mount_is_refused_where_one_is_asked_for() {
+    // Below /tmp on the root disk, which may itself be a mount: then there is nothing to refuse.
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    if mounts.lines().any(|line| line.split(' ').nth(1) == Some("/tmp")) {
+        return;
+    }
+    let cluster = Cluster::start(Options::new().agent_flag("storage", "mount")).await;
+    let status = cluster.client().try_start("ada").await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "STORAGE_NOT_MOUNTED"));
 }
 
 async fn wait_for_event(client: &Client, kind: &str, reason: &str) -> String {
@@ -330,17 +359,19 @@ async fn a_port_that_is_taken_is_named_and_ends_the_process() {
 }
 
 #[tokio::test]
-async fn dev_mode_is_refused_off_loopback() {
-    let options = Options::new();
-    let database = integration_tests::database::Database::create(&settings::database_url()).await;
-    drop(options);
-    let output = Command::new(settings::binary("control-plane"))
-        .args(["serve", "--dev", "--database-url", &database.url()])
-        .args(["--listen", "127.0.0.1:0", "--agent-listen", &format!("0.0.0.0:{}", settings::free_port())])
-        .output()
-        .unwrap();
-    database.drop_now().await;
-    assert!(!output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+async fn plaintext_is_refused_off_loopback_and_without_dev() {
+    let serve = |flags: &[&str]| {
+        let command = ["serve", "--database-url", "postgres://nobody@localhost/none"];
+        let output =
+            Command::new(settings::binary("control-plane")).args(command).args(flags).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for flags in
+        [&["--dev", "--agent-listen", "0.0.0.0:7301"][..], &["--dev", "--listen", "0.0.0.0:7300"], &[]]
+    {
+        let (success, said) = serve(flags);
+        assert!(!success && said.contains("--dev"), "{flags:?}: {said}");
+    }
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use carrel_proto::v1::workspace::State;
+use integration_tests::client::reason;
 use integration_tests::cluster::{Cluster, Options};
 use integration_tests::http;
 use integration_tests::own_docker::OwnDocker;
@@ -55,21 +56,54 @@ async fn docker_goes_and_comes_back() {
     let before = cluster.containers().await;
 
     docker.kill();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    client.start("bob").await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    let waiting = client.get("bob").await;
-    assert!(matches!(waiting.state(), State::Pending | State::Starting), "{waiting:?}");
+    let start = Instant::now();
+    let status = loop {
+        // Until the agent has noticed, starts are accepted and wait on the node.
+        match client.try_start("bob").await {
+            Err(status) => break status,
+            Ok(_) => client.try_stop("bob").await.map(|_| ()).unwrap(),
+        }
+        assert!(start.elapsed() < Duration::from_secs(10), "nobody notices");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    };
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::Unavailable, "DOCKER_UNREACHABLE"),
+        "{status}"
+    );
+    assert!(status.get_details_retry_info().is_some(), "it says when to try again: {status:?}");
+    let ada = client.get("ada").await;
     assert!(
-        matches!(client.get("ada").await.state(), State::Running | State::Starting),
-        "no decision without Docker"
+        matches!(ada.state(), State::Running | State::Starting) && ada.generation == 1,
+        "no decision: {ada:?}"
     );
 
     docker.start_again().await;
+    let back = Instant::now();
+    while client.try_start("bob").await.is_err() {
+        assert!(back.elapsed() < Duration::from_secs(15), "nobody notices");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     client.wait_for("bob", State::Running).await;
     assert_eq!(client.wait_for("ada", State::Running).await.generation, 1);
     let after = cluster.containers_of("ada").await;
     assert_eq!(after[0].id, before[0].id, "the same container");
+}
+
+#[tokio::test]
+async fn a_stop_without_docker_happens_when_it_is_back() {
+    let mut docker = OwnDocker::start(true).await;
+    docker.load(&settings::docker_host(), &settings::tiny_image());
+    let cluster = Cluster::start(Options::new().docker(&docker.host())).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    docker.kill();
+    assert!(client.try_stop("ada").await.unwrap().reconciling);
+    // Longer than the longest stop: it is told as failed, and goes on being tried.
+    client.wait_for("ada", State::Failed).await;
+    docker.start_again().await;
+    client.wait_for("ada", State::Stopped).await;
+    assert_eq!(cluster.containers().await, []);
 }
 
 #[tokio::test]
@@ -80,11 +114,15 @@ async fn an_agent_that_starts_before_docker_waits_for_it() {
     docker.kill();
     cluster.spawn_agent();
     let client = cluster.client();
-    client.start("ada").await;
     tokio::time::sleep(Duration::from_secs(2)).await;
-    assert_eq!(client.get("ada").await.state(), State::Pending);
+    assert_eq!(client.try_start("ada").await.unwrap_err().code(), Code::Unavailable);
     assert!(cluster.agent().ended().is_none(), "{}", cluster.agent().log_tail(20));
     docker.start_again().await;
+    let back = Instant::now();
+    while client.try_start("ada").await.is_err() {
+        assert!(back.elapsed() < Duration::from_secs(15), "nobody notices");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     client.wait_for("ada", State::Running).await;
 }
 

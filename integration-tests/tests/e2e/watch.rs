@@ -169,7 +169,7 @@ async fn a_desk_that_leaves_the_filter_is_told_once_more() {
 
 #[tokio::test]
 async fn a_watch_of_names_tells_of_no_other() {
-    let cluster = Cluster::start_without_agent(Options::new()).await;
+    let cluster = Cluster::start(Options::new()).await;
     let client = cluster.client();
     client.start("bob").await;
     let request = pb::WatchWorkspacesRequest { names: vec![name_of("ada")], ..Default::default() };
@@ -186,8 +186,10 @@ async fn a_watch_of_names_tells_of_no_other() {
 async fn no_event_is_missed_and_none_is_told_twice() {
     const WRITERS: usize = 6;
     const ROUNDS: usize = 25;
-    let cluster = Cluster::start_without_agent(Options::new()).await;
+    // One place, taken: the others wait in line, so that this is about events and not about containers.
+    let cluster = Cluster::start(Options::new().agent_flag("max-workspaces", "1")).await;
     let client = cluster.client();
+    client.start_and_wait("occupant").await;
     client.start("first").await;
     let watching = client.events.clone().watch_events(pb::WatchEventsRequest::default()).await;
     let mut watching = watching.expect("a watch").into_inner();

@@ -1,0 +1,61 @@
+//! What crosses the wire comes back as it went.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::id::{PlacementId, WorkspaceUid};
+
+fn spec() -> WorkspaceSpec {
+    WorkspaceSpec {
+        image: "carrel/workspace:dev".into(),
+        resources: Resources { cpu_millicores: 1000, memory_bytes: 1 << 30, pids: 512 },
+        probe_port: 8080,
+        probe_path: "/healthz".into(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn times_come_back_as_they_went(nanos in -62_135_596_800_000_000_000_i128..253_402_300_799_999_999_999) {
+        let at = OffsetDateTime::from_unix_timestamp_nanos(nanos).expect("in range");
+        prop_assert_eq!(time_of("t", &timestamp(at)), Ok(at));
+    }
+
+    #[test]
+    fn spans_come_back_as_they_went(seconds in 0..i64::MAX as u64, nanos in 0..1_000_000_000_u32) {
+        let span = Duration::new(seconds, nanos);
+        prop_assert_eq!(span_of("d", &duration(span)), Ok(span));
+    }
+}
+
+#[test]
+fn a_desired_set_comes_back_as_it_went() {
+    let item = |run| DesiredItem {
+        workspace: WorkspaceUid::new(),
+        student: "ada".parse().expect("valid"),
+        generation: Generation(3),
+        placement: PlacementId::new(),
+        spec: spec(),
+        run,
+        traceparent: "00-1-2-01".into(),
+    };
+    let set = DesiredSet::new(
+        DesiredPair { incarnation: 1, generation: 9 },
+        vec![
+            item(Run::Running { start_timeout: Duration::from_secs(120) }),
+            item(Run::Stopped {
+                reason: StopReason::Idle,
+                grace: Duration::from_secs(10),
+                purge_files: true,
+            }),
+        ],
+    );
+    assert_eq!(DesiredSet::try_from(pb::Desired::from(set.clone())), Ok(set));
+}
+
+#[test]
+fn an_unknown_enum_value_is_an_error_that_names_the_field() {
+    let message = pb::Observation { state: 99, ..Default::default() };
+    let error = Observation::try_from(message).expect_err("99 is no state");
+    assert_eq!(error, WireError::new("observation.state", "99 is not a known value"));
+}

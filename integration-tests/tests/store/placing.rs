@@ -1,0 +1,102 @@
+use carrel_common::model::{Observed, StatusReason};
+use control_plane::app::AppError;
+use control_plane::domain::workspace::State;
+use time::OffsetDateTime;
+
+use crate::rig::{GIB, Rig};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_first_starts_of_one_student_make_one_workspace_and_one_placement() {
+    let rig = Rig::new().await;
+    rig.node(4).await;
+    let starts = (0..16).map(|_| rig.start("ada"));
+    let started: Vec<_> = futures_util::future::join_all(starts).await.into_iter().map(|s| s.unwrap()).collect();
+    assert!(started.iter().all(|w| w.uid == started[0].uid && w.generation == started[0].generation));
+    assert_eq!(rig.database.text("SELECT count(*)::text FROM placements").await, "1");
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hundred_starts_for_ten_places_overcommit_nothing_and_queue_in_order() {
+    let rig = Rig::new().await;
+    let node = rig.node(10).await;
+    let names: Vec<String> = (0..100).map(|n| format!("s{n:03}")).collect();
+    futures_util::future::join_all(names.iter().map(|name| rig.start(name))).await;
+    let placed = "SELECT count(*)::text FROM placements WHERE released_at IS NULL";
+    assert_eq!(rig.database.text(placed).await, "10");
+    let waiting = rig.app.store.waiting(200).await.unwrap();
+    assert_eq!(waiting.len(), 90);
+    let first = rig.app.store.workspaces_by_uid(vec![waiting[0]]).await.unwrap().remove(0);
+    assert_eq!((first.state, first.status_reason), (State::Pending, Some(StatusReason::NoCapacity)));
+    assert_eq!(rig.app.get(&first.student).await.unwrap().queue_position, 1);
+
+    // One leaves: the first of the queue takes the place, and nobody else.
+    let leaving = rig.database.text("SELECT student_id FROM workspaces WHERE node_id IS NOT NULL LIMIT 1").await;
+    rig.stop(&leaving).await;
+    rig.obey(node).await;
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.database.text(placed).await, "10");
+    assert_eq!(rig.app.store.waiting(200).await.unwrap(), waiting[1..]);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_start_that_no_node_could_take_changes_nothing_and_says_why() {
+    let rig = Rig::new().await;
+    let none = rig.start("ada").await;
+    assert!(matches!(&none, Err(AppError::NoHealthyNode { reason, .. }) if reason == "NO_NODE_READY"), "{none:?}");
+    assert_eq!(rig.database.text("SELECT count(*)::text FROM workspaces").await, "0");
+    rig.end().await;
+
+    let rig = Rig::with(|settings| settings.spec.resources.memory_bytes = 64 * GIB).await;
+    rig.node(4).await;
+    let large = rig.start("ada").await;
+    assert!(matches!(large, Err(AppError::LimitsBeyondNodes { .. })), "{large:?}");
+    assert_eq!(rig.database.text("SELECT count(*)::text FROM workspaces").await, "0");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_new_generation_waits_until_the_one_before_is_proven_gone() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let first = rig.running(node, "ada").await;
+    let crashed = Observed::Failed(StatusReason::CrashLoop);
+    rig.report(node, first.uid, first.generation, crashed).await;
+    let second = rig.start("ada").await.unwrap();
+    assert_eq!((second.state, second.status_reason), (State::Pending, Some(StatusReason::PreviousStopping)));
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("ada").await.state, State::Pending, "placed beside a container that may still run");
+    rig.report(node, first.uid, first.generation, Observed::Gone { purge: Ok(false) }).await;
+    rig.app.place_waiting().await.unwrap();
+    rig.obey(node).await;
+    let up = rig.get("ada").await;
+    assert_eq!((up.state, up.generation), (State::Running, first.generation.next()));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_node_may_report_on_its_own_workspaces_only() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let ada = rig.running(node, "ada").await;
+    let other = rig.node(4).await;
+    rig.report(other, ada.uid, ada.generation, Observed::Gone { purge: Ok(false) }).await;
+    assert_eq!(rig.get("ada").await, ada);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_student_who_comes_back_after_a_delete_gets_a_higher_generation() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let first = rig.running(node, "ada").await;
+    let call = crate::rig::call("DeleteWorkspace");
+    rig.app.delete(&call, &first.student, "", false).await.unwrap();
+    rig.obey(node).await;
+    assert!(matches!(rig.app.get(&first.student).await, Err(AppError::WorkspaceNotFound(_))));
+    let second = rig.running(node, "ada").await;
+    assert!(second.generation > first.generation && second.uid != first.uid);
+    assert!(second.created_at > OffsetDateTime::UNIX_EPOCH);
+    rig.end().await;
+}

@@ -1,0 +1,159 @@
+//! A control plane without its doors: the use cases over a database of the test's own, and a node that obeys.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
+use carrel_common::model::{Health, NodeFacts, Observation, Observed, Resources, Run, WorkspaceSpec};
+use control_plane::app::{App, Call, Heartbeats, LogTails, Nudge, Settings};
+use control_plane::domain::idle::IdlePolicy;
+use control_plane::domain::reconcile::OrderTimes;
+use control_plane::domain::workspace::{State, Workspace};
+use control_plane::metrics::Metrics;
+use control_plane::store::{CandidateLimits, Store};
+use integration_tests::database::Database;
+use integration_tests::settings;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) const GIB: i64 = 1 << 30;
+
+pub(crate) struct Rig {
+    pub(crate) app: App,
+    pub(crate) database: Database,
+    stop: CancellationToken,
+}
+
+impl Rig {
+    pub(crate) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    pub(crate) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        let database = Database::create(&settings::database_url()).await;
+        Store::migrate(&database.url()).await.unwrap();
+        let store = Store::open(&database.url(), 12).unwrap();
+        let (cluster, incarnation) = store.cluster().await.unwrap();
+        let mut settings = Settings {
+            dev: true,
+            cluster,
+            incarnation,
+            spec: WorkspaceSpec {
+                image: "carrel/tiny:test".into(),
+                resources: Resources { cpu_millicores: 1000, memory_bytes: GIB, pids: 512 },
+                probe_port: 8080,
+                probe_path: "/healthz".into(),
+            },
+            idle: IdlePolicy {
+                idle_timeout: Duration::from_secs(900),
+                warning_lead: Duration::from_secs(120),
+                extension_budget: Duration::from_secs(3600),
+            },
+            longest_pending: Duration::from_secs(60),
+            longest_starting: Duration::from_secs(60),
+            longest_stopping: Duration::from_secs(60),
+            orders: OrderTimes { start_timeout: Duration::from_secs(60), stop_grace: Duration::from_secs(10) },
+            limits: CandidateLimits { cpu_overcommit: 100.0, memory_overcommit: 1.0 },
+            heartbeat_interval: Duration::from_secs(10),
+            unreachable_after: Duration::from_secs(30),
+            events_kept: Duration::from_secs(3600),
+        };
+        change(&mut settings);
+        let (nudge, _) = Nudge::new();
+        let (heartbeats, inbox) = Heartbeats::new();
+        let app = App {
+            store,
+            settings: Arc::new(settings),
+            nudge,
+            metrics: Metrics::default(),
+            heartbeats,
+            log_tails: LogTails::default(),
+        };
+        let stop = CancellationToken::new();
+        let (writer, stopped) = (app.clone(), stop.clone());
+        tokio::spawn(async move { writer.write_heartbeats(inbox, stopped).await });
+        Self { app, database, stop }
+    }
+
+    /// A healthy node with room for `gib` workspaces of the default size.
+    pub(crate) async fn node(&self, gib: i64) -> NodeId {
+        let facts = NodeFacts {
+            hostname: "h".into(),
+            machine_id: uuid::Uuid::new_v4().to_string(),
+            boot_id: "b".into(),
+            docker_id: "d".into(),
+            docker_version: "20".into(),
+            agent_version: "0".into(),
+            cpu_millicores: 2000,
+            memory_bytes: gib * GIB,
+            max_workspaces: 250,
+            advertise_address: "127.0.0.1".into(),
+        };
+        let (node, _) = self.app.enroll(&facts).await.unwrap();
+        let session = self.app.accept_session(node, &facts, true).await.unwrap();
+        let healthy = Health { problem: None, age: Duration::ZERO };
+        self.app.heartbeat_node(node, session.session_epoch, &healthy, &healthy).await.unwrap();
+        node
+    }
+
+    pub(crate) async fn start(&self, student: &str) -> control_plane::app::Result<Workspace> {
+        let student = id(student);
+        self.app.start(&call("StartWorkspace"), &student, None).await.map(|view| view.workspace)
+    }
+
+    pub(crate) async fn stop(&self, student: &str) -> Workspace {
+        self.app.stop(&call("StopWorkspace"), &id(student), false, "").await.unwrap().workspace
+    }
+
+    pub(crate) async fn get(&self, student: &str) -> Workspace {
+        self.app.get(&id(student)).await.unwrap().workspace
+    }
+
+    pub(crate) async fn report(&self, node: NodeId, uid: WorkspaceUid, generation: Generation, state: Observed) {
+        let observation = Observation {
+            workspace: uid,
+            generation,
+            sequence: 1,
+            state,
+            exit_code: None,
+            oom_killed: false,
+            message: String::new(),
+            image_digest: "sha256:1".into(),
+            traceparent: String::new(),
+        };
+        self.app.observe(node, &[observation]).await.unwrap();
+    }
+
+    /// What an agent does that obeys at once: everything of its desired set is so, and reported.
+    pub(crate) async fn obey(&self, node: NodeId) {
+        for item in self.app.desired_set(node).await.unwrap().items {
+            let state = match item.run {
+                Run::Running { .. } => Observed::Running { endpoint: "127.0.0.1:1".into() },
+                Run::Stopped { purge_files, .. } => Observed::Gone { purge: Ok(purge_files) },
+            };
+            self.report(node, item.workspace, item.generation, state).await;
+        }
+    }
+
+    /// A running workspace.
+    pub(crate) async fn running(&self, node: NodeId, student: &str) -> Workspace {
+        self.start(student).await.unwrap();
+        self.obey(node).await;
+        let workspace = self.get(student).await;
+        assert_eq!(workspace.state, State::Running);
+        workspace
+    }
+
+    pub(crate) async fn end(self) {
+        self.stop.cancel();
+        self.app.store.close().await;
+        self.database.drop_now().await;
+    }
+}
+
+pub(crate) fn id(student: &str) -> StudentId {
+    student.parse().unwrap()
+}
+
+pub(crate) fn call(rpc: &'static str) -> Call {
+    Call { rpc, request_id: None, fingerprint: String::new() }
+}
