@@ -22,7 +22,9 @@ fn check_key(text: &str) -> Result<(), InvalidId> {
     if ok {
         return Ok(());
     }
-    Err(InvalidId(format!("must be 1 to {LONGEST} characters of A-Z a-z 0-9 . _ @ -, the first a letter or digit")))
+    Err(InvalidId(format!(
+        "must be 1 to {LONGEST} characters of A-Z a-z 0-9 . _ @ -, the first a letter or digit"
+    )))
 }
 
 macro_rules! key {

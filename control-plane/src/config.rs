@@ -174,13 +174,22 @@ impl ServeArgs {
     pub fn check(&self) -> Result<(), BadConfig> {
         let bad = |flag, problem: &str| Err(BadConfig { flag, problem: problem.to_owned() });
         if !self.dev {
-            return bad("--dev", "callers' tokens and TLS are not there yet, so it serves with --dev only, on loopback");
+            return bad(
+                "--dev",
+                "callers' tokens and TLS are not there yet, so it serves with --dev only, on loopback",
+            );
         }
         if !self.listen.ip().is_loopback() {
-            return bad("--listen", "with --dev everything is plaintext, so the address must be a loopback address");
+            return bad(
+                "--listen",
+                "with --dev everything is plaintext, so the address must be a loopback address",
+            );
         }
         if !self.agent_listen.ip().is_loopback() {
-            return bad("--agent-listen", "with --dev everything is plaintext, so the address must be a loopback address");
+            return bad(
+                "--agent-listen",
+                "with --dev everything is plaintext, so the address must be a loopback address",
+            );
         }
         if self.warning_lead >= self.idle_timeout {
             return bad("--warning-lead", "must be shorter than --idle-timeout");
@@ -260,7 +269,9 @@ mod tests {
     use super::*;
 
     fn parse(flags: &[&str]) -> ServeArgs {
-        let line = ["control-plane", "serve", "--database-url", "postgres:///x"].into_iter().chain(flags.iter().copied());
+        let line = ["control-plane", "serve", "--database-url", "postgres:///x"]
+            .into_iter()
+            .chain(flags.iter().copied());
         match Cli::try_parse_from(line).expect("parses").command {
             Command::Serve(args) => *args,
             Command::Migrate(_) => panic!("serve was asked for"),
@@ -279,12 +290,19 @@ mod tests {
     fn times_that_contradict_each_other_are_refused() {
         assert!(parse(&["--dev", "--warning-lead", "20m"]).check().is_err());
         assert!(parse(&["--dev", "--unreachable-after", "10s"]).check().is_err());
-        assert!(parse(&["--dev", "--idle-timeout", "4s", "--warning-lead", "1s", "--idle-sweep", "1s"]).check().is_ok());
+        assert!(
+            parse(&["--dev", "--idle-timeout", "4s", "--warning-lead", "1s", "--idle-sweep", "1s"])
+                .check()
+                .is_ok()
+        );
     }
 
     #[test]
     fn reads_sizes() {
-        assert_eq!([parse_bytes("1GiB"), parse_bytes("512MiB"), parse_bytes("77")], [Ok(1 << 30), Ok(512 << 20), Ok(77)]);
+        assert_eq!(
+            [parse_bytes("1GiB"), parse_bytes("512MiB"), parse_bytes("77")],
+            [Ok(1 << 30), Ok(512 << 20), Ok(77)]
+        );
         assert!(parse_bytes("a lot").is_err() && parse_bytes("-1").is_err());
     }
 

@@ -54,7 +54,8 @@ impl Metrics {
     }
     /// A workspace came to rest.
     pub fn stopped(&self, reason: StopReason) {
-        let name = serde_json::to_value(reason).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+        let name =
+            serde_json::to_value(reason).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
         self.stops.add(1, &[KeyValue::new("reason", name)]);
     }
     /// A report of activity was answered.

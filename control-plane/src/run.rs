@@ -18,11 +18,11 @@ use tonic_health::ServingStatus;
 use crate::app::{App, Heartbeats, LogTails, Nudge};
 use crate::config::ServeArgs;
 use crate::grpc::{Agents, Events, Following, Workspaces};
+use crate::http;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
 use crate::store::Store;
 use crate::tasks;
-use crate::http;
 
 /// The database is waited for this long at the start.
 const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
@@ -53,7 +53,8 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     };
 
     // Three groups that end one after the other: callers and agents first, then the loops, then what they write to.
-    let (serving, looping, writing) = (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    let (serving, looping, writing) =
+        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
     let (ready_now, ready) = watch::channel(true);
     let idle_stopper = tasks::IdleStopper::new(app.clone(), args.idle_sweep);
@@ -72,7 +73,11 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let mut api = serve::reflection().context("the descriptors cannot be read")?;
     api = api
         .add_service(health)
-        .add_service(WorkspaceServiceServer::new(Workspaces::new(app.clone(), following.clone(), tasks.clone())))
+        .add_service(WorkspaceServiceServer::new(Workspaces::new(
+            app.clone(),
+            following.clone(),
+            tasks.clone(),
+        )))
         .add_service(EventServiceServer::new(Events::new(app.clone(), following, tasks.clone())));
     let sessions = Sessions::new(app.clone(), serving.clone(), tasks.clone());
     let agents = tonic::service::Routes::new(AgentServiceServer::new(Agents::new(app.clone(), sessions)));
@@ -118,7 +123,9 @@ async fn wait_for_database(
     loop {
         match store.schema_is_current().await {
             Ok(true) => return Ok(store.cluster().await?),
-            Ok(false) => anyhow::bail!("the database's schema is not up to date; run `control-plane migrate` first"),
+            Ok(false) => {
+                anyhow::bail!("the database's schema is not up to date; run `control-plane migrate` first")
+            }
             Err(error) if !error.is_unavailable() || began.elapsed() > DATABASE_PATIENCE => {
                 return Err(error).context("--database-url cannot be used");
             }
@@ -139,7 +146,8 @@ async fn tell_health(
     stop: CancellationToken,
 ) {
     loop {
-        let status = if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status =
+            if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
         for service in ["", "carrel.v1.WorkspaceService", "carrel.v1.EventService"] {
             reporter.set_service_status(service, status).await;
         }

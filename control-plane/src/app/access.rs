@@ -18,7 +18,9 @@ impl App {
         let workspace = found.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
         match (workspace.state, &workspace.endpoint) {
             (State::Running, Some(endpoint)) => Ok(format!("http://{endpoint}/")),
-            (state, _) => Err(AppError::NotRunning { state: Some(state), stop: workspace.stop.map(Box::new) }),
+            (state, _) => {
+                Err(AppError::NotRunning { state: Some(state), stop: workspace.stop.map(Box::new) })
+            }
         }
     }
 }

@@ -22,7 +22,9 @@ pub enum AppError {
         existing: StudentId,
     },
     /// The etag is not the present one.
-    #[error("the workspace has changed since it was read: etag {given} is stale, the present one is {present}")]
+    #[error(
+        "the workspace has changed since it was read: etag {given} is stale, the present one is {present}"
+    )]
     StaleEtag {
         /// As given.
         given: String,
@@ -33,7 +35,7 @@ pub enum AppError {
     #[error("this request_id was used for another request within the last 24 hours; send a new one")]
     RequestIdReused,
     /// It is not running.
-    #[error("the workspace is {}, not running", state.map_or("not running", State::as_str))]
+    #[error("the workspace is {}", state.map_or("not running", State::as_str))]
     NotRunning {
         /// Its state, when known.
         state: Option<State>,
@@ -54,7 +56,9 @@ pub enum AppError {
         passing: bool,
     },
     /// No node is large enough even when empty.
-    #[error("the limits (cpu {cpu_millicores} millicores, memory {memory_bytes} bytes) are beyond every node there is; lower them or add a larger node")]
+    #[error(
+        "the limits (cpu {cpu_millicores} millicores, memory {memory_bytes} bytes) are beyond every node there is; lower them or add a larger node"
+    )]
     LimitsBeyondNodes {
         /// Asked.
         cpu_millicores: i64,
@@ -71,7 +75,9 @@ pub enum AppError {
     #[error("node {0} is not known here, or its secret is wrong")]
     NodeUnknown(NodeId),
     /// The node was enrolled on another host or another Docker daemon.
-    #[error("node {node} was enrolled with another {what}; enrol this host anew with an empty state directory")]
+    #[error(
+        "node {node} was enrolled with another {what}; enrol this host anew with an empty state directory"
+    )]
     NodeIdentityChanged {
         /// The node.
         node: NodeId,

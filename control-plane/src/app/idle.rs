@@ -29,7 +29,10 @@ impl App {
     ///
     /// # Errors
     /// The database.
-    pub async fn idle_soon(&self, horizon: Duration) -> Result<(Vec<(WorkspaceUid, OffsetDateTime)>, OffsetDateTime)> {
+    pub async fn idle_soon(
+        &self,
+        horizon: Duration,
+    ) -> Result<(Vec<(WorkspaceUid, OffsetDateTime)>, OffsetDateTime)> {
         let until_warning = self.settings.idle.idle_timeout.saturating_sub(self.settings.idle.warning_lead);
         let (rows, now) = self.store.running_idle_since(until_warning.saturating_sub(horizon)).await?;
         let due = |row: RunningRow| (row.uid, if row.warned { now } else { row.basis_at + until_warning });
@@ -71,10 +74,8 @@ impl App {
             }
             Verdict::Stop { evidence } => {
                 let lateness = (now - evidence.deadline_at).as_seconds_f64();
-                let message = format!(
-                    "Stopped because nobody worked in it for {}.",
-                    spoken(policy.idle_timeout)
-                );
+                let message =
+                    format!("Stopped because nobody worked in it for {}.", spoken(policy.idle_timeout));
                 let data = [
                     ("deadline_time", rfc3339(evidence.deadline_at)),
                     ("warning_time", rfc3339(evidence.warned_at)),
@@ -85,7 +86,9 @@ impl App {
                 let (next, log) = before.apply(stop, now)?;
                 let log = log
                     .into_iter()
-                    .map(|entry| data.iter().fold(entry, |entry, (key, value)| entry.with(key, value.clone())))
+                    .map(|entry| {
+                        data.iter().fold(entry, |entry, (key, value)| entry.with(key, value.clone()))
+                    })
                     .collect();
                 self.metrics.idle_stop_lateness(lateness);
                 tracing::info!(workspace.id = %uid, generation = before.generation.0, lateness, "idle stop decided");
@@ -117,6 +120,9 @@ mod tests {
     #[test]
     fn says_spans_as_people_do() {
         let said = |seconds| spoken(Duration::from_secs(seconds));
-        assert_eq!([said(900), said(5400), said(1), said(0)], ["15 minutes", "1 hour 30 minutes", "1 second", "a moment"]);
+        assert_eq!(
+            [said(900), said(5400), said(1), said(0)],
+            ["15 minutes", "1 hour 30 minutes", "1 second", "a moment"]
+        );
     }
 }

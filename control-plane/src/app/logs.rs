@@ -62,7 +62,12 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::NodeAway`], [`AppError::NeverRan`], [`AppError::WorkspaceNotFound`], the database.
-    pub async fn tail(&self, student: &StudentId, lines: i32, follow: bool) -> Result<mpsc::Receiver<LogPart>> {
+    pub async fn tail(
+        &self,
+        student: &StudentId,
+        lines: i32,
+        follow: bool,
+    ) -> Result<mpsc::Receiver<LogPart>> {
         let found = self.store.find_workspace(student).await?;
         let workspace = found.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
         let node = workspace.node.or(workspace.last_node).ok_or(AppError::NeverRan)?;

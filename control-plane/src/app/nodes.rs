@@ -59,7 +59,12 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::NodeIdentityChanged`]; the database.
-    pub async fn accept_session(&self, id: NodeId, facts: &NodeFacts, process_start: bool) -> Result<NewSession> {
+    pub async fn accept_session(
+        &self,
+        id: NodeId,
+        facts: &NodeFacts,
+        process_start: bool,
+    ) -> Result<NewSession> {
         let mut work = self.store.begin().await?;
         let node = work.lock_node(id).await?.ok_or(AppError::NodeUnknown(id))?;
         let mut facts = facts.clone();
@@ -100,7 +105,9 @@ impl App {
         }
         if before.state != state {
             let (kind, problem) = match state {
-                NodeState::Degraded => ("node.degraded", docker.problem.clone().or_else(|| storage.problem.clone())),
+                NodeState::Degraded => {
+                    ("node.degraded", docker.problem.clone().or_else(|| storage.problem.clone()))
+                }
                 NodeState::Ready | NodeState::Unreachable => ("node.recovered", None),
             };
             let (reason, message) = problem.unwrap_or_default();

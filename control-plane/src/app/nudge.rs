@@ -28,7 +28,8 @@ impl Nudge {
     /// New bells, and the end at which the idle loop listens.
     pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<IdleDue>) {
         let (idle, due) = mpsc::unbounded_channel();
-        let nudge = Self { events: watch::Sender::new(0), queue: Notify::new(), idle, nodes: Mutex::default() };
+        let nudge =
+            Self { events: watch::Sender::new(0), queue: Notify::new(), idle, nodes: Mutex::default() };
         (Arc::new(nudge), due)
     }
 

@@ -43,7 +43,9 @@ impl App {
         node: NodeId,
         seen: &Observation,
     ) -> Result<Option<(Workspace, Workspace)>> {
-        let Some(Locked { workspace: before, now, .. }) = work.lock(seen.workspace).await? else { return Ok(None) };
+        let Some(Locked { workspace: before, now, .. }) = work.lock(seen.workspace).await? else {
+            return Ok(None);
+        };
         // A node may report on its own workspaces only.
         let placement = work.find_placement(before.uid).await?.filter(|placement| placement.node == node);
         let Some(report) = placement.and_then(|placement| concerns(&placement, &before, seen)) else {
@@ -52,8 +54,10 @@ impl App {
         if let (Report::Gone { .. }, Some(placement)) = (&report, work.find_placement(before.uid).await?) {
             work.release_placement(&placement).await?;
             if let Observed::Gone { purge: Err(problem) } = &seen.state {
-                let subject = Subject { workspace: Some((before.uid, before.student.clone())), node: Some(node) };
-                let entry = Entry::new("workspace.purge_failed", Actor::Agent).with("message", problem.as_str());
+                let subject =
+                    Subject { workspace: Some((before.uid, before.student.clone())), node: Some(node) };
+                let entry =
+                    Entry::new("workspace.purge_failed", Actor::Agent).with("message", problem.as_str());
                 work.append(subject, entry).await?;
             }
         }

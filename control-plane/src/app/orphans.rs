@@ -60,7 +60,8 @@ impl App {
             .because(reason)
             .with("container_id", container.container_id.as_str())
             .with("generation", container.generation.0);
-        let subject = Subject { workspace: Some((container.workspace, container.student.clone())), node: Some(node) };
+        let subject =
+            Subject { workspace: Some((container.workspace, container.student.clone())), node: Some(node) };
         work.append(subject, entry).await?;
         self.nudge.ring(&work.commit().await?);
         Ok((verdict, reason))
@@ -70,13 +71,24 @@ impl App {
     async fn adopt(&self, work: &mut crate::store::Work, node: NodeId, container: &Container) -> Result<()> {
         let now = self.store.now().await?;
         let spec = self.settings.spec.clone();
-        let make = Workspace::new(container.workspace, container.student.clone(), carrel_common::id::Generation(0), spec, now);
+        let make = Workspace::new(
+            container.workspace,
+            container.student.clone(),
+            carrel_common::id::Generation(0),
+            spec,
+            now,
+        );
         let uid = work.find_or_make(make).await?;
         let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(()) };
         let next = before.adopted(container.generation, node, now);
         work.insert_placement(&next, node).await?;
-        work.save(&before, next, vec![Entry::new("workspace.requested", Actor::ControlPlane).with("adopted", true)], now)
-            .await?;
+        work.save(
+            &before,
+            next,
+            vec![Entry::new("workspace.requested", Actor::ControlPlane).with("adopted", true)],
+            now,
+        )
+        .await?;
         Ok(())
     }
 }

@@ -52,7 +52,9 @@ impl App {
         let need = if workspace.deletion.is_some() { NOTHING } else { workspace.spec.resources };
         let candidates = work.candidates(self.settings.limits).await?;
         let node = match placement::place(&need, &candidates) {
-            Ok(_) if !fair => return Ok(Err(NoPlace::Full { ready: candidates.iter().filter(|c| c.ready).count() })),
+            Ok(_) if !fair => {
+                return Ok(Err(NoPlace::Full { ready: candidates.iter().filter(|c| c.ready).count() }));
+            }
             Ok(node) => node,
             Err(none) => return Ok(Err(none)),
         };

@@ -10,7 +10,9 @@ macro_rules! settle {
         let mut tries = 1;
         loop {
             match $once.await {
-                Err(error) if $crate::app::AppError::is_conflict(&error) && tries < $crate::app::settle::TRIES => {
+                Err(error)
+                    if $crate::app::AppError::is_conflict(&error) && tries < $crate::app::settle::TRIES =>
+                {
                     tries += 1;
                 }
                 result => break result,

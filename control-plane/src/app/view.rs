@@ -66,7 +66,8 @@ impl App {
             true => (HashMap::new(), OffsetDateTime::UNIX_EPOCH),
             false => self.store.activities(open).await?,
         };
-        let positions: HashMap<WorkspaceUid, i64> = match workspaces.iter().any(|w| w.state == State::Pending) {
+        let positions: HashMap<WorkspaceUid, i64> = match workspaces.iter().any(|w| w.state == State::Pending)
+        {
             true => self.store.queue_positions().await?,
             false => HashMap::new(),
         };

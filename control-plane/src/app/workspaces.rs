@@ -37,19 +37,35 @@ impl App {
     ///
     /// # Errors
     /// [`AppError`].
-    pub async fn start(&self, call: &Call, student: &StudentId, course: Option<&CourseId>) -> Result<WorkspaceView> {
+    pub async fn start(
+        &self,
+        call: &Call,
+        student: &StudentId,
+        course: Option<&CourseId>,
+    ) -> Result<WorkspaceView> {
         let workspace = settle!(self.start_once(call, student, course))?;
         self.view_one(workspace).await
     }
 
-    async fn start_once(&self, call: &Call, student: &StudentId, course: Option<&CourseId>) -> Result<Workspace> {
+    async fn start_once(
+        &self,
+        call: &Call,
+        student: &StudentId,
+        course: Option<&CourseId>,
+    ) -> Result<Workspace> {
         let mut work = self.store.begin().await?;
         if let Some(answer) = replay(&mut work, call).await? {
             return Ok(answer);
         }
         let spec = self.settings.spec.clone();
         let now = OffsetDateTime::UNIX_EPOCH; // A new row; the first step sets its times.
-        let make = Workspace::new(WorkspaceUid::new(), student.clone(), carrel_common::id::Generation(0), spec.clone(), now);
+        let make = Workspace::new(
+            WorkspaceUid::new(),
+            student.clone(),
+            carrel_common::id::Generation(0),
+            spec.clone(),
+            now,
+        );
         let uid = work.find_or_make(make).await?;
         let locked = work.lock(uid).await?.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
         let Locked { workspace: before, now, .. } = locked;
@@ -57,7 +73,8 @@ impl App {
             return Err(AppError::DiffersInCase { given: student.clone(), existing: before.student });
         }
         let traceparent = carrel_common::telemetry::current_traceparent();
-        let (mut next, mut log) = before.apply(Event::Start { course: course.cloned(), spec, traceparent }, now)?;
+        let (mut next, mut log) =
+            before.apply(Event::Start { course: course.cloned(), spec, traceparent }, now)?;
         if before.created_at == OffsetDateTime::UNIX_EPOCH {
             (next.created_at, next.updated_at) = (now, now);
         }
@@ -80,10 +97,18 @@ impl App {
     ///
     /// # Errors
     /// [`AppError`].
-    pub async fn stop(&self, call: &Call, student: &StudentId, force: bool, why: &str) -> Result<WorkspaceView> {
-        let message = if why.is_empty() { "Stopped on request.".to_owned() } else { format!("Stopped: {why}") };
+    pub async fn stop(
+        &self,
+        call: &Call,
+        student: &StudentId,
+        force: bool,
+        why: &str,
+    ) -> Result<WorkspaceView> {
+        let message =
+            if why.is_empty() { "Stopped on request.".to_owned() } else { format!("Stopped: {why}") };
         self.change(call, student, |locked| {
-            let stop = Event::Stop { reason: StopReason::User, force, message: message.clone(), evidence: None };
+            let stop =
+                Event::Stop { reason: StopReason::User, force, message: message.clone(), evidence: None };
             let (next, mut log) = locked.workspace.apply(stop, locked.now)?;
             log = log.into_iter().map(|entry| entry.with("why", why)).collect();
             Ok((next, log))
@@ -98,7 +123,8 @@ impl App {
     pub async fn restart(&self, call: &Call, student: &StudentId) -> Result<WorkspaceView> {
         let traceparent = carrel_common::telemetry::current_traceparent();
         self.change(call, student, |locked| {
-            let restart = Event::Restart { spec: self.settings.spec.clone(), traceparent: traceparent.clone() };
+            let restart =
+                Event::Restart { spec: self.settings.spec.clone(), traceparent: traceparent.clone() };
             Ok(locked.workspace.apply(restart, locked.now)?)
         })
         .await
@@ -108,7 +134,13 @@ impl App {
     ///
     /// # Errors
     /// [`AppError`].
-    pub async fn delete(&self, call: &Call, student: &StudentId, etag: &str, purge_files: bool) -> Result<WorkspaceView> {
+    pub async fn delete(
+        &self,
+        call: &Call,
+        student: &StudentId,
+        etag: &str,
+        purge_files: bool,
+    ) -> Result<WorkspaceView> {
         self.change(call, student, |locked| {
             let present = locked.workspace.etag();
             if !etag.is_empty() && etag != present {
@@ -133,7 +165,8 @@ impl App {
             }
             let missing = || AppError::WorkspaceNotFound(student.clone());
             let uid = work.find_uid(student).await?.ok_or_else(missing)?;
-            let locked = work.lock(uid).await?.filter(|l| l.workspace.deleted_at.is_none()).ok_or_else(missing)?;
+            let locked =
+                work.lock(uid).await?.filter(|l| l.workspace.deleted_at.is_none()).ok_or_else(missing)?;
             let (next, log) = step(&locked)?;
             let after = work.save(&locked.workspace, next, log, locked.now).await?;
             self.finish(work, call, after).await
@@ -167,9 +200,13 @@ impl App {
             let missing = || AppError::WorkspaceNotFound(student.clone());
             let replayed = replay(&mut work, call).await?.is_some();
             let uid = work.find_uid(student).await?.ok_or_else(missing)?;
-            let Locked { workspace: before, mut activity, now } = work.lock(uid).await?.ok_or_else(missing)?;
+            let Locked { workspace: before, mut activity, now } =
+                work.lock(uid).await?.ok_or_else(missing)?;
             if !before.open_for_activity() {
-                return Err(AppError::NotRunning { state: Some(before.state), stop: before.stop.map(Box::new) });
+                return Err(AppError::NotRunning {
+                    state: Some(before.state),
+                    stop: before.stop.map(Box::new),
+                });
             }
             let wanted = match extent {
                 Extent::Until(at) => at,
@@ -188,7 +225,8 @@ impl App {
                 .with("until_time", rfc3339(until))
                 .with("clamped", clamped)
                 .with("why", why);
-            let after = if before == next { next } else { work.save(&before, next, vec![entry], now).await? };
+            let after =
+                if before == next { next } else { work.save(&before, next, vec![entry], now).await? };
             let shown = IdleView::new(&self.settings.idle, &after, &activity, now);
             self.finish(work, call, after).await?;
             // A warning that was out no longer holds.
@@ -212,7 +250,11 @@ impl App {
     ///
     /// # Errors
     /// [`AppError`].
-    pub async fn list(&self, query: &WorkspaceQuery, page_size: usize) -> Result<(Vec<WorkspaceView>, Option<String>)> {
+    pub async fn list(
+        &self,
+        query: &WorkspaceQuery,
+        page_size: usize,
+    ) -> Result<(Vec<WorkspaceView>, Option<String>)> {
         let limit = u64::try_from(page_size).unwrap_or(u64::MAX).saturating_add(1);
         let mut found = self.store.list_workspaces(query, limit).await?;
         let more = found.len() > page_size;

@@ -99,7 +99,9 @@ impl IdlePolicy {
         match workspace.state {
             State::Unreachable => return Clock::Paused,
             State::Running => {}
-            State::Stopped | State::Pending | State::Starting | State::Stopping | State::Failed => return Clock::Off,
+            State::Stopped | State::Pending | State::Starting | State::Stopping | State::Failed => {
+                return Clock::Off;
+            }
         }
         let Some(nominal) = self.nominal_deadline(workspace, activity) else { return Clock::Off };
         let warning_at = match Self::standing_warning(workspace, nominal) {
@@ -212,7 +214,10 @@ mod tests {
     fn warned_late_means_stopped_later() {
         let workspace = running();
         let verdict = POLICY.decide(&workspace, &Activity::default(), at(5000));
-        assert!(matches!(verdict, Verdict::Warn { deadline_at, .. } if deadline_at == at(5120)), "{verdict:?}");
+        assert!(
+            matches!(verdict, Verdict::Warn { deadline_at, .. } if deadline_at == at(5120)),
+            "{verdict:?}"
+        );
     }
 
     #[test]

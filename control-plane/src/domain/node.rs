@@ -54,7 +54,11 @@ pub struct Node {
 impl Node {
     /// State of a node that is heard of.
     pub fn heard_state(docker: &Health, storage: &Health) -> NodeState {
-        if docker.problem.is_none() && storage.problem.is_none() { NodeState::Ready } else { NodeState::Degraded }
+        if docker.problem.is_none() && storage.problem.is_none() {
+            NodeState::Ready
+        } else {
+            NodeState::Degraded
+        }
     }
 
     /// The first thing wrong with it: a stable reason, and a sentence with the next step.

@@ -25,7 +25,8 @@ pub struct Candidate {
 impl Candidate {
     fn fits(&self, need: &Resources) -> bool {
         self.count < self.most
-            && self.allocated.cpu_millicores.saturating_add(need.cpu_millicores) <= self.capacity.cpu_millicores
+            && self.allocated.cpu_millicores.saturating_add(need.cpu_millicores)
+                <= self.capacity.cpu_millicores
             && self.allocated.memory_bytes.saturating_add(need.memory_bytes) <= self.capacity.memory_bytes
     }
 
@@ -66,9 +67,10 @@ impl NoPlace {
             Self::NoneReady => {
                 (StatusReason::NoNodeReady, "Waits for a host: none is connected and healthy.".to_owned())
             }
-            Self::Full { ready } => {
-                (StatusReason::NoCapacity, format!("Waits for a free place: {ready} of {ready} hosts are full."))
-            }
+            Self::Full { ready } => (
+                StatusReason::NoCapacity,
+                format!("Waits for a free place: {ready} of {ready} hosts are full."),
+            ),
             Self::TooLarge => (
                 StatusReason::NoCapacity,
                 "Waits for a larger host: its limits are beyond every host there is.".to_owned(),
@@ -118,7 +120,14 @@ mod tests {
 
     fn candidate(ready: bool, gib: i64, used: i64) -> Candidate {
         let all = |n: i64| Resources { cpu_millicores: n * 1000, memory_bytes: n << 30, pids: 0 };
-        Candidate { node: NodeId::new(), ready, capacity: all(gib), allocated: all(used), count: used, most: 250 }
+        Candidate {
+            node: NodeId::new(),
+            ready,
+            capacity: all(gib),
+            allocated: all(used),
+            count: used,
+            most: 250,
+        }
     }
 
     #[test]

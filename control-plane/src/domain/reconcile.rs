@@ -70,13 +70,19 @@ pub fn same_order(before: &Workspace, after: &Workspace) -> bool {
 /// `known` is the student's workspace, or the tombstone of a deleted one. A container is stopped only with positive
 /// knowledge that its generation is over; one the store knows nothing of is adopted unless something else of that
 /// student is placed.
-pub fn judge_orphan(container: &Container, known: Option<&Workspace>, placed: bool) -> (Verdict, &'static str) {
+pub fn judge_orphan(
+    container: &Container,
+    known: Option<&Workspace>,
+    placed: bool,
+) -> (Verdict, &'static str) {
     match known {
         None => (Verdict::Adopt, "UNKNOWN_TO_THE_STORE"),
         Some(workspace) if workspace.deleted_at.is_some() && container.generation <= workspace.generation => {
             (Verdict::Stop, "WORKSPACE_DELETED")
         }
-        Some(workspace) if container.generation < workspace.generation => (Verdict::Stop, "GENERATION_SUPERSEDED"),
+        Some(workspace) if container.generation < workspace.generation => {
+            (Verdict::Stop, "GENERATION_SUPERSEDED")
+        }
         Some(workspace) if container.generation == workspace.generation && !placed => {
             // The placement was released on proof, or never made: this generation is over.
             (Verdict::Stop, "PLACEMENT_RELEASED")

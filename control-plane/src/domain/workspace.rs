@@ -317,7 +317,13 @@ pub type Step = (Workspace, Vec<Entry>);
 
 impl Workspace {
     /// A desk that has never been started. `generation` continues from a deleted one of the same student.
-    pub fn new(uid: WorkspaceUid, student: StudentId, generation: Generation, spec: WorkspaceSpec, now: OffsetDateTime) -> Self {
+    pub fn new(
+        uid: WorkspaceUid,
+        student: StudentId,
+        generation: Generation,
+        spec: WorkspaceSpec,
+        now: OffsetDateTime,
+    ) -> Self {
         Self {
             uid,
             student,
@@ -370,7 +376,9 @@ impl Workspace {
         self.deletion.is_some()
             || match self.desired {
                 Desired::Running => self.state != State::Running,
-                Desired::Stopped => !matches!(self.state, State::Stopped | State::Failed) || self.node.is_some(),
+                Desired::Stopped => {
+                    !matches!(self.state, State::Stopped | State::Failed) || self.node.is_some()
+                }
             }
     }
 
@@ -418,9 +426,10 @@ impl Workspace {
                 next.note_stop(reason, message, None, now);
                 next.rest(Actor::Caller, None, now)
             }
-            (Pending | Failed | Starting | Running | Unreachable, Event::Stop { reason, force, message, evidence }) => {
-                next.wind_down(reason, force, message, evidence, now)
-            }
+            (
+                Pending | Failed | Starting | Running | Unreachable,
+                Event::Stop { reason, force, message, evidence },
+            ) => next.wind_down(reason, force, message, evidence, now),
             (Stopping, Event::Stop { force, .. }) => {
                 next.desired = Desired::Stopped;
                 next.force |= force;
@@ -515,7 +524,13 @@ impl Workspace {
     }
 
     /// A new generation, in the queue.
-    fn begin(&mut self, spec: WorkspaceSpec, traceparent: String, actor: Actor, now: OffsetDateTime) -> Entry {
+    fn begin(
+        &mut self,
+        spec: WorkspaceSpec,
+        traceparent: String,
+        actor: Actor,
+        now: OffsetDateTime,
+    ) -> Entry {
         self.enter(State::Pending, now);
         self.desired = Desired::Running;
         self.generation = self.generation.next();
@@ -543,7 +558,13 @@ impl Workspace {
         vec![Entry::new("workspace.requested", Actor::Caller).with("after", "STOPPING")]
     }
 
-    fn note_stop(&mut self, reason: StopReason, message: String, evidence: Option<IdleEvidence>, now: OffsetDateTime) {
+    fn note_stop(
+        &mut self,
+        reason: StopReason,
+        message: String,
+        evidence: Option<IdleEvidence>,
+        now: OffsetDateTime,
+    ) {
         self.desired = Desired::Stopped;
         self.stop = Some(Stop { reason, at: now, exit_code: None, message, evidence });
     }
@@ -665,21 +686,28 @@ impl Workspace {
                 }
                 vec![Entry::new("workspace.ready", Actor::Agent).with("first", first)]
             }
-            (State::Starting | State::Running | State::Unreachable, Report::Restarting { exit_code, message }) => {
+            (
+                State::Starting | State::Running | State::Unreachable,
+                Report::Restarting { exit_code, message },
+            ) => {
                 self.enter(State::Starting, now);
                 self.stage = Some(Stage::Starting);
                 self.status_reason = Some(StatusReason::Restarting);
                 self.status_message = message;
                 vec![Entry::new("workspace.restarting", Actor::Agent).with("exit_code", exit_code)]
             }
-            (State::Starting | State::Running | State::Unreachable, Report::Failed { reason, exit_code, message }) => {
-                self.fail(reason, exit_code, message, Actor::Agent, now)
-            }
+            (
+                State::Starting | State::Running | State::Unreachable,
+                Report::Failed { reason, exit_code, message },
+            ) => self.fail(reason, exit_code, message, Actor::Agent, now),
             (_, Report::Gone { purged, exit_code }) => self.gone(purged, exit_code, now),
             // A late word about a container that is to go, or has been given up: what counts is `Gone`.
             (
                 State::Stopped | State::Pending | State::Stopping | State::Failed,
-                Report::Starting(_) | Report::Running { .. } | Report::Restarting { .. } | Report::Failed { .. },
+                Report::Starting(_)
+                | Report::Running { .. }
+                | Report::Restarting { .. }
+                | Report::Failed { .. },
             ) => vec![],
         }
     }

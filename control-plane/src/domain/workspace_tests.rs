@@ -32,7 +32,12 @@ fn start() -> Event {
 }
 
 fn stop() -> Event {
-    Event::Stop { reason: StopReason::User, force: false, message: "Stopped on request.".into(), evidence: None }
+    Event::Stop {
+        reason: StopReason::User,
+        force: false,
+        message: "Stopped on request.".into(),
+        evidence: None,
+    }
 }
 
 fn running() -> Report {
@@ -58,7 +63,10 @@ fn events() -> Vec<(&'static str, Event)> {
         ("Wait", Event::Wait { reason: StatusReason::NoCapacity, message: "Full.".into() }),
         ("Starting", Event::Report(Report::Starting(Stage::Probing))),
         ("Running", Event::Report(running())),
-        ("Restarting", Event::Report(Report::Restarting { exit_code: Some(1), message: "It crashed.".into() })),
+        (
+            "Restarting",
+            Event::Report(Report::Restarting { exit_code: Some(1), message: "It crashed.".into() }),
+        ),
         ("Failed", Event::Report(failed())),
         ("Gone", Event::Report(gone())),
         ("NodeSilent", Event::NodeSilent),
@@ -123,7 +131,9 @@ fn the_whole_table() {
 fn start_pressed_during_an_idle_stop_ends_in_running() {
     let mut w = after([start(), Event::Place { node: node() }, Event::Report(running())]);
     let idle = Event::Stop { reason: StopReason::Idle, force: false, message: String::new(), evidence: None };
-    for event in [idle, start(), Event::Report(gone()), Event::Place { node: node() }, Event::Report(running())] {
+    for event in
+        [idle, start(), Event::Report(gone()), Event::Place { node: node() }, Event::Report(running())]
+    {
         w = w.apply(event, T0).expect("legal").0;
     }
     assert_eq!((w.state, w.generation, w.reconciling()), (State::Running, Generation(2), false));

@@ -36,7 +36,10 @@ fn metadata<'a, T>(request: &'a Request<T>, key: &str) -> Result<&'a str, Status
 
 #[tonic::async_trait]
 impl AgentService for Agents {
-    async fn enroll(&self, request: Request<pb::EnrollRequest>) -> Result<Response<pb::EnrollResponse>, Status> {
+    async fn enroll(
+        &self,
+        request: Request<pb::EnrollRequest>,
+    ) -> Result<Response<pb::EnrollResponse>, Status> {
         let facts = NodeFacts::try_from(request.into_inner().facts.unwrap_or_default()).map_err(bad_field)?;
         let (node, secret) = self.app.enroll(&facts).await.map_err(to_status)?;
         Ok(Response::new(pb::EnrollResponse {

@@ -40,10 +40,14 @@ impl EventService for Events {
         let query = EventQuery { newest_first: request.newest_first, ..query };
         let described = format!("events {query:?}");
         let mark = parse::page_mark(&request.page_token, &described).map_err(bad_field)?;
-        let after = mark.map(|mark| mark.parse().map_err(|()| WireError::new("page_token", "is not a token")));
+        let after =
+            mark.map(|mark| mark.parse().map_err(|()| WireError::new("page_token", "is not a token")));
         let query = EventQuery { after: after.transpose().map_err(bad_field)?, ..query };
         let (events, more) = self.app.events(&query, size).await.map_err(to_status)?;
-        let next = events.last().filter(|_| more).map(|last| parse::page_token(&last.position.to_string(), &described));
+        let next = events
+            .last()
+            .filter(|_| more)
+            .map(|last| parse::page_token(&last.position.to_string(), &described));
         Ok(Response::new(pb::ListEventsResponse {
             events: events.into_iter().map(convert::event).collect(),
             next_page_token: next.unwrap_or_default(),

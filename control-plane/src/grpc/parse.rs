@@ -37,9 +37,9 @@ pub(super) fn course(text: &str) -> Parsed<Option<CourseId>> {
 
 /// `workspaces/{student_id}`.
 pub(super) fn workspace_name(field: &'static str, name: &str) -> Parsed<StudentId> {
-    let student_id = name
-        .strip_prefix("workspaces/")
-        .ok_or_else(|| WireError::new(field, format!("{name:?} must have the form workspaces/{{student_id}}")))?;
+    let student_id = name.strip_prefix("workspaces/").ok_or_else(|| {
+        WireError::new(field, format!("{name:?} must have the form workspaces/{{student_id}}"))
+    })?;
     student(field, student_id)
 }
 
@@ -47,10 +47,9 @@ fn node_name(field: &'static str, name: &str) -> Parsed<Option<NodeId>> {
     if name.is_empty() {
         return Ok(None);
     }
-    name.strip_prefix("nodes/")
-        .and_then(|id| id.parse().ok())
-        .map(Some)
-        .ok_or_else(|| WireError::new(field, format!("{name:?} must have the form nodes/{{id}}, the id a UUID")))
+    name.strip_prefix("nodes/").and_then(|id| id.parse().ok()).map(Some).ok_or_else(|| {
+        WireError::new(field, format!("{name:?} must have the form nodes/{{id}}, the id a UUID"))
+    })
 }
 
 /// The call's identity; `content` are the fields that make it what it is.
@@ -100,7 +99,9 @@ fn state(number: i32) -> Parsed<State> {
         Ok(P::Stopping) => Ok(State::Stopping),
         Ok(P::Failed) => Ok(State::Failed),
         Ok(P::Unreachable) => Ok(State::Unreachable),
-        Ok(P::Unspecified) | Err(_) => Err(WireError::new("filter.states", format!("{number} is not a state"))),
+        Ok(P::Unspecified) | Err(_) => {
+            Err(WireError::new("filter.states", format!("{number} is not a state")))
+        }
     }
 }
 
@@ -149,7 +150,9 @@ pub(super) fn resume_token(token: &str) -> Parsed<Option<(i64, Position)>> {
         .split_once('.')
         .and_then(|(incarnation, position)| Some((incarnation.parse().ok()?, position.parse().ok()?)))
         .map(Some)
-        .ok_or_else(|| WireError::new("resume_token", "is not a token of a watch; begin again with an empty one"))
+        .ok_or_else(|| {
+            WireError::new("resume_token", "is not a token of a watch; begin again with an empty one")
+        })
 }
 
 pub(super) fn event_filter(filter: Option<pb::EventFilter>) -> Parsed<EventQuery> {

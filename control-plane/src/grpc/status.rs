@@ -28,7 +28,9 @@ fn classify(error: &AppError) -> (Code, String, Option<Duration>) {
         AppError::StaleEtag { .. } => plain(Code::Aborted, "ETAG_STALE"),
         AppError::RequestIdReused => plain(Code::InvalidArgument, "REQUEST_ID_REUSED"),
         AppError::NotRunning { .. } => plain(Code::FailedPrecondition, "WORKSPACE_NOT_RUNNING"),
-        AppError::Illegal(IllegalTransition::Deleting) => retry(Code::FailedPrecondition, "WORKSPACE_DELETING"),
+        AppError::Illegal(IllegalTransition::Deleting) => {
+            retry(Code::FailedPrecondition, "WORKSPACE_DELETING")
+        }
         AppError::Illegal(IllegalTransition::NotInThisState { .. }) => plain(Code::Internal, "INTERNAL"),
         AppError::NoHealthyNode { reason, passing: true, .. } => {
             (Code::Unavailable, reason.clone(), Some(Duration::from_secs(5)))
@@ -67,7 +69,10 @@ fn metadata(error: &AppError) -> HashMap<String, String> {
             }
             if let Some(stop) = stop {
                 let reason = serde_json::to_value(stop.reason).ok();
-                told.insert("stop_reason".to_owned(), reason.as_ref().and_then(|r| r.as_str()).unwrap_or_default().to_owned());
+                told.insert(
+                    "stop_reason".to_owned(),
+                    reason.as_ref().and_then(|r| r.as_str()).unwrap_or_default().to_owned(),
+                );
                 told.insert("stop_message".to_owned(), stop.message.clone());
                 let at = stop.at.format(&time::format_description::well_known::Rfc3339);
                 told.insert("stop_time".to_owned(), at.unwrap_or_default());
@@ -121,7 +126,11 @@ mod tests {
         let student = || "ada".parse().expect("valid");
         let node = NodeId(uuid::Uuid::nil());
         let refused = || sea_orm::DbErr::Custom("no".into());
-        let healthy = |passing, reason: &str| AppError::NoHealthyNode { reason: reason.into(), message: String::new(), passing };
+        let healthy = |passing, reason: &str| AppError::NoHealthyNode {
+            reason: reason.into(),
+            message: String::new(),
+            passing,
+        };
         let all = [
             AppError::WorkspaceNotFound(student()),
             AppError::DiffersInCase { given: student(), existing: student() },

@@ -119,7 +119,10 @@ impl WorkspaceWatch {
     }
 
     /// Tells what changed since; whether there was anything.
-    async fn catch_up(&mut self, to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>) -> Result<bool, End> {
+    async fn catch_up(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+    ) -> Result<bool, End> {
         let events = self.app.events_after(&EventQuery::default(), self.stand).await?;
         let Some(last) = events.last().map(|event| event.position) else { return Ok(false) };
         let mut changed: Vec<WorkspaceUid> = Vec::new();
@@ -207,7 +210,8 @@ pub(super) fn events(
                     for event in events {
                         stand = event.position;
                         let resume_token = token(&app, stand);
-                        let told = pb::WatchEventsResponse { event: Some(convert::event(event)), resume_token };
+                        let told =
+                            pb::WatchEventsResponse { event: Some(convert::event(event)), resume_token };
                         if to.send(Ok(told)).await.is_err() {
                             return;
                         }

@@ -36,7 +36,10 @@ fn shown(view: WorkspaceView) -> Option<pb::Workspace> {
 
 #[tonic::async_trait]
 impl WorkspaceService for Workspaces {
-    async fn start_workspace(&self, request: Request<pb::StartWorkspaceRequest>) -> Answer<pb::StartWorkspaceResponse> {
+    async fn start_workspace(
+        &self,
+        request: Request<pb::StartWorkspaceRequest>,
+    ) -> Answer<pb::StartWorkspaceResponse> {
         let request = request.into_inner();
         let student = parse::student("student_id", &request.student_id).map_err(bad_field)?;
         let course = parse::course(&request.course_id).map_err(bad_field)?;
@@ -46,7 +49,10 @@ impl WorkspaceService for Workspaces {
         Ok(Response::new(pb::StartWorkspaceResponse { workspace: shown(view) }))
     }
 
-    async fn stop_workspace(&self, request: Request<pb::StopWorkspaceRequest>) -> Answer<pb::StopWorkspaceResponse> {
+    async fn stop_workspace(
+        &self,
+        request: Request<pb::StopWorkspaceRequest>,
+    ) -> Answer<pb::StopWorkspaceResponse> {
         let request = request.into_inner();
         let student = parse::workspace_name("name", &request.name).map_err(bad_field)?;
         let why = parse::reason(&request.reason).map_err(bad_field)?;
@@ -54,7 +60,9 @@ impl WorkspaceService for Workspaces {
         let force = match Mode::try_from(request.mode) {
             Ok(Mode::Force) => true,
             Ok(Mode::Graceful | Mode::Unspecified) => false,
-            Err(_) => return Err(bad_field(WireError::new("mode", format!("{} is not a mode", request.mode)))),
+            Err(_) => {
+                return Err(bad_field(WireError::new("mode", format!("{} is not a mode", request.mode))));
+            }
         };
         let content = [request.name.as_str(), if force { "force" } else { "" }, why];
         let call = parse::call("StopWorkspace", &request.request_id, &content).map_err(bad_field)?;
@@ -68,7 +76,8 @@ impl WorkspaceService for Workspaces {
     ) -> Answer<pb::RestartWorkspaceResponse> {
         let request = request.into_inner();
         let student = parse::workspace_name("name", &request.name).map_err(bad_field)?;
-        let call = parse::call("RestartWorkspace", &request.request_id, &[&request.name]).map_err(bad_field)?;
+        let call =
+            parse::call("RestartWorkspace", &request.request_id, &[&request.name]).map_err(bad_field)?;
         let view = self.app.restart(&call, &student).await.map_err(to_status)?;
         Ok(Response::new(pb::RestartWorkspaceResponse { workspace: shown(view) }))
     }
@@ -86,13 +95,19 @@ impl WorkspaceService for Workspaces {
         Ok(Response::new(pb::DeleteWorkspaceResponse { workspace: shown(view) }))
     }
 
-    async fn get_workspace(&self, request: Request<pb::GetWorkspaceRequest>) -> Answer<pb::GetWorkspaceResponse> {
+    async fn get_workspace(
+        &self,
+        request: Request<pb::GetWorkspaceRequest>,
+    ) -> Answer<pb::GetWorkspaceResponse> {
         let student = parse::workspace_name("name", &request.get_ref().name).map_err(bad_field)?;
         let view = self.app.get(&student).await.map_err(to_status)?;
         Ok(Response::new(pb::GetWorkspaceResponse { workspace: shown(view) }))
     }
 
-    async fn list_workspaces(&self, request: Request<pb::ListWorkspacesRequest>) -> Answer<pb::ListWorkspacesResponse> {
+    async fn list_workspaces(
+        &self,
+        request: Request<pb::ListWorkspacesRequest>,
+    ) -> Answer<pb::ListWorkspacesResponse> {
         let request = request.into_inner();
         let size = parse::page_size(request.page_size).map_err(bad_field)?;
         let query = parse::filter(request.filter).map_err(bad_field)?;
@@ -146,7 +161,10 @@ impl WorkspaceService for Workspaces {
     ) -> Answer<pb::RecordHeartbeatsResponse> {
         let heartbeats = request.into_inner().heartbeats;
         if heartbeats.len() > parse::MOST_AT_ONCE {
-            return Err(bad_field(WireError::new("heartbeats", format!("at most {} a call", parse::MOST_AT_ONCE))));
+            return Err(bad_field(WireError::new(
+                "heartbeats",
+                format!("at most {} a call", parse::MOST_AT_ONCE),
+            )));
         }
         let parsed: Vec<_> = heartbeats.iter().map(parse::beat).collect();
         let good = parsed.iter().filter_map(|beat| beat.as_ref().ok().cloned()).collect();
@@ -157,7 +175,9 @@ impl WorkspaceService for Workspaces {
                 Err(bad) => Err(("INVALID_ARGUMENT", bad.to_string(), None)),
                 Ok(_) => match answers.next().unwrap_or(Err(AppError::ShuttingDown)) {
                     Ok(idle) => Ok(idle),
-                    Err(e @ AppError::WorkspaceNotFound(_)) => Err(("WORKSPACE_NOT_FOUND", e.to_string(), None)),
+                    Err(e @ AppError::WorkspaceNotFound(_)) => {
+                        Err(("WORKSPACE_NOT_FOUND", e.to_string(), None))
+                    }
                     Err(AppError::NotRunning { state, stop }) => {
                         let message = AppError::NotRunning { state, stop: None }.to_string();
                         Err(("WORKSPACE_NOT_RUNNING", message, stop.as_deref().map(convert::stop)))
@@ -169,7 +189,9 @@ impl WorkspaceService for Workspaces {
             use pb::heartbeat_result::Result as P;
             let result = match outcome {
                 Ok(idle) => P::Idle(convert::idle(&idle)),
-                Err((reason, message, stop)) => P::Error(pb::HeartbeatError { reason: reason.into(), message, stop }),
+                Err((reason, message, stop)) => {
+                    P::Error(pb::HeartbeatError { reason: reason.into(), message, stop })
+                }
             };
             results.push(pb::HeartbeatResult { name: heartbeat.name, result: Some(result) });
         }
@@ -187,7 +209,8 @@ impl WorkspaceService for Workspaces {
         let extent = parse::extent(request.extent).map_err(bad_field)?;
         let content = [request.name.as_str(), &asked, why];
         let call = parse::call("ExtendWorkspace", &request.request_id, &content).map_err(bad_field)?;
-        let (idle, until, clamped) = self.app.extend(&call, &student, extent, why).await.map_err(to_status)?;
+        let (idle, until, clamped) =
+            self.app.extend(&call, &student, extent, why).await.map_err(to_status)?;
         Ok(Response::new(pb::ExtendWorkspaceResponse {
             idle: Some(convert::idle(&idle)),
             extended_until_time: Some(timestamp(until)),
@@ -195,11 +218,17 @@ impl WorkspaceService for Workspaces {
         }))
     }
 
-    async fn create_access(&self, request: Request<pb::CreateAccessRequest>) -> Answer<pb::CreateAccessResponse> {
+    async fn create_access(
+        &self,
+        request: Request<pb::CreateAccessRequest>,
+    ) -> Answer<pb::CreateAccessResponse> {
         let request = request.into_inner();
         let student = parse::workspace_name("name", &request.name).map_err(bad_field)?;
         if pb::create_access_request::Purpose::try_from(request.purpose).is_err() {
-            return Err(bad_field(WireError::new("purpose", format!("{} is not a purpose", request.purpose))));
+            return Err(bad_field(WireError::new(
+                "purpose",
+                format!("{} is not a purpose", request.purpose),
+            )));
         }
         let url = self.app.editor_url(&student).await.map_err(to_status)?;
         Ok(Response::new(pb::CreateAccessResponse { url }))
@@ -227,10 +256,13 @@ impl WorkspaceService for Workspaces {
                 };
                 let (message, last) = match piece {
                     None => return,
-                    Some(LogPart::Text { generation, text }) => {
-                        (Ok(pb::TailWorkspaceLogsResponse { chunk: Some(pb::LogChunk { generation, text }) }), false)
+                    Some(LogPart::Text { generation, text }) => (
+                        Ok(pb::TailWorkspaceLogsResponse { chunk: Some(pb::LogChunk { generation, text }) }),
+                        false,
+                    ),
+                    Some(LogPart::Broken(why)) => {
+                        (Err(Status::unavailable(format!("the log broke off: {why}"))), true)
                     }
-                    Some(LogPart::Broken(why)) => (Err(Status::unavailable(format!("the log broke off: {why}"))), true),
                 };
                 if to.send(message).await.is_err() || last {
                     return;

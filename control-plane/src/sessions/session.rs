@@ -134,7 +134,8 @@ impl Session {
 
     /// Hello and Welcome.
     async fn greet(&mut self, incoming: &mut Streaming<pb::SessionRequest>) -> Result<(), End> {
-        let first = timeout(PATIENCE, incoming.message()).await.map_err(|_| End::Gone)?.map_err(|_| End::Gone)?;
+        let first =
+            timeout(PATIENCE, incoming.message()).await.map_err(|_| End::Gone)?.map_err(|_| End::Gone)?;
         let Some(FromAgent::Hello(hello)) = first.and_then(|m| m.message) else {
             return Err(End::Told(Box::new(Status::invalid_argument("the first message must be Hello"))));
         };
@@ -200,7 +201,9 @@ impl Session {
                 self.send(ToAgent::HeartbeatAck(pb::HeartbeatAck { sequence: heartbeat.sequence })).await?;
                 if outcome == HeartbeatOutcome::BackFromSilence && heartbeat.sequence > 1 {
                     // What was decided during the silence has to meet everything that is true now.
-                    return Err(End::Told(Box::new(Status::aborted("back from silence: tell everything anew"))));
+                    return Err(End::Told(Box::new(Status::aborted(
+                        "back from silence: tell everything anew",
+                    ))));
                 }
                 Ok(())
             }

@@ -64,7 +64,10 @@ pub(super) fn signal_name(signal: Signal) -> &'static str {
     }
 }
 
-pub(super) fn last(at: Option<OffsetDateTime>, signal: Option<String>) -> Result<Option<(OffsetDateTime, Signal)>> {
+pub(super) fn last(
+    at: Option<OffsetDateTime>,
+    signal: Option<String>,
+) -> Result<Option<(OffsetDateTime, Signal)>> {
     let (Some(at), Some(signal)) = (at, signal) else { return Ok(None) };
     Ok(Some((at, value("workspace_activity", signal.into())?)))
 }
@@ -146,7 +149,8 @@ impl Store {
             .await
             .map_err(StoreError::sort(operation))?;
         let mut answers = Vec::with_capacity(beats.len());
-        let by_key: std::collections::HashMap<_, _> = beats.iter().map(|beat| (beat.student.key(), beat)).collect();
+        let by_key: std::collections::HashMap<_, _> =
+            beats.iter().map(|beat| (beat.student.key(), beat)).collect();
         for row in &rows {
             let key: String = refuse(row.try_get("", "key"))?;
             if let Some(beat) = by_key.get(&key) {
@@ -202,8 +206,11 @@ impl Store {
         let mut now = OffsetDateTime::UNIX_EPOCH;
         for row in &rows {
             now = refuse(row.try_get("", "now"))?;
-            let Some(id) = refuse(row.try_get::<Option<sea_orm::prelude::Uuid>>("", "workspace_id"))? else { continue };
-            let last = last(refuse(row.try_get("", "last_active_at"))?, refuse(row.try_get("", "last_signal"))?)?;
+            let Some(id) = refuse(row.try_get::<Option<sea_orm::prelude::Uuid>>("", "workspace_id"))? else {
+                continue;
+            };
+            let last =
+                last(refuse(row.try_get("", "last_active_at"))?, refuse(row.try_get("", "last_signal"))?)?;
             found.insert(WorkspaceUid(id), Activity { last, version: refuse(row.try_get("", "version"))? });
         }
         Ok((found, now))

@@ -2,8 +2,8 @@
 
 use carrel_common::id::{Generation, NodeId, WorkspaceUid};
 use sea_orm::entity::prelude::*;
-use serde::de::DeserializeOwned;
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
 use super::error::StoreError;

@@ -51,7 +51,9 @@ impl StoreError {
             DbErr::Conn(_) | DbErr::ConnectionAcquire(_) => Self::Unavailable { operation, source },
             DbErr::Exec(runtime) | DbErr::Query(runtime) => match Self::state(runtime) {
                 Some(Ok(state)) if CONFLICT_STATES.contains(&state.as_str()) => Self::Conflict { operation },
-                Some(Ok(state)) if state.starts_with("08") || UNAVAILABLE_STATES.contains(&state.as_str()) => {
+                Some(Ok(state))
+                    if state.starts_with("08") || UNAVAILABLE_STATES.contains(&state.as_str()) =>
+                {
                     Self::Unavailable { operation, source }
                 }
                 Some(Ok(_)) => Self::Refused { operation, source },

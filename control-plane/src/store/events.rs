@@ -111,7 +111,9 @@ impl Store {
                 position: Position { xid: row.try_get("", "xid")?, id: row.try_get("", "id")? },
                 at: row.try_get("", "at")?,
                 kind: row.try_get("", "kind")?,
-                workspace: row.try_get::<Option<sea_orm::prelude::Uuid>>("", "workspace_id")?.map(WorkspaceUid),
+                workspace: row
+                    .try_get::<Option<sea_orm::prelude::Uuid>>("", "workspace_id")?
+                    .map(WorkspaceUid),
                 student: row.try_get("", "student_id")?,
                 node: row.try_get::<Option<sea_orm::prelude::Uuid>>("", "node_id")?.map(NodeId),
                 actor: row.try_get("", "actor")?,
@@ -119,7 +121,10 @@ impl Store {
                 data: row.try_get("", "data")?,
             })
         };
-        rows.iter().map(read).collect::<std::result::Result<_, _>>().map_err(StoreError::sort("read the event log"))
+        rows.iter()
+            .map(read)
+            .collect::<std::result::Result<_, _>>()
+            .map_err(StoreError::sort("read the event log"))
     }
 
     /// The place after which only events come that are not visible yet.
@@ -146,7 +151,9 @@ impl Store {
             .query_one_raw(sql("SELECT pruned_position FROM cluster", []))
             .await
             .map_err(StoreError::sort("read how far the event log goes back"))?;
-        Ok(row.and_then(|row| row.try_get::<String>("", "pruned_position").ok()).and_then(|text| text.parse().ok()))
+        Ok(row
+            .and_then(|row| row.try_get::<String>("", "pruned_position").ok())
+            .and_then(|text| text.parse().ok()))
     }
 }
 

@@ -31,7 +31,10 @@ impl Store {
             .map_err(StoreError::sort(operation))?;
         let mut rows = events.rows_affected();
         for (statement, kept) in [
-            ("DELETE FROM requests WHERE created_at < clock_timestamp() - make_interval(secs => $1)", ANSWERS_KEPT),
+            (
+                "DELETE FROM requests WHERE created_at < clock_timestamp() - make_interval(secs => $1)",
+                ANSWERS_KEPT,
+            ),
             (
                 "DELETE FROM placements WHERE released_at < clock_timestamp() - make_interval(secs => $1)",
                 PLACEMENTS_KEPT,

@@ -81,7 +81,9 @@ impl Store {
         options.max_connections(1).sqlx_logging(false).acquire_timeout(Duration::from_secs(10));
         // The lock belongs to a session, so it gets a connection of its own, which ends with it.
         let lock = Database::connect(options.clone()).await.map_err(&sorted)?;
-        lock.execute_raw(sql("SELECT pg_advisory_lock($1)", [MIGRATION_LOCK.into()])).await.map_err(&sorted)?;
+        lock.execute_raw(sql("SELECT pg_advisory_lock($1)", [MIGRATION_LOCK.into()]))
+            .await
+            .map_err(&sorted)?;
         let db = Database::connect(options).await.map_err(&sorted)?;
         let done = migration::Migrator::up(&db, None).await.map_err(&sorted);
         db.close().await.ok();
@@ -136,8 +138,10 @@ impl Store {
             .query_one_raw(sql("SELECT cluster_id, incarnation FROM cluster", []))
             .await
             .map_err(StoreError::sort("read the cluster's name"))?;
-        row.and_then(|row| Some((ClusterId(row.try_get("", "cluster_id").ok()?), row.try_get("", "incarnation").ok()?)))
-            .ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })
+        row.and_then(|row| {
+            Some((ClusterId(row.try_get("", "cluster_id").ok()?), row.try_get("", "incarnation").ok()?))
+        })
+        .ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })
     }
 
     /// Ends all connections.

@@ -78,7 +78,8 @@ fn node(row: &QueryResult) -> Result<Node> {
     })
 }
 
-const COLUMNS: &str = "SELECT id, facts, docker, storage, state, session_epoch, boot_epoch, desired_generation,
+const COLUMNS: &str =
+    "SELECT id, facts, docker, storage, state, session_epoch, boot_epoch, desired_generation,
                               last_heartbeat_at FROM nodes";
 
 impl Store {
@@ -87,7 +88,8 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn list_nodes(&self) -> Result<Vec<Node>> {
-        let rows = self.db.query_all_raw(sql(COLUMNS, [])).await.map_err(StoreError::sort("read the nodes"))?;
+        let rows =
+            self.db.query_all_raw(sql(COLUMNS, [])).await.map_err(StoreError::sort("read the nodes"))?;
         rows.iter().map(node).collect()
     }
 
@@ -146,7 +148,10 @@ impl Work {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn insert_node(&mut self, id: NodeId, secret_hash: &str, facts: &NodeFacts) -> Result<()> {
-        let unknown = Health { problem: Some(("NOT_CONNECTED".into(), "It has not connected yet.".into())), age: Duration::ZERO };
+        let unknown = Health {
+            problem: Some(("NOT_CONNECTED".into(), "It has not connected yet.".into())),
+            age: Duration::ZERO,
+        };
         self.tx
             .execute_raw(sql(
                 "INSERT INTO nodes (id, secret_hash, facts, docker, storage, state) VALUES ($1, $2, $3, $4, $4, $5)",
@@ -180,7 +185,12 @@ impl Work {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn accept_session(&mut self, id: NodeId, facts: &NodeFacts, process_start: bool) -> Result<NewSession> {
+    pub async fn accept_session(
+        &mut self,
+        id: NodeId,
+        facts: &NodeFacts,
+        process_start: bool,
+    ) -> Result<NewSession> {
         let operation = "accept a session";
         let row = self
             .tx

@@ -43,7 +43,10 @@ impl Store {
         let operation = "read a node's desired set";
         let tx = self
             .db
-            .begin_with_config(Some(sea_orm::IsolationLevel::RepeatableRead), Some(sea_orm::AccessMode::ReadOnly))
+            .begin_with_config(
+                Some(sea_orm::IsolationLevel::RepeatableRead),
+                Some(sea_orm::AccessMode::ReadOnly),
+            )
             .await
             .map_err(StoreError::sort(operation))?;
         let version = tx
@@ -98,7 +101,8 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn candidates(&self, limits: CandidateLimits) -> Result<Vec<Candidate>> {
-        let rows = self.db.query_all_raw(sql(CANDIDATES, [])).await.map_err(StoreError::sort("read the nodes"))?;
+        let rows =
+            self.db.query_all_raw(sql(CANDIDATES, [])).await.map_err(StoreError::sort("read the nodes"))?;
         rows.iter().map(|row| candidate(row, limits)).collect()
     }
 }
@@ -108,7 +112,11 @@ impl Work {
     ///
     /// # Errors
     /// When the database cannot be reached, or the lock is not had in time.
-    pub async fn lock_candidate(&mut self, node: NodeId, limits: CandidateLimits) -> Result<Option<Candidate>> {
+    pub async fn lock_candidate(
+        &mut self,
+        node: NodeId,
+        limits: CandidateLimits,
+    ) -> Result<Option<Candidate>> {
         let operation = "lock a node";
         // The lock comes first, in a statement of its own: the sums must be read after it was had.
         self.tx
@@ -128,7 +136,8 @@ impl Work {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn candidates(&mut self, limits: CandidateLimits) -> Result<Vec<Candidate>> {
-        let rows = self.tx.query_all_raw(sql(CANDIDATES, [])).await.map_err(StoreError::sort("read the nodes"))?;
+        let rows =
+            self.tx.query_all_raw(sql(CANDIDATES, [])).await.map_err(StoreError::sort("read the nodes"))?;
         rows.iter().map(|row| candidate(row, limits)).collect()
     }
 

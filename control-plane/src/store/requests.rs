@@ -50,7 +50,8 @@ impl Work {
         if known != fingerprint {
             return Ok(Replay::OtherContent);
         }
-        let answer: Option<serde_json::Value> = row.try_get("", "answer").map_err(StoreError::sort(operation))?;
+        let answer: Option<serde_json::Value> =
+            row.try_get("", "answer").map_err(StoreError::sort(operation))?;
         let answer = answer.ok_or(StoreError::Conflict { operation })?;
         Ok(Replay::Answered(Box::new(value("requests", answer)?)))
     }

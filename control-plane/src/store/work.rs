@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use carrel_common::id::{NodeId, WorkspaceUid};
 use sea_orm::entity::prelude::*;
-use sea_orm::{ConnectionTrait, DatabaseTransaction, FromQueryResult, IntoActiveModel, QuerySelect, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseTransaction, FromQueryResult, IntoActiveModel, QuerySelect, TransactionTrait,
+};
 use time::OffsetDateTime;
 
 use super::entity;
@@ -126,7 +128,13 @@ impl Work {
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when the row is no longer the one that was read.
-    pub async fn save(&mut self, before: &Workspace, mut after: Workspace, log: Vec<Entry>, now: OffsetDateTime) -> Result<Workspace> {
+    pub async fn save(
+        &mut self,
+        before: &Workspace,
+        mut after: Workspace,
+        log: Vec<Entry>,
+        now: OffsetDateTime,
+    ) -> Result<Workspace> {
         if *before == after {
             return Ok(after);
         }
@@ -151,7 +159,8 @@ impl Work {
         }
         self.touched.queue |= before.node.is_some() && after.node.is_none();
         self.touched.queue |= after.node.is_none() && after.reconciling();
-        let log = if log.is_empty() { vec![Entry::new("workspace.updated", Actor::ControlPlane)] } else { log };
+        let log =
+            if log.is_empty() { vec![Entry::new("workspace.updated", Actor::ControlPlane)] } else { log };
         for entry in log {
             let entry = entry.with("generation", after.generation.0).with("version", after.version);
             let node = after.node.or(before.node);

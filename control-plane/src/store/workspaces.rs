@@ -122,7 +122,10 @@ impl Store {
         let read = |row: &sea_orm::QueryResult| -> std::result::Result<_, DbErr> {
             Ok((WorkspaceUid(row.try_get("", "id")?), row.try_get("", "position")?))
         };
-        rows.iter().map(read).collect::<std::result::Result<_, _>>().map_err(StoreError::sort("read the queue"))
+        rows.iter()
+            .map(read)
+            .collect::<std::result::Result<_, _>>()
+            .map_err(StoreError::sort("read the queue"))
     }
 
     /// Workspaces that wait for a place, in the order of the queue; those whose earlier container still has to go are
@@ -145,7 +148,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn overdue(&self, pending: Duration, starting: Duration, stopping: Duration) -> Result<Vec<WorkspaceUid>> {
+    pub async fn overdue(
+        &self,
+        pending: Duration,
+        starting: Duration,
+        stopping: Duration,
+    ) -> Result<Vec<WorkspaceUid>> {
         self.uids(
             "SELECT id FROM workspaces WHERE state IN ('PENDING', 'STARTING', 'STOPPING') AND deleted_at IS NULL
              AND state_since < clock_timestamp() - make_interval(secs => CASE state
@@ -162,8 +170,12 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn workspaces_on(&self, node: NodeId) -> Result<Vec<WorkspaceUid>> {
-        self.uids("SELECT id FROM workspaces WHERE node_id = $1 ORDER BY id", [node.0.into()], "read a node's workspaces")
-            .await
+        self.uids(
+            "SELECT id FROM workspaces WHERE node_id = $1 ORDER BY id",
+            [node.0.into()],
+            "read a node's workspaces",
+        )
+        .await
     }
 
     async fn uids(
@@ -242,7 +254,10 @@ impl Work {
                 .ok_or(StoreError::Conflict { operation });
         }
         self.tx
-            .execute_raw(sql("INSERT INTO workspace_activity (workspace_id) VALUES ($1)", [make.uid.0.into()]))
+            .execute_raw(sql(
+                "INSERT INTO workspace_activity (workspace_id) VALUES ($1)",
+                [make.uid.0.into()],
+            ))
             .await
             .map_err(StoreError::sort(operation))?;
         // The new row carries the generation on; the tombstones have served.

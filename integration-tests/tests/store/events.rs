@@ -15,7 +15,9 @@ async fn an_event_that_commits_late_is_not_missed() {
     let mut quick = store.begin().await.unwrap();
     quick.append(Subject::default(), Entry::new("test.quick", Actor::Caller)).await.unwrap();
     quick.commit().await.unwrap();
-    let kinds = |events: Vec<control_plane::store::StoredEvent>| events.into_iter().map(|e| e.kind).collect::<Vec<_>>();
+    let kinds = |events: Vec<control_plane::store::StoredEvent>| {
+        events.into_iter().map(|e| e.kind).collect::<Vec<_>>()
+    };
     let seen = rig.app.events_after(&EventQuery::default(), stand).await.unwrap();
     assert_eq!(kinds(seen), Vec::<String>::new(), "a reader must not pass what may still commit");
     slow.commit().await.unwrap();
@@ -25,7 +27,10 @@ async fn an_event_that_commits_late_is_not_missed() {
 }
 
 /// Other tests' transactions in the same Postgres hold readers back for moments.
-async fn until_two(rig: &Rig, stand: control_plane::store::Position) -> Vec<control_plane::store::StoredEvent> {
+async fn until_two(
+    rig: &Rig,
+    stand: control_plane::store::Position,
+) -> Vec<control_plane::store::StoredEvent> {
     for _ in 0..200 {
         let seen = rig.app.events_after(&EventQuery::default(), stand).await.unwrap();
         if seen.len() >= 2 {

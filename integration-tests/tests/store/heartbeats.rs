@@ -32,7 +32,8 @@ async fn a_batch_answers_each_report_in_order() {
     rig.start("bob").await.unwrap();
     rig.stop("bob").await;
     rig.obey(node).await;
-    let answers = rig.app.record(vec![beat("eve", 0), beat("bob", 0), beat("ada", 9), beat("ada", 0)]).await.unwrap();
+    let answers =
+        rig.app.record(vec![beat("eve", 0), beat("bob", 0), beat("ada", 9), beat("ada", 0)]).await.unwrap();
     assert!(matches!(answers[0], Err(AppError::WorkspaceNotFound(_))));
     assert!(matches!(&answers[1], Err(AppError::NotRunning { stop: Some(_), .. })));
     let (third, fourth) = (answers[2].as_ref().unwrap(), answers[3].as_ref().unwrap());

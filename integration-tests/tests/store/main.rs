@@ -1,5 +1,6 @@
 //! The use cases and the store on a real Postgres, a database a test: what races decide, what the log promises.
-#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+#![expect(clippy::unwrap_used, reason = "also in what the tests share, a panic is a failed test")]
+#![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
 
 mod events;
 mod heartbeats;

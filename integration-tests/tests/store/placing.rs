@@ -10,7 +10,8 @@ async fn many_first_starts_of_one_student_make_one_workspace_and_one_placement()
     let rig = Rig::new().await;
     rig.node(4).await;
     let starts = (0..16).map(|_| rig.start("ada"));
-    let started: Vec<_> = futures_util::future::join_all(starts).await.into_iter().map(|s| s.unwrap()).collect();
+    let started: Vec<_> =
+        futures_util::future::join_all(starts).await.into_iter().map(|s| s.unwrap()).collect();
     assert!(started.iter().all(|w| w.uid == started[0].uid && w.generation == started[0].generation));
     assert_eq!(rig.database.text("SELECT count(*)::text FROM placements").await, "1");
     rig.end().await;
@@ -31,7 +32,8 @@ async fn a_hundred_starts_for_ten_places_overcommit_nothing_and_queue_in_order()
     assert_eq!(rig.app.get(&first.student).await.unwrap().queue_position, 1);
 
     // One leaves: the first of the queue takes the place, and nobody else.
-    let leaving = rig.database.text("SELECT student_id FROM workspaces WHERE node_id IS NOT NULL LIMIT 1").await;
+    let leaving =
+        rig.database.text("SELECT student_id FROM workspaces WHERE node_id IS NOT NULL LIMIT 1").await;
     rig.stop(&leaving).await;
     rig.obey(node).await;
     rig.app.place_waiting().await.unwrap();
@@ -44,7 +46,10 @@ async fn a_hundred_starts_for_ten_places_overcommit_nothing_and_queue_in_order()
 async fn a_start_that_no_node_could_take_changes_nothing_and_says_why() {
     let rig = Rig::new().await;
     let none = rig.start("ada").await;
-    assert!(matches!(&none, Err(AppError::NoHealthyNode { reason, .. }) if reason == "NO_NODE_READY"), "{none:?}");
+    assert!(
+        matches!(&none, Err(AppError::NoHealthyNode { reason, .. }) if reason == "NO_NODE_READY"),
+        "{none:?}"
+    );
     assert_eq!(rig.database.text("SELECT count(*)::text FROM workspaces").await, "0");
     rig.end().await;
 

@@ -51,7 +51,10 @@ impl Rig {
             longest_pending: Duration::from_secs(60),
             longest_starting: Duration::from_secs(60),
             longest_stopping: Duration::from_secs(60),
-            orders: OrderTimes { start_timeout: Duration::from_secs(60), stop_grace: Duration::from_secs(10) },
+            orders: OrderTimes {
+                start_timeout: Duration::from_secs(60),
+                stop_grace: Duration::from_secs(10),
+            },
             limits: CandidateLimits { cpu_overcommit: 100.0, memory_overcommit: 1.0 },
             heartbeat_interval: Duration::from_secs(10),
             unreachable_after: Duration::from_secs(30),
@@ -108,7 +111,13 @@ impl Rig {
         self.app.get(&id(student)).await.unwrap().workspace
     }
 
-    pub(crate) async fn report(&self, node: NodeId, uid: WorkspaceUid, generation: Generation, state: Observed) {
+    pub(crate) async fn report(
+        &self,
+        node: NodeId,
+        uid: WorkspaceUid,
+        generation: Generation,
+        state: Observed,
+    ) {
         let observation = Observation {
             workspace: uid,
             generation,
