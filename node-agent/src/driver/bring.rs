@@ -239,10 +239,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         let begun = self.host.clock.monotonic();
         let span = tracing::info_span!("container.start", otel.kind = "client");
         let started = async {
-            match self.host.runtime.ensure_started(&id).await {
-                Err(RuntimeError::NotFound { .. }) => return Ok(None),
-                other => other?,
-            }
+            self.host.runtime.ensure_started(&id).await?;
             self.host.runtime.inspect(&id, self.item.spec.probe_port).await
         };
         let started = started.instrument(span).await;

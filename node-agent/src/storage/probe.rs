@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use carrel_common::clock::Clock;
 use carrel_common::model::Health;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::check::{Entry, Facts, Kind, Problem, WriteTrial, check, mount_of};
@@ -18,6 +18,9 @@ use super::layout::{OWN, ensure_own};
 
 /// A healthy share answers in milliseconds; one that takes longer would hang every editor on it.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+/// What an answer takes on top of a look that ran into its deadline.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A verdict this fresh is good enough for a start; the share is looked at again in the background at half of it.
 const FRESH: Duration = Duration::from_secs(15);
@@ -31,8 +34,7 @@ pub struct Storage {
     trial_name: String,
     clock: Arc<dyn DebugClock>,
     verdict: watch::Sender<Option<Verdict>>,
-    /// A probe that has not come back. No second one is sent after it: each could hang for ever.
-    pending: Arc<AtomicBool>,
+    wanted: Notify,
 }
 
 /// A clock that can stand in a `Debug` struct.
@@ -41,7 +43,8 @@ impl<T: Clock + std::fmt::Debug> DebugClock for T {}
 
 #[derive(Debug, Clone)]
 struct Verdict {
-    at: Duration,
+    /// When the look began, by the monotonic clock.
+    began: Duration,
     problem: Option<Problem>,
 }
 
@@ -53,8 +56,7 @@ impl Storage {
         trial_name: String,
         clock: Arc<C>,
     ) -> Self {
-        let pending = Arc::new(AtomicBool::new(false));
-        Self { base, kind, trial_name, clock, verdict: watch::Sender::new(None), pending }
+        Self { base, kind, trial_name, clock, verdict: watch::Sender::new(None), wanted: Notify::new() }
     }
 
     /// The base's path.
@@ -71,7 +73,7 @@ impl Storage {
             },
             Some(verdict) => Health {
                 problem: verdict.problem.clone().map(|p| (p.reason.to_owned(), p.message)),
-                age: self.clock.monotonic().saturating_sub(verdict.at),
+                age: self.clock.monotonic().saturating_sub(verdict.began),
             },
         }
     }
@@ -82,33 +84,61 @@ impl Storage {
     /// The problem, when the base takes no workspaces.
     pub async fn verdict_for_start(&self) -> Result<(), Problem> {
         let now = self.clock.monotonic();
-        let fresh = |verdict: &Verdict| verdict.problem.is_none() && now.saturating_sub(verdict.at) < FRESH;
+        let fresh =
+            |verdict: &Verdict| verdict.problem.is_none() && now.saturating_sub(verdict.began) < FRESH;
         if self.verdict.borrow().as_ref().is_some_and(fresh) {
             return Ok(());
         }
         self.look().await.map_or(Ok(()), Err)
     }
 
-    /// Looks at the base now; what is wrong with it, if anything.
+    /// A verdict from now on; what is wrong with the base, if anything. Waits for [`Storage::watch`], which does the looking.
     pub async fn look(&self) -> Option<Problem> {
-        let problem = self.probe().await;
-        let verdict = Verdict { at: self.clock.monotonic(), problem: problem.clone() };
-        let before = self.verdict.send_replace(Some(verdict)).and_then(|verdict| verdict.problem);
-        if before != problem {
-            match &problem {
-                Some(problem) => tracing::error!(reason = problem.reason, "{}", problem.message),
-                None => tracing::info!(base = %self.base.display(), "the share takes workspaces again"),
-            }
+        let asked = self.clock.monotonic();
+        let mut verdicts = self.verdict.subscribe();
+        self.wanted.notify_one();
+        let fresh =
+            verdicts.wait_for(|verdict| verdict.as_ref().is_some_and(|verdict| verdict.began >= asked));
+        match tokio::time::timeout(DEADLINE + PATIENCE, fresh).await {
+            Ok(Ok(verdict)) => verdict.as_ref().and_then(|verdict| verdict.problem.clone()),
+            Ok(Err(_)) | Err(_) => Some(Problem::timeout(&self.base, DEADLINE)),
         }
-        problem
     }
 
-    async fn probe(&self) -> Option<Problem> {
-        if self.pending.swap(true, Ordering::AcqRel) {
+    /// Keeps the verdict fresh until `stop`, and looks when asked. Run it once: it alone touches the share, so that one that
+    /// hangs holds one thread.
+    pub async fn watch(&self, stop: CancellationToken) {
+        let pending = Arc::new(AtomicBool::new(false));
+        loop {
+            let began = self.clock.monotonic();
+            // Cancel-safe: a look that is cut off leaves the last verdict.
+            let Some(problem) = stop.run_until_cancelled(self.probe(&pending)).await else { return };
+            self.tell(began, problem);
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = self.wanted.notified() => {}
+                () = tokio::time::sleep(FRESH / 2) => {}
+            }
+        }
+    }
+
+    fn tell(&self, began: Duration, problem: Option<Problem>) {
+        let told = problem.clone();
+        let before = self.verdict.send_replace(Some(Verdict { began, problem }));
+        match (before.map(|verdict| verdict.problem), told) {
+            (Some(before), now) if before == now => {}
+            (_, Some(problem)) => tracing::error!(reason = problem.reason, "{}", problem.message),
+            (_, None) => tracing::info!(base = %self.base.display(), "the base takes workspaces"),
+        }
+    }
+
+    /// `pending`: a look that has not come back. No second one is sent after it, each could hang for ever.
+    async fn probe(&self, pending: &Arc<AtomicBool>) -> Option<Problem> {
+        if pending.swap(true, Ordering::AcqRel) {
             return Some(Problem::timeout(&self.base, DEADLINE));
         }
         let (base, kind, trial_name, pending) =
-            (self.base.clone(), self.kind, self.trial_name.clone(), Arc::clone(&self.pending));
+            (self.base.clone(), self.kind, self.trial_name.clone(), Arc::clone(pending));
         let look = tokio::task::spawn_blocking(move || {
             let problem = gather_and_check(&base, kind, &trial_name);
             pending.store(false, Ordering::Release);
@@ -117,16 +147,6 @@ impl Storage {
         match tokio::time::timeout(DEADLINE, look).await {
             Ok(Ok(problem)) => problem,
             Ok(Err(_)) | Err(_) => Some(Problem::timeout(&self.base, DEADLINE)),
-        }
-    }
-
-    /// Keeps the verdict fresh until `stop`.
-    pub async fn watch(&self, stop: CancellationToken) {
-        // Cancel-safe: a look that is cut off leaves the last verdict.
-        while stop.run_until_cancelled(self.look()).await.is_some() {
-            if stop.run_until_cancelled(tokio::time::sleep(FRESH / 2)).await.is_none() {
-                return;
-            }
         }
     }
 }

@@ -1,6 +1,5 @@
 //! A control plane of one node: keeps what the agent told it, and sends the sets a test makes up.
 
-use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;

@@ -33,7 +33,7 @@ async fn the_container_has_its_limits_and_no_more_rights_than_it_needs() {
                   {{.HostConfig.PidsLimit}} {{.HostConfig.RestartPolicy.Name}} {{.HostConfig.CapDrop}} \
                   {{.HostConfig.SecurityOpt}} {{.HostConfig.Init}} {{.HostConfig.Binds}}";
     let expected = format!(
-        "/carrel-{}-g1 1000:1000 1000000000 1073741824 1073741824 512 no [ALL] [no-new-privileges] true []",
+        "/carrel-{}-g1 1000:1000 1000000000 1073741824 1073741824 512 no [ALL] [no-new-privileges] true <no value>",
         ada.workspace
     );
     assert_eq!(docker(&["inspect", "--format", format, id]), expected);

@@ -15,17 +15,24 @@ use crate::runtime::{Found, Hint, Inspected, Phase, RuntimeError, labels};
 pub(super) fn error(operation: &'static str, error: &Error) -> RuntimeError {
     match error {
         Error::DockerResponseServerError { status_code: 404, message }
-            if operation == "create" && !message.contains("image") =>
+            if names_what_was_asked(operation, message) =>
         {
-            // "network … not found" on create is no missing image.
-            RuntimeError::Refused { operation, problem: message.clone() }
+            RuntimeError::NotFound { operation }
         }
-        Error::DockerResponseServerError { status_code: 404, .. } => RuntimeError::NotFound { operation },
         Error::DockerResponseServerError { message, .. } => {
             RuntimeError::Refused { operation, problem: message.trim().to_owned() }
         }
         Error::DockerStreamError { error } => RuntimeError::Refused { operation, problem: error.clone() },
         other => RuntimeError::Unreachable { operation, problem: in_full(other) },
+    }
+}
+
+/// A 404 also says that something *else* is missing: a network when a container is created or started, for one.
+fn names_what_was_asked(operation: &str, message: &str) -> bool {
+    match operation {
+        "inspect_network" | "inspect_image" | "pull" => true,
+        "create" => message.contains("No such image"),
+        _ => message.contains("No such container"),
     }
 }
 
