@@ -20,13 +20,14 @@ human_ms() {
   fi
 }
 
-say() { printf '   %s\n' "$*"; }
+# aligned with the texts of done_in
+say() { printf '%13s%s\n' '' "$*"; }
 
-# done_in START_MS TEXT: one line with how long it took
+# done_in START_MS TEXT: one line with how long it took, the time first since texts differ in length
 done_in() {
   local start=$1
   shift
-  printf '   %-62s %10s\n' "$*" "$(human_ms $(($(now_ms) - start)))"
+  printf '%11s  %s\n' "$(human_ms $(($(now_ms) - start)))" "$*"
 }
 
 phase() { printf '\n== %s\n' "$*"; }
@@ -90,7 +91,7 @@ with_progress() {
   while kill -0 "$pid" 2>/dev/null; do
     sleep 0.1
     if (($(now_ms) - start >= next * 1000)); then
-      printf '   … %s (%s so far)\n' "$text" "$(human_ms $(($(now_ms) - start)))"
+      printf '%11s… %s\n' "$(human_ms $(($(now_ms) - start)))" "$text"
       next=$((next + 15))
     fi
   done

@@ -14,13 +14,7 @@ export DOCKER_HOST=${DOCKER_HOST:-unix:///var/run/docker.sock}
 docker_answers() { timeout 10 docker version --format '{{.Server.Version}}' >/dev/null 2>&1; }
 
 need_docker() {
-  if have docker && docker_answers; then
-    is_recorded_alive "$docker_pid_file" && [[ ! -d /sys/class/net/docker0 ]] || return 0
-    # Somebody deleted the bridge under the daemon: every start would fail until the daemon makes it anew. Live-restore keeps what runs.
-    say "the network bridge docker0 is gone: restarting the dockerd that we started"
-    read -r _ _ docker_starter <"$docker_pid_file"
-    stop_recorded "$docker_pid_file" 20
-  fi
+  have docker && docker_answers && return 0
   case $DOCKER_HOST in
     unix:///var/run/docker.sock | unix:///run/docker.sock) ;;
     *) fail "no Docker daemon answers on DOCKER_HOST=$DOCKER_HOST" "Start it, or unset DOCKER_HOST and let this script provide one." ;;
