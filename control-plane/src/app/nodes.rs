@@ -139,7 +139,7 @@ impl App {
     pub async fn give_up_node(&self, id: NodeId) -> Result<usize> {
         let mut work = self.store.begin().await?;
         let Some(node) = work.lock_node(id).await? else { return Ok(0) };
-        let now = self.store.now().await?;
+        let now = work.now().await?;
         let heard = node.last_heartbeat_at.is_some_and(|at| now < at + self.settings.unreachable_after);
         if heard {
             return Ok(0);

@@ -69,7 +69,7 @@ impl App {
 
     /// Takes what runs into the store: its row is made or raised, and its idle clock begins when it answers.
     async fn adopt(&self, work: &mut crate::store::Work, node: NodeId, container: &Container) -> Result<()> {
-        let now = self.store.now().await?;
+        let now = work.now().await?;
         let spec = self.settings.spec.clone();
         let make = Workspace::new(
             container.workspace,

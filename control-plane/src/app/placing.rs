@@ -29,7 +29,7 @@ impl App {
         let fair = !work.somebody_waits(workspace.uid, now).await?;
         match self.claim(work, &workspace, fair, now).await? {
             Ok(step) => Ok(step),
-            Err(NoPlace::NoneReady) => Err(self.no_healthy_node().await?),
+            Err(NoPlace::NoneReady) => Err(no_healthy_node(work).await?),
             Err(NoPlace::TooLarge) => {
                 let Resources { cpu_millicores, memory_bytes, .. } = workspace.spec.resources;
                 Err(AppError::LimitsBeyondNodes { cpu_millicores, memory_bytes })
@@ -64,25 +64,6 @@ impl App {
         }
         work.insert_placement(workspace, node).await?;
         Ok(Ok(workspace.apply(Event::Place { node }, now)?))
-    }
-
-    /// Why nobody can take anything.
-    async fn no_healthy_node(&self) -> Result<AppError> {
-        let nodes = self.store.list_nodes().await?;
-        let problem = nodes.iter().filter(|n| n.state == NodeState::Degraded).find_map(|n| n.problem());
-        Ok(match problem {
-            Some((reason, message)) => AppError::NoHealthyNode {
-                // Docker comes back by itself; a share that is missing or closed wants an operator.
-                passing: !reason.starts_with("STORAGE_"),
-                message: format!("No host can take workspaces: {message}"),
-                reason,
-            },
-            None => AppError::NoHealthyNode {
-                reason: "NO_NODE_READY".into(),
-                message: "No host is connected. Look at the node agents' logs.".into(),
-                passing: true,
-            },
-        })
     }
 
     /// One pass over the queue; how many were placed.
@@ -125,4 +106,23 @@ impl App {
         self.nudge.ring(&work.commit().await?);
         Ok(placed)
     }
+}
+
+/// Why nobody can take anything.
+async fn no_healthy_node(work: &mut Work) -> Result<AppError> {
+    let nodes = work.list_nodes().await?;
+    let problem = nodes.iter().filter(|n| n.state == NodeState::Degraded).find_map(|n| n.problem());
+    Ok(match problem {
+        Some((reason, message)) => AppError::NoHealthyNode {
+            // Docker comes back by itself; a share that is missing or closed wants an operator.
+            passing: !reason.starts_with("STORAGE_"),
+            message: format!("No host can take workspaces: {message}"),
+            reason,
+        },
+        None => AppError::NoHealthyNode {
+            reason: "NO_NODE_READY".into(),
+            message: "No host is connected. Look at the node agents' logs.".into(),
+            passing: true,
+        },
+    })
 }

@@ -44,6 +44,15 @@ fn sql(text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
     Statement::from_sql_and_values(DbBackend::Postgres, text, values)
 }
 
+async fn time_of(connection: &impl ConnectionTrait) -> Result<OffsetDateTime> {
+    let row = connection
+        .query_one_raw(sql("SELECT clock_timestamp() AS now", []))
+        .await
+        .map_err(StoreError::sort("ask for the time"))?;
+    row.and_then(|row| row.try_get("", "now").ok())
+        .ok_or_else(|| StoreError::Corrupt { table: "clock", problem: "no time came back".into() })
+}
+
 impl Store {
     /// A pool of at most `connections`. Does not wait for the database: the first use does.
     ///
@@ -119,13 +128,7 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn now(&self) -> Result<OffsetDateTime> {
-        let row = self
-            .db
-            .query_one_raw(sql("SELECT clock_timestamp() AS now", []))
-            .await
-            .map_err(StoreError::sort("ask for the time"))?;
-        row.and_then(|row| row.try_get("", "now").ok())
-            .ok_or_else(|| StoreError::Corrupt { table: "clock", problem: "no time came back".into() })
+        time_of(&self.db).await
     }
 
     /// Name of this Carrel, and incarnation of the store.

@@ -83,29 +83,6 @@ const COLUMNS: &str =
                               last_heartbeat_at FROM nodes";
 
 impl Store {
-    /// All nodes.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn list_nodes(&self) -> Result<Vec<Node>> {
-        let rows =
-            self.db.query_all_raw(sql(COLUMNS, [])).await.map_err(StoreError::sort("read the nodes"))?;
-        rows.iter().map(node).collect()
-    }
-
-    /// One node.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn find_node(&self, id: NodeId) -> Result<Option<Node>> {
-        let row = self
-            .db
-            .query_one_raw(sql(&format!("{COLUMNS} WHERE id = $1"), [id.0.into()]))
-            .await
-            .map_err(StoreError::sort("find a node"))?;
-        row.map(|row| node(&row)).transpose()
-    }
-
     /// What is stored of a node's secret.
     ///
     /// # Errors
@@ -143,6 +120,16 @@ impl Store {
 }
 
 impl Work {
+    /// All nodes.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn list_nodes(&mut self) -> Result<Vec<Node>> {
+        let rows =
+            self.tx.query_all_raw(sql(COLUMNS, [])).await.map_err(StoreError::sort("read the nodes"))?;
+        rows.iter().map(node).collect()
+    }
+
     /// A new node.
     ///
     /// # Errors

@@ -95,16 +95,6 @@ impl Store {
             .map_err(StoreError::sort("read the version of a desired set"))?;
         Ok(row.and_then(|row| row.try_get("", "desired_generation").ok()).unwrap_or(0))
     }
-
-    /// Every node as a placement sees it.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn candidates(&self, limits: CandidateLimits) -> Result<Vec<Candidate>> {
-        let rows =
-            self.db.query_all_raw(sql(CANDIDATES, [])).await.map_err(StoreError::sort("read the nodes"))?;
-        rows.iter().map(|row| candidate(row, limits)).collect()
-    }
 }
 
 impl Work {

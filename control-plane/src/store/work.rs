@@ -84,6 +84,15 @@ impl Work {
         Ok(self.touched)
     }
 
+    /// The database's time, on this transaction's connection: one that waited for another connection could wait for
+    /// itself.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn now(&mut self) -> Result<OffsetDateTime> {
+        super::time_of(&self.tx).await
+    }
+
     /// Locks a workspace: its activity row first, so that a heartbeat either came before and is seen, or comes after
     /// and is refused.
     ///
@@ -107,13 +116,7 @@ impl Work {
             .await
             .map_err(StoreError::sort(operation))?;
         let Some(model) = model else { return Ok(None) };
-        let now = self
-            .tx
-            .query_one_raw(sql("SELECT clock_timestamp() AS now", []))
-            .await
-            .map_err(StoreError::sort(operation))?
-            .and_then(|row| row.try_get("", "now").ok())
-            .ok_or_else(|| StoreError::Corrupt { table: "clock", problem: "no time came back".into() })?;
+        let now = self.now().await?;
         Ok(Some(Locked {
             workspace: model.try_into()?,
             activity: Activity {
