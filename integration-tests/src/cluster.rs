@@ -333,8 +333,10 @@ impl Drop for Cluster {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async move {
-                Docker::at(&docker).remove_cluster(&id).await;
                 database.drop_now().await;
+                if let Some(docker) = Docker::try_at(&docker) {
+                    docker.remove_cluster(&id).await;
+                }
             });
         });
         if cleaned.join().is_err() {

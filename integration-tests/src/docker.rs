@@ -35,9 +35,18 @@ pub struct Found {
 impl Docker {
     /// The daemon at `host`, such as `unix:///var/run/docker.sock`.
     pub fn at(host: &str) -> Self {
-        let api = bollard::Docker::connect_with_unix(host, 60, bollard::API_DEFAULT_VERSION)
-            .unwrap_or_else(|error| panic!("no Docker at {host}: {error}"));
-        Self { host: host.to_owned(), api }
+        Self::try_at(host).unwrap_or_else(|| panic!("no Docker at {host}"))
+    }
+
+    /// The same; `None` when there is no such socket.
+    pub fn try_at(host: &str) -> Option<Self> {
+        let api = bollard::Docker::connect_with_unix(host, 60, bollard::API_DEFAULT_VERSION).ok()?;
+        Some(Self { host: host.to_owned(), api })
+    }
+
+    /// Whether the daemon answers.
+    pub async fn answers(&self) -> bool {
+        self.api.ping().await.is_ok()
     }
 
     /// Where it is.

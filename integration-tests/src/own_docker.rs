@@ -55,7 +55,12 @@ impl OwnDocker {
         }
         self.process = Some(Process::spawn("dockerd", &mut command, &path("log")));
         let start = Instant::now();
-        while Docker::at(&self.host()).api().ping().await.is_err() {
+        loop {
+            if let Some(docker) = Docker::try_at(&self.host())
+                && docker.answers().await
+            {
+                return;
+            }
             let process = self.process.as_mut().expect("just started");
             assert!(process.ended().is_none(), "dockerd ended:\n{}", process.log_tail(20));
             assert!(start.elapsed() < Duration::from_secs(60), "no answer:\n{}", process.log_tail(20));

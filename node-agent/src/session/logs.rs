@@ -1,4 +1,4 @@
-//! Answers a request for a log: the container's, or the one kept of the newest incarnation when there is no container.
+//! Answers a request for a log: the one kept of the incarnation before, then the container's, when there is one.
 
 use carrel_common::id::{Generation, WorkspaceUid};
 use carrel_proto::v1 as pb;
@@ -66,9 +66,9 @@ async fn tell_all<R: Runtime>(
         Err(error) => return Ok(error.to_string()),
     };
     let current = found.into_iter().map(|found| found.container).max_by_key(|container| container.generation);
-    let Some(container) = current else {
-        return saved(host, wanted, teller).await;
-    };
+    // What it said before it crashed is wanted most when the next one runs already.
+    let before = saved(host, wanted, current.as_ref().map(|container| container.generation), teller).await?;
+    let Some(container) = current else { return Ok(before) };
     teller.generation = container.generation;
     let options = LogOptions { lines: Some(wanted.lines), follow: wanted.follow };
     let mut output = host.runtime.logs(&container.container_id, options);
@@ -88,7 +88,13 @@ async fn tell_all<R: Runtime>(
     Ok(String::new())
 }
 
-async fn saved<R: Runtime>(host: &Host<R>, wanted: Wanted, teller: &mut Teller) -> Result<String, Unwanted> {
+/// Tells the newest log kept, unless it is of the incarnation that is told anyway. The error when there is none.
+async fn saved<R: Runtime>(
+    host: &Host<R>,
+    wanted: Wanted,
+    current: Option<Generation>,
+    teller: &mut Teller,
+) -> Result<String, Unwanted> {
     let (logs, workspace) = (host.saved_logs.clone(), wanted.workspace);
     let read = tokio::task::spawn_blocking(move || logs.newest(workspace)).await;
     let (generation, text) = match read {
@@ -97,6 +103,9 @@ async fn saved<R: Runtime>(host: &Host<R>, wanted: Wanted, teller: &mut Teller) 
         Ok(Err(error)) => return Ok(format!("the log cannot be read: {error}")),
         Err(error) => return Ok(format!("the log cannot be read: {error}")),
     };
+    if current == Some(generation) {
+        return Ok(String::new());
+    }
     teller.generation = generation;
     let text = last_lines(&text, usize::try_from(wanted.lines).unwrap_or(usize::MAX));
     let mut lines = Lines::default();
