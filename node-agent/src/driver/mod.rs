@@ -344,3 +344,6 @@ fn span_of(item: &DesiredItem, from: &From, node: carrel_common::id::NodeId) -> 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

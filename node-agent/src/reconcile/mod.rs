@@ -197,6 +197,16 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
         return;
     }
     let memory = view.memory.get(&item.workspace);
+    // A listing from before the last task ended may show what is gone, and what was made is not in it.
+    let stale = memory.is_some_and(|memory| memory.at >= view.listing.taken_at);
+    let unknown = |found: &&&Found| is_beyond(&found.container, item, view.set);
+    let held: Vec<_> = containers.iter().filter(unknown).map(|found| found.container.clone()).collect();
+    if !stale && !held.is_empty() {
+        // The store went back in time, or this set did: nothing of this workspace is touched.
+        out.held += held.len();
+        out.orphans.extend(held);
+        return;
+    }
     if let Some(Memory { settled: Settled::Retry { not_before }, generation, .. }) = memory
         && *generation == item.generation
         && *not_before > view.now
@@ -205,23 +215,13 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
         return;
     }
     let known = memory.filter(|memory| memory.generation == item.generation).map(|memory| &memory.settled);
-    let stale = memory.is_some_and(|memory| memory.at >= view.listing.taken_at);
     if stopped && known != Some(&Settled::Gone) {
         out.actions.push(Action::Stop { item: item.clone() });
         return;
     }
     if stale {
-        // The listing is from before the last task ended; what it shows may be gone, and what was made is not in it.
         let finished = matches!(known, Some(Settled::Running { .. } | Settled::Failed | Settled::Gone));
         out.relist |= !finished;
-        return;
-    }
-    let unknown = |found: &&&Found| is_beyond(&found.container, item, view.set);
-    let held: Vec<_> = containers.iter().filter(unknown).map(|found| found.container.clone()).collect();
-    if !held.is_empty() {
-        // The store went back in time, or this set did: nothing of this workspace is touched.
-        out.held += held.len();
-        out.orphans.extend(held);
         return;
     }
     if stopped {

@@ -1,1 +1,506 @@
+use carrel_common::id::{NodeId, PlacementId};
+use carrel_common::model::{DesiredPair, Resources, StopReason, WorkspaceSpec};
+use proptest::prelude::*;
 
+use super::*;
+
+fn uid(n: u128) -> WorkspaceUid {
+    WorkspaceUid(format!("00000000-0000-0000-0000-{n:012}").parse().expect("a UUID"))
+}
+
+fn spec(path: &str) -> WorkspaceSpec {
+    WorkspaceSpec {
+        image: "carrel/workspace:dev".into(),
+        resources: Resources { cpu_millicores: 1000, memory_bytes: 1 << 30, pids: 512 },
+        probe_port: 8080,
+        probe_path: path.into(),
+    }
+}
+
+fn item(workspace: u128, generation: i64, run: bool) -> DesiredItem {
+    let run = if run {
+        Run::Running { start_timeout: Duration::from_secs(120) }
+    } else {
+        Run::Stopped { reason: StopReason::User, grace: Duration::from_secs(10), purge_files: false }
+    };
+    DesiredItem {
+        workspace: uid(workspace),
+        student: format!("s{workspace}").parse().expect("valid"),
+        generation: Generation(generation),
+        placement: PlacementId(uid(7).0),
+        spec: spec("/healthz"),
+        run,
+        traceparent: String::new(),
+    }
+}
+
+fn found(workspace: u128, generation: i64, phase: Phase) -> Found {
+    Found {
+        container: Container {
+            container_id: format!("c{workspace}g{generation}"),
+            workspace: uid(workspace),
+            student: format!("s{workspace}").parse().expect("valid"),
+            generation: Generation(generation),
+            incarnation: 1,
+            node: NodeId(uid(9).0),
+            running: phase == Phase::Running,
+        },
+        spec_digest: spec("/healthz").digest(),
+        phase,
+    }
+}
+
+fn id(workspace: u128, generation: i64) -> String {
+    format!("c{workspace}g{generation}")
+}
+
+/// All that `diff` looks at, as values that a test can change.
+#[derive(Debug, Clone)]
+struct World {
+    now: Duration,
+    items: Vec<DesiredItem>,
+    incarnation: i64,
+    fresh: bool,
+    containers: Vec<Found>,
+    seen_before: bool,
+    in_flight: BTreeMap<WorkspaceUid, InFlight>,
+    memory: BTreeMap<WorkspaceUid, Memory>,
+    verdicts: BTreeMap<String, Verdict>,
+}
+
+impl World {
+    fn new(items: Vec<DesiredItem>, containers: Vec<Found>) -> Self {
+        Self {
+            now: Duration::from_secs(100),
+            items,
+            incarnation: 1,
+            fresh: true,
+            containers,
+            seen_before: true,
+            in_flight: BTreeMap::new(),
+            memory: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
+        }
+    }
+
+    fn remember(mut self, workspace: u128, generation: i64, settled: Settled) -> Self {
+        let memory = Memory { generation: Generation(generation), at: Duration::from_secs(1), settled };
+        self.memory.insert(uid(workspace), memory);
+        self
+    }
+
+    fn diff(&self) -> Decisions {
+        let pair = DesiredPair { incarnation: self.incarnation, generation: 1 };
+        let set = DesiredSet::new(pair, self.items.clone());
+        let listing = Listing { taken_at: self.now, containers: self.containers.clone() };
+        let seen: BTreeSet<String> = self
+            .containers
+            .iter()
+            .filter(|_| self.seen_before)
+            .map(|found| found.container.container_id.clone())
+            .collect();
+        diff(&View {
+            now: self.now,
+            set: &set,
+            session_fresh: self.fresh,
+            listing: &listing,
+            seen_before: &seen,
+            in_flight: &self.in_flight,
+            memory: &self.memory,
+            verdicts: &self.verdicts,
+        })
+    }
+
+    fn actions(&self) -> Vec<Action> {
+        self.diff().actions
+    }
+
+    /// Does what was decided, as the driver would, and finds out what it led to.
+    fn carry_out(&mut self, actions: Vec<Action>) {
+        self.now += Duration::from_secs(1);
+        for action in actions {
+            let workspace = action.workspace();
+            let (generation, settled) = match action {
+                Action::Bring { item, from } => {
+                    if from == From::Nothing {
+                        let mut made = found(1, item.generation.0, Phase::Running);
+                        made.container.workspace = item.workspace;
+                        made.container.container_id = format!("new-{}-{}", item.workspace, item.generation);
+                        self.containers.push(made);
+                    }
+                    let same = |found: &&mut Found| {
+                        found.container.workspace == item.workspace
+                            && found.container.generation == item.generation
+                            && match &from {
+                                From::Nothing => true,
+                                From::Created(id) | From::Running(id) | From::Exited(id) => {
+                                    found.container.container_id == *id
+                                }
+                            }
+                    };
+                    let container = self.containers.iter_mut().find(same).expect("there");
+                    container.phase = Phase::Running;
+                    container.container.running = true;
+                    let container_id = container.container.container_id.clone();
+                    (item.generation, Settled::Running { container_id })
+                }
+                Action::Stop { item } => {
+                    let beyond = self.containers.iter().any(|found| {
+                        found.container.workspace == workspace
+                            && (found.container.generation > item.generation
+                                || found.container.incarnation > self.incarnation)
+                    });
+                    if beyond {
+                        let not_before = self.now + Duration::from_secs(1_000_000);
+                        (item.generation, Settled::Retry { not_before })
+                    } else {
+                        self.containers.retain(|found| found.container.workspace != workspace);
+                        (item.generation, Settled::Gone)
+                    }
+                }
+                Action::Clear { containers, .. } => {
+                    self.containers.retain(|found| !containers.contains(&found.container));
+                    (Generation(0), Settled::Retry { not_before: self.now })
+                }
+                Action::Cancel { .. } => continue,
+            };
+            self.memory.insert(workspace, Memory { generation, at: self.now, settled });
+        }
+        self.now += Duration::from_secs(1);
+    }
+}
+
+fn bring(item: DesiredItem, from: From) -> Action {
+    Action::Bring { item, from }
+}
+
+fn clear(workspace: u128, cause: Cause, containers: Vec<Found>) -> Action {
+    let containers = containers.into_iter().map(|found| found.container).collect();
+    Action::Clear { workspace: uid(workspace), cause, containers }
+}
+
+#[test]
+fn starts_what_is_wanted_and_not_there() {
+    let world = World::new(vec![item(1, 1, true)], vec![]);
+    assert_eq!(world.actions(), [bring(item(1, 1, true), From::Nothing)]);
+}
+
+#[test]
+fn adopts_what_runs_and_is_wanted() {
+    let world = World::new(vec![item(1, 1, true)], vec![found(1, 1, Phase::Running)]);
+    assert_eq!(world.actions(), [bring(item(1, 1, true), From::Running(id(1, 1)))]);
+}
+
+#[test]
+fn leaves_alone_what_runs_as_wanted() {
+    let running = Settled::Running { container_id: id(1, 1) };
+    let world = World::new(vec![item(1, 1, true)], vec![found(1, 1, Phase::Running)]).remember(1, 1, running);
+    assert_eq!(world.diff(), Decisions::default());
+}
+
+#[test]
+fn starts_what_has_ended_and_goes_on_with_what_was_only_made() {
+    for (phase, from) in [(Phase::Exited, From::Exited(id(1, 1))), (Phase::Created, From::Created(id(1, 1)))]
+    {
+        let world = World::new(vec![item(1, 1, true)], vec![found(1, 1, phase)]);
+        assert_eq!(world.actions(), [bring(item(1, 1, true), from)]);
+    }
+}
+
+#[test]
+fn a_failed_generation_is_left_alone_and_the_next_one_is_started() {
+    let world =
+        World::new(vec![item(1, 1, true)], vec![found(1, 1, Phase::Exited)]).remember(1, 1, Settled::Failed);
+    assert_eq!(world.actions(), []);
+    let world = World::new(vec![item(1, 2, true)], vec![]).remember(1, 1, Settled::Failed);
+    assert_eq!(world.actions(), [bring(item(1, 2, true), From::Nothing)]);
+}
+
+#[test]
+fn a_generation_that_is_gone_never_starts_again() {
+    let world = World::new(vec![item(1, 1, true)], vec![]).remember(1, 1, Settled::Gone);
+    assert_eq!(world.diff(), Decisions::default());
+}
+
+#[test]
+fn an_order_to_stop_needs_no_second_listing_and_no_session() {
+    for containers in [vec![], vec![found(1, 1, Phase::Running)], vec![found(1, 1, Phase::Exited)]] {
+        let mut world = World::new(vec![item(1, 1, false)], containers);
+        (world.seen_before, world.fresh) = (false, false);
+        assert_eq!(world.actions(), [Action::Stop { item: item(1, 1, false) }]);
+    }
+}
+
+#[test]
+fn a_container_that_appears_after_gone_is_stopped_too() {
+    let ghost = found(1, 1, Phase::Running);
+    let world = World::new(vec![item(1, 1, false)], vec![ghost]).remember(1, 1, Settled::Gone);
+    assert_eq!(world.actions(), [Action::Stop { item: item(1, 1, false) }]);
+}
+
+#[test]
+fn a_lower_generation_is_removed_before_the_wanted_one_is_started() {
+    let old = found(1, 1, Phase::Running);
+    let world = World::new(vec![item(1, 2, true)], vec![old.clone()]);
+    assert_eq!(world.actions(), [clear(1, Cause::Superseded, vec![old])]);
+}
+
+#[test]
+fn of_two_of_one_workspace_the_higher_is_kept() {
+    let (old, new) = (found(1, 1, Phase::Running), found(1, 2, Phase::Running));
+    let running = Settled::Running { container_id: id(1, 2) };
+    let world = World::new(vec![item(1, 2, true)], vec![old.clone(), new]).remember(1, 2, running);
+    assert_eq!(world.actions(), [clear(1, Cause::Superseded, vec![old])]);
+}
+
+#[test]
+fn nothing_superseded_is_removed_before_two_listings_agree_in_a_session_with_a_set() {
+    let mut world = World::new(vec![item(1, 2, true)], vec![found(1, 1, Phase::Running)]);
+    world.seen_before = false;
+    assert_eq!(world.diff(), Decisions { relist: true, ..Decisions::default() });
+    (world.seen_before, world.fresh) = (true, false);
+    assert_eq!(world.diff(), Decisions::default());
+}
+
+#[test]
+fn a_higher_generation_than_known_is_held_and_reported_whatever_is_wanted() {
+    for run in [true, false] {
+        let higher = found(1, 5, Phase::Running);
+        let world = World::new(vec![item(1, 2, run)], vec![found(1, 2, Phase::Running), higher.clone()])
+            .remember(1, 2, Settled::Gone);
+        let expected = Decisions { orphans: vec![higher.container], held: 1, ..Decisions::default() };
+        assert_eq!(world.diff(), expected);
+    }
+}
+
+#[test]
+fn a_container_of_a_later_incarnation_of_the_store_is_held() {
+    let mut later = found(1, 1, Phase::Running);
+    later.container.incarnation = 2;
+    let world = World::new(vec![item(1, 2, true)], vec![later.clone()]);
+    assert_eq!(world.diff().orphans, [later.container]);
+    assert_eq!(world.actions(), []);
+}
+
+#[test]
+fn a_container_of_an_earlier_incarnation_is_adopted() {
+    let mut world = World::new(vec![item(1, 1, true)], vec![found(1, 1, Phase::Running)]);
+    world.incarnation = 2;
+    assert_eq!(world.actions(), [bring(item(1, 1, true), From::Running(id(1, 1)))]);
+}
+
+#[test]
+fn a_container_of_another_spec_is_reported_and_not_acted_on() {
+    let mut other = found(1, 1, Phase::Exited);
+    other.spec_digest = spec("/other").digest();
+    let world = World::new(vec![item(1, 1, true)], vec![other.clone()]);
+    let expected = Decisions { orphans: vec![other.container], held: 1, ..Decisions::default() };
+    assert_eq!(world.diff(), expected);
+}
+
+#[test]
+fn an_orphan_is_reported_once_two_listings_agree() {
+    let orphan = found(1, 1, Phase::Running);
+    let mut world = World::new(vec![], vec![orphan.clone()]);
+    assert_eq!(world.diff(), Decisions { orphans: vec![orphan.container], ..Decisions::default() });
+    world.seen_before = false;
+    assert_eq!(world.diff(), Decisions { relist: true, ..Decisions::default() });
+}
+
+#[test]
+fn an_orphan_is_removed_only_when_the_verdict_is_stop() {
+    let orphan = found(1, 1, Phase::Running);
+    for (verdict, actions) in [
+        (Verdict::Hold, vec![]),
+        (Verdict::Adopt, vec![]),
+        (Verdict::Stop, vec![clear(1, Cause::Orphan, vec![orphan.clone()])]),
+    ] {
+        let mut world = World::new(vec![], vec![orphan.clone()]);
+        world.verdicts.insert(id(1, 1), verdict);
+        assert_eq!(world.actions(), actions, "{verdict:?}");
+    }
+}
+
+#[test]
+fn a_verdict_of_stop_does_not_hold_once_an_item_names_the_workspace() {
+    let mut world = World::new(vec![item(1, 1, true)], vec![found(1, 1, Phase::Running)]);
+    world.verdicts.insert(id(1, 1), Verdict::Stop);
+    assert_eq!(world.actions(), [bring(item(1, 1, true), From::Running(id(1, 1)))]);
+}
+
+#[test]
+fn more_orphan_stops_than_the_breaker_allows_do_not_happen() {
+    for (orphans, others, happen) in
+        [(3, 0, true), (4, 0, false), (4, 15, false), (4, 16, true), (6, 24, true)]
+    {
+        let mut world = World::new(vec![], vec![]);
+        for n in 0..orphans {
+            world.containers.push(found(n, 1, Phase::Running));
+            world.verdicts.insert(id(n, 1), Verdict::Stop);
+        }
+        for n in orphans..orphans + others {
+            world.containers.push(found(n, 1, Phase::Running));
+            world.items.push(item(n, 1, true));
+            world = world.remember(n, 1, Settled::Running { container_id: id(n, 1) });
+        }
+        let decisions = world.diff();
+        let expected = if happen {
+            (usize::try_from(orphans).expect("few"), 0)
+        } else {
+            (0, usize::try_from(orphans).expect("few"))
+        };
+        assert_eq!(
+            (decisions.actions.len(), decisions.withheld),
+            expected,
+            "{orphans} of {}",
+            orphans + others
+        );
+    }
+}
+
+#[test]
+fn a_workspace_that_is_worked_on_gets_nothing_else_to_do() {
+    let mut world = World::new(vec![item(1, 1, true)], vec![found(1, 1, Phase::Created)]);
+    world.in_flight.insert(uid(1), InFlight::Bring(Generation(1)));
+    assert_eq!(world.diff(), Decisions::default());
+}
+
+#[test]
+fn a_start_whose_order_is_over_is_cancelled() {
+    for wanted in [item(1, 1, false), item(1, 2, true)] {
+        let mut world = World::new(vec![wanted], vec![]);
+        world.in_flight.insert(uid(1), InFlight::Bring(Generation(1)));
+        assert_eq!(world.actions(), [Action::Cancel { workspace: uid(1) }]);
+    }
+}
+
+#[test]
+fn what_was_put_off_is_due_at_its_time() {
+    let not_before = Duration::from_secs(200);
+    let mut world = World::new(vec![item(1, 1, true)], vec![]).remember(1, 1, Settled::Retry { not_before });
+    assert_eq!(world.diff(), Decisions { wake_at: Some(not_before), ..Decisions::default() });
+    world.now = not_before;
+    assert_eq!(world.actions(), [bring(item(1, 1, true), From::Nothing)]);
+}
+
+#[test]
+fn a_listing_from_before_the_last_task_ended_is_not_believed() {
+    let mut world = World::new(vec![item(1, 1, true)], vec![]);
+    let settled = Settled::Running { container_id: id(1, 1) };
+    world.memory.insert(uid(1), Memory { generation: Generation(1), at: world.now, settled });
+    assert_eq!(world.diff(), Decisions::default(), "it runs, and is not in the listing yet");
+    world.items = vec![item(1, 2, true)];
+    assert_eq!(world.diff(), Decisions { relist: true, ..Decisions::default() });
+    world.items = vec![];
+    world.containers = vec![found(1, 1, Phase::Running)];
+    assert_eq!(world.diff(), Decisions::default(), "no orphan either");
+}
+
+fn any_phase() -> impl Strategy<Value = Phase> {
+    prop_oneof![Just(Phase::Created), Just(Phase::Running), Just(Phase::Exited)]
+}
+
+fn any_verdict() -> impl Strategy<Value = Option<Verdict>> {
+    prop_oneof![Just(None), Just(Some(Verdict::Stop)), Just(Some(Verdict::Adopt)), Just(Some(Verdict::Hold))]
+}
+
+/// Up to six workspaces with any containers, orders and verdicts.
+fn any_world() -> impl Strategy<Value = World> {
+    let container = (0..6_u128, 1..5_i64, any_phase(), 1..3_i64, any::<bool>(), any_verdict());
+    let order = (0..6_u128, 1..5_i64, any::<bool>());
+    (proptest::collection::vec(container, 0..10), proptest::collection::vec(order, 0..6), any::<bool>())
+        .prop_map(|(containers, orders, fresh)| {
+            let mut world = World::new(vec![], vec![]);
+            world.fresh = fresh;
+            let items: BTreeMap<_, _> = orders.into_iter().map(|(w, g, run)| (w, item(w, g, run))).collect();
+            world.items = items.into_values().collect();
+            let mut names = BTreeSet::new();
+            for (workspace, generation, phase, incarnation, other_spec, verdict) in containers {
+                // One name, one container.
+                if !names.insert((workspace, generation)) {
+                    continue;
+                }
+                let mut container = found(workspace, generation, phase);
+                container.container.incarnation = incarnation;
+                if other_spec {
+                    container.spec_digest = spec("/other").digest();
+                }
+                if let Some(verdict) = verdict {
+                    world.verdicts.insert(id(workspace, generation), verdict);
+                }
+                world.containers.push(container);
+            }
+            world
+        })
+}
+
+/// What may be removed: named by an order, superseded, or over by the control plane's word; and of no later time than known.
+fn may_be_removed(world: &World, container: &Container) -> bool {
+    match world.items.iter().find(|item| item.workspace == container.workspace) {
+        None => world.fresh && world.verdicts.get(&container.container_id) == Some(&Verdict::Stop),
+        Some(item) => {
+            let stopped = matches!(item.run, Run::Stopped { .. });
+            container.incarnation <= world.incarnation
+                && (container.generation < item.generation
+                    || (stopped && container.generation == item.generation))
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn comes_to_rest_and_stays_there(mut world in any_world()) {
+        for _ in 0..6 {
+            let actions = world.actions();
+            world.carry_out(actions);
+        }
+        prop_assert_eq!(world.actions(), vec![]);
+    }
+
+    #[test]
+    fn at_rest_every_order_is_carried_out_or_held(mut world in any_world()) {
+        world.fresh = true;
+        for _ in 0..6 {
+            let actions = world.actions();
+            world.carry_out(actions);
+        }
+        let reported = world.diff().orphans;
+        for item in &world.items {
+            let of_it = || world.containers.iter().filter(|found| found.container.workspace == item.workspace);
+            if of_it().any(|found| reported.contains(&found.container)) || of_it().any(|found| found.container.incarnation > 1) {
+                continue;
+            }
+            let now: Vec<_> = of_it().map(|found| (found.container.generation, found.phase)).collect();
+            let wanted = if matches!(item.run, Run::Running { .. }) { vec![(item.generation, Phase::Running)] } else { vec![] };
+            prop_assert_eq!(now, wanted);
+        }
+    }
+
+    #[test]
+    fn only_what_may_be_is_ever_removed(mut world in any_world()) {
+        for _ in 0..6 {
+            let before = world.clone();
+            let actions = world.actions();
+            for action in &actions {
+                if let Action::Clear { containers, .. } = action {
+                    prop_assert!(containers.iter().all(|container| may_be_removed(&before, container)));
+                }
+            }
+            world.carry_out(actions);
+            for lost in before.containers.iter().filter(|found| !world.containers.iter().any(|f| f.container.container_id == found.container.container_id)) {
+                prop_assert!(may_be_removed(&before, &lost.container), "{lost:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn decides_the_same_again_sorted_and_at_most_once_a_workspace(world in any_world()) {
+        let actions = world.actions();
+        prop_assert_eq!(&actions, &world.actions());
+        let workspaces: Vec<_> = actions.iter().map(Action::workspace).collect();
+        let mut sorted = workspaces.clone();
+        sorted.sort();
+        sorted.dedup();
+        prop_assert_eq!(workspaces, sorted);
+    }
+}

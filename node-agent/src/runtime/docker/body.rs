@@ -96,3 +96,98 @@ pub(super) fn network_body(scope: Scope) -> NetworkCreateRequest {
         ..NetworkCreateRequest::default()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use carrel_common::id::{Generation, PlacementId};
+    use carrel_common::model::{DesiredItem, Resources, Run, WorkspaceSpec};
+    use serde_json::json;
+
+    use super::*;
+
+    fn plan() -> Plan {
+        let uid = |n: u8| format!("0f0e0d0c-0000-4000-8000-0000000000{n:02}");
+        Plan {
+            scope: Scope { cluster: uid(1).parse().expect("uuid"), node: uid(2).parse().expect("uuid") },
+            incarnation: 4,
+            item: DesiredItem {
+                workspace: uid(3).parse().expect("uuid"),
+                student: "ada@school".parse().expect("valid"),
+                generation: Generation(7),
+                placement: PlacementId::new(),
+                spec: WorkspaceSpec {
+                    image: "carrel/workspace:dev".into(),
+                    resources: Resources { cpu_millicores: 1500, memory_bytes: 1 << 30, pids: 512 },
+                    probe_port: 8080,
+                    probe_path: "/healthz".into(),
+                },
+                run: Run::Running { start_timeout: std::time::Duration::from_secs(120) },
+                traceparent: "00-1-2-01".into(),
+            },
+            project_dir: "/srv/base/ada@school".into(),
+        }
+    }
+
+    #[test]
+    fn all_that_is_asked_for_a_container() {
+        let plan = plan();
+        let body = serde_json::to_value(container_body(&plan, Some(OPEN_FILES))).expect("json");
+        let expected = json!({
+            "Image": "carrel/workspace:dev",
+            "User": "1000:1000",
+            "Env": ["CARREL_STUDENT=ada@school", "CARREL_GENERATION=7"],
+            "Labels": {
+                "carrel.cluster": "0f0e0d0c-0000-4000-8000-000000000001",
+                "carrel.incarnation": "4",
+                "carrel.node": "0f0e0d0c-0000-4000-8000-000000000002",
+                "carrel.workspace": "0f0e0d0c-0000-4000-8000-000000000003",
+                "carrel.student": "ada@school",
+                "carrel.generation": "7",
+                "carrel.spec": plan.item.spec.digest(),
+            },
+            "ExposedPorts": { "8080/tcp": {} },
+            "HostConfig": {
+                "NanoCpus": 1_500_000_000,
+                "Memory": 1 << 30,
+                "MemorySwap": 1 << 30,
+                "PidsLimit": 512,
+                "Mounts": [{
+                    "Type": "bind",
+                    "Source": "/srv/base/ada@school",
+                    "Target": "/home/coder/project",
+                    "ReadOnly": false,
+                    "BindOptions": { "Propagation": "rprivate" },
+                }],
+                "RestartPolicy": { "Name": "no" },
+                "AutoRemove": false,
+                "CapDrop": ["ALL"],
+                "SecurityOpt": ["no-new-privileges"],
+                "Init": true,
+                "LogConfig": { "Type": "json-file", "Config": { "max-size": "10m", "max-file": "2" } },
+                "Ulimits": [{ "Name": "nofile", "Soft": 65536, "Hard": 65536 }],
+                "Tmpfs": { "/tmp": "rw,exec,nosuid,nodev,mode=1777" },
+                "NetworkMode": "carrel-0f0e0d0c",
+                "PortBindings": { "8080/tcp": [{ "HostIp": "127.0.0.1" }] },
+            },
+        });
+        assert_eq!(body, expected);
+        assert_eq!(plan.container_name(), "carrel-0f0e0d0c-0000-4000-8000-000000000003-g7");
+    }
+
+    #[test]
+    fn a_daemon_that_may_not_set_the_limit_of_open_files_is_not_asked_to() {
+        let body = serde_json::to_value(container_body(&plan(), None)).expect("json");
+        assert_eq!(body["HostConfig"].get("Ulimits"), None);
+    }
+
+    #[test]
+    fn workspaces_cannot_talk_to_each_other_over_the_network() {
+        let expected = json!({
+            "Name": "carrel-0f0e0d0c",
+            "Driver": "bridge",
+            "Options": { "com.docker.network.bridge.enable_icc": "false" },
+            "Labels": { "carrel.cluster": "0f0e0d0c-0000-4000-8000-000000000001" },
+        });
+        assert_eq!(serde_json::to_value(network_body(plan().scope)).expect("json"), expected);
+    }
+}

@@ -142,3 +142,50 @@ pub(super) fn hint(event: EventMessage) -> Option<Hint> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(status_code: u16, message: &str) -> Error {
+        Error::DockerResponseServerError { status_code, message: message.into() }
+    }
+
+    #[test]
+    fn a_404_is_about_what_was_asked_or_about_something_else() {
+        for (operation, message, missing) in [
+            ("create", "No such image: x:1", true),
+            ("create", "network carrel-1 not found", false),
+            ("start", "No such container: abc", true),
+            ("start", "network carrel-1 not found", false),
+            ("inspect_network", "network carrel-1 not found", true),
+            ("pull", "manifest unknown", true),
+        ] {
+            let told = error(operation, &server(404, message));
+            let problem = message.to_owned();
+            let expected = if missing {
+                RuntimeError::NotFound { operation }
+            } else {
+                RuntimeError::Refused { operation, problem }
+            };
+            assert_eq!(told, expected, "{operation}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_broken_connection_leaves_the_result_unknown_and_an_answer_does_not() {
+        let broken = Error::IOError { err: std::io::Error::other("reset") };
+        assert!(error("start", &broken).result_unknown());
+        assert!(!error("start", &server(500, "no")).result_unknown());
+    }
+
+    #[test]
+    fn a_reference_without_a_tag_is_pulled_as_latest_and_not_as_every_tag() {
+        for (image, tag) in
+            [("a", "latest"), ("h:5000/a", "latest"), ("a:1", ""), ("h:5000/a:1", ""), ("a@sha256:1", "")]
+        {
+            let options = pull_options(CreateImageOptionsBuilder::default(), image);
+            assert_eq!(options.tag.unwrap_or_default(), tag, "{image}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The loop against the fake engine.
+
+use std::path::PathBuf;
+
+use carrel_common::clock::SystemClock;
+use carrel_common::id::{ClusterId, NodeId, PlacementId};
+use carrel_common::model::{
+    DesiredPair, Observation, Observed, Resources, Run, StatusReason, StopReason, WorkspaceSpec,
+};
+
+use super::*;
+use crate::driver::host::Limits;
+use crate::metrics::Metrics;
+use crate::reconcile::crash::Budget;
+use crate::runtime::Scope;
+use crate::runtime::fake::Fake;
+use crate::storage::check::Kind;
+use crate::storage::probe::Storage;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+struct Bench {
+    engine: Fake,
+    host: Arc<Host<Fake>>,
+    accepted: watch::Sender<Accepted>,
+    state: watch::Receiver<EngineState>,
+    told: Vec<Observation>,
+    generation: i64,
+    _verdicts: mpsc::Sender<Vec<(String, Verdict)>>,
+    _tasks: JoinSet<()>,
+    _dir: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let base: PathBuf = dir.path().join("base");
+        std::fs::create_dir(&base).expect("base");
+        std::fs::set_permissions(&base, std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("mode");
+        let clock = Arc::new(SystemClock::new());
+        let storage = Storage::new(base, Kind::Directory, "test".into(), clock.clone());
+        let limits = Limits {
+            start_concurrency: 2,
+            budget: Budget { restarts: 1, window: Duration::from_secs(600) },
+            reconcile_interval: Duration::from_millis(200),
+        };
+        let engine = Fake::new();
+        let scope = Scope { cluster: ClusterId::new(), node: NodeId::new() };
+        let state_dir = dir.path().join("state");
+        let host =
+            Arc::new(Host::new(engine.clone(), storage, state_dir, Metrics::new(), clock, scope, limits));
+        let (accepted, from_session) = watch::channel(Accepted::default());
+        let (verdicts, from_verdicts) = mpsc::channel(1);
+        let (engine_state, state) = watch::channel(EngineState::default());
+        let orphans = watch::Sender::new(Vec::new());
+        let links = Links { accepted: from_session, verdicts: from_verdicts, orphans, engine: engine_state };
+        let mut tasks = JoinSet::new();
+        let watched = Arc::clone(&host);
+        tasks.spawn(async move { watched.storage.watch(CancellationToken::new()).await });
+        tasks.spawn(run(Arc::clone(&host), links, CancellationToken::new()));
+        Self {
+            engine,
+            host,
+            accepted,
+            state,
+            told: Vec::new(),
+            generation: 0,
+            _verdicts: verdicts,
+            _tasks: tasks,
+            _dir: dir,
+        }
+    }
+
+    fn want(&mut self, items: Vec<DesiredItem>) {
+        self.generation += 1;
+        let pair = DesiredPair { incarnation: 1, generation: self.generation };
+        self.accepted
+            .send_replace(Accepted { set: Some(Arc::new(DesiredSet::new(pair, items))), fresh: true });
+    }
+
+    /// The first report from now on about `item` that `is` holds of.
+    async fn until(&mut self, item: &DesiredItem, is: impl Fn(&Observed) -> bool) -> Observation {
+        let wait = async {
+            loop {
+                let unsent = self.host.reports.take_unsent();
+                self.told.extend(unsent.clone());
+                let about =
+                    |o: &&Observation| o.workspace == item.workspace && o.generation == item.generation;
+                if let Some(found) = unsent.iter().filter(about).find(|o| is(&o.state)) {
+                    return found.clone();
+                }
+                self.host.reports.news().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("in time")
+    }
+
+    async fn running(&mut self, item: &DesiredItem) -> Observation {
+        self.until(item, |state| matches!(state, Observed::Running { .. })).await
+    }
+
+    async fn engine_is(&mut self, healthy: bool) {
+        let state =
+            self.state.wait_for(|state| state.asked_at.is_some() && state.problem.is_none() == healthy);
+        tokio::time::timeout(PATIENCE, state).await.expect("in time").expect("the driver lives");
+    }
+}
+
+fn desk(student: &str, mode: &str) -> DesiredItem {
+    DesiredItem {
+        workspace: WorkspaceUid::new(),
+        student: student.parse().expect("valid"),
+        generation: Generation(1),
+        placement: PlacementId::new(),
+        spec: WorkspaceSpec {
+            image: format!("tiny:{mode}"),
+            resources: Resources { cpu_millicores: 1000, memory_bytes: 1 << 30, pids: 512 },
+            probe_port: 8080,
+            probe_path: "/healthz".into(),
+        },
+        run: Run::Running { start_timeout: Duration::from_secs(20) },
+        traceparent: String::new(),
+    }
+}
+
+fn stopped(item: &DesiredItem) -> DesiredItem {
+    let run = Run::Stopped { reason: StopReason::User, grace: Duration::ZERO, purge_files: false };
+    DesiredItem { run, ..item.clone() }
+}
+
+#[tokio::test]
+async fn a_start_takes_one_call_each_of_create_start_and_inspect() {
+    let mut bench = Bench::new();
+    bench.engine_is(true).await;
+    let ada = desk("ada", "test");
+    bench.want(vec![ada.clone()]);
+    bench.running(&ada).await;
+    let calls = ["create", "start", "inspect", "pull"].map(|verb| bench.engine.calls(verb));
+    assert_eq!(calls, [1, 1, 1, 0]);
+}
+
+#[tokio::test]
+async fn a_call_that_hangs_for_one_student_does_not_hold_up_another() {
+    let mut bench = Bench::new();
+    bench.engine.hang("ada");
+    let (ada, bob) = (desk("ada", "test"), desk("bob", "test"));
+    bench.want(vec![ada.clone()]);
+    bench.until(&ada, |state| matches!(state, Observed::Starting(_))).await;
+    bench.want(vec![ada.clone(), bob.clone()]);
+    bench.running(&bob).await;
+    bench.want(vec![ada, stopped(&bob)]);
+    bench.until(&bob, |state| matches!(state, Observed::Gone { .. })).await;
+}
+
+#[tokio::test]
+async fn nothing_is_decided_while_the_engine_is_away_and_all_goes_on_when_it_is_back() {
+    let mut bench = Bench::new();
+    let ada = desk("ada", "test");
+    bench.want(vec![ada.clone()]);
+    bench.running(&ada).await;
+    let before = bench.engine.ids();
+    bench.engine.set_down(true);
+    bench.engine_is(false).await;
+    assert!(bench.host.reports.take_unsent().is_empty(), "no report about what cannot be seen");
+    bench.engine.set_down(false);
+    bench.engine_is(true).await;
+    bench.running(&ada).await;
+    assert_eq!(bench.engine.ids(), before, "the same container");
+}
+
+#[tokio::test]
+async fn exits_that_an_outage_caused_cost_no_budget() {
+    let mut bench = Bench::new();
+    let ada = desk("ada", "test");
+    bench.want(vec![ada.clone()]);
+    bench.running(&ada).await;
+    // More outages than the budget has restarts.
+    for _ in 0..3 {
+        bench.engine.set_down(true);
+        bench.engine_is(false).await;
+        bench.engine.set_down(false);
+        bench.engine_is(true).await;
+        bench.running(&ada).await;
+    }
+}
+
+#[tokio::test]
+async fn a_program_that_ends_by_itself_costs_budget() {
+    let mut bench = Bench::new();
+    let ada = desk("ada", "test");
+    bench.want(vec![ada.clone()]);
+    bench.running(&ada).await;
+    let id = bench.engine.ids().remove(0);
+    bench.engine.crash(&id, 7);
+    let restarting = bench.until(&ada, |state| *state == Observed::Restarting).await;
+    assert_eq!(restarting.exit_code, Some(7));
+    bench.running(&ada).await;
+    bench.engine.crash(&id, 8);
+    let failed = bench.until(&ada, |state| matches!(state, Observed::Failed(_))).await;
+    assert_eq!((failed.state, failed.exit_code), (Observed::Failed(StatusReason::CrashLoop), Some(8)));
+}
+
+#[tokio::test]
+async fn a_stop_that_comes_during_a_start_wins() {
+    let mut bench = Bench::new();
+    let ada = desk("ada", "deaf");
+    bench.want(vec![ada.clone()]);
+    bench.until(&ada, |state| matches!(state, Observed::Starting(_))).await;
+    bench.want(vec![stopped(&ada)]);
+    bench.until(&ada, |state| matches!(state, Observed::Gone { .. })).await;
+    assert_eq!(bench.engine.ids(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_container_that_somebody_removed_is_made_again() {
+    let mut bench = Bench::new();
+    let ada = desk("ada", "test");
+    bench.want(vec![ada.clone()]);
+    bench.running(&ada).await;
+    let id = bench.engine.ids().remove(0);
+    bench.engine.ensure_removed(&id).await.expect("removed");
+    bench.running(&ada).await;
+    assert_ne!(bench.engine.ids(), [id]);
+}
+
+#[tokio::test]
+async fn more_starts_than_may_go_on_at_once_all_end() {
+    let mut bench = Bench::new();
+    let desks: Vec<_> = (0..10).map(|n| desk(&format!("s{n}"), "test")).collect();
+    bench.want(desks.clone());
+    let mut left: BTreeSet<_> = desks.iter().map(|desk| desk.workspace).collect();
+    while !left.is_empty() {
+        bench.host.reports.news().await;
+        for told in bench.host.reports.take_unsent() {
+            if matches!(told.state, Observed::Running { .. }) {
+                left.remove(&told.workspace);
+            }
+        }
+    }
+    assert_eq!(bench.engine.ids().len(), 10);
+}
