@@ -10,6 +10,3 @@ pub mod node;
 pub mod placement;
 pub mod reconcile;
 pub mod workspace;
-
-#[cfg(test)]
-mod workspace_tests;

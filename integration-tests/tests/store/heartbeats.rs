@@ -60,7 +60,7 @@ async fn an_activity_write_never_touches_the_workspace_row() {
 async fn an_acked_report_wins_over_the_idle_stop() {
     const LEAD: Duration = Duration::from_millis(30);
     const TIMEOUT: Duration = Duration::from_millis(60);
-    let rounds = integration_tests::settings::number("CARREL_RACE_ROUNDS", 100);
+    let rounds = integration_tests::settings::number("CARREL_RACE_ROUNDS", 40);
     let rig = Rig::with(|settings| {
         (settings.idle.idle_timeout, settings.idle.warning_lead) = (TIMEOUT, LEAD);
     })

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use time::OffsetDateTime;
 use time::macros::datetime;
 
-use super::workspace::{Desired, Event, Report, State, Workspace};
+use super::{Desired, Event, Report, State, Workspace};
 
 const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
 

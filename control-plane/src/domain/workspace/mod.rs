@@ -1,0 +1,287 @@
+//! The life of a workspace: every legal step, and nothing else.
+//!
+//! `Workspace::apply(event, now)`, in `step`, is the whole state machine; `event` lists what can happen, `moves` and
+//! `report` are what the steps are made of. The API and the policies write what should be
+//! (`Start`, `Stop`, `Restart`, `Delete`), the agents write what is (`Report`), the clock ends every stay that is too
+//! long (`Overdue`). A step that means nothing in a state is an [`IllegalTransition`], never a guess.
+//!
+//! The one idea: **a placement is over only on proof**. `node` stays set until the agent has confirmed that nothing of
+//! that generation runs (`Report::Gone`), whatever the state says meanwhile.
+
+mod event;
+mod moves;
+mod report;
+mod step;
+#[cfg(test)]
+mod tests;
+
+use carrel_common::id::{CourseId, Generation, NodeId, StudentId, WorkspaceUid};
+use carrel_common::model::{Signal, Stage, StatusReason, StopReason, WorkspaceSpec};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::event::Actor;
+
+pub use event::{Event, IllegalTransition, Report, Step};
+
+/// Where a workspace is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum State {
+    /// No container.
+    Stopped,
+    /// Waits for a place.
+    Pending,
+    /// Placed; the editor does not answer yet.
+    Starting,
+    /// The editor answers.
+    Running,
+    /// Being stopped and removed.
+    Stopping,
+    /// Could not start or stop, or crashed too often.
+    Failed,
+    /// The node is silent.
+    Unreachable,
+}
+
+impl State {
+    /// All of them, in the order of the documentation.
+    pub const ALL: [Self; 7] = [
+        Self::Stopped,
+        Self::Pending,
+        Self::Starting,
+        Self::Running,
+        Self::Stopping,
+        Self::Failed,
+        Self::Unreachable,
+    ];
+
+    /// As stored and as in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stopped => "STOPPED",
+            Self::Pending => "PENDING",
+            Self::Starting => "STARTING",
+            Self::Running => "RUNNING",
+            Self::Stopping => "STOPPING",
+            Self::Failed => "FAILED",
+            Self::Unreachable => "UNREACHABLE",
+        }
+    }
+
+    /// Whether the node that holds the workspace should have a running container for it.
+    pub fn wants_container(self) -> bool {
+        matches!(self, Self::Starting | Self::Running | Self::Unreachable)
+    }
+}
+
+/// What the API and the policies want.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Desired {
+    /// No container.
+    Stopped,
+    /// A container that answers.
+    Running,
+}
+
+/// How and why a workspace was stopped.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stop {
+    /// Who or what.
+    pub reason: StopReason,
+    /// When it was decided.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// Exit code of the program, when known.
+    pub exit_code: Option<i32>,
+    /// One sentence for the student.
+    pub message: String,
+    /// For an idle stop: what it was decided on.
+    pub evidence: Option<IdleEvidence>,
+}
+
+/// What an idle stop was decided on, as it was at the decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdleEvidence {
+    /// The newest activity that counted.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_active_at: Option<OffsetDateTime>,
+    /// Its signal.
+    pub last_signal: Option<Signal>,
+    /// What the timeout was counted from.
+    #[serde(with = "time::serde::rfc3339")]
+    pub basis_at: OffsetDateTime,
+    /// The timeout in force.
+    pub idle_timeout: std::time::Duration,
+    /// The deadline that passed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub deadline_at: OffsetDateTime,
+    /// When the warning went out.
+    #[serde(with = "time::serde::rfc3339")]
+    pub warned_at: OffsetDateTime,
+    /// When it was decided.
+    #[serde(with = "time::serde::rfc3339")]
+    pub decided_at: OffsetDateTime,
+}
+
+/// A warning that is out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Warning {
+    /// When it was given.
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
+    /// The deadline, before the lead is considered, that it speaks of; any other deadline withdraws it.
+    #[serde(with = "time::serde::rfc3339")]
+    pub nominal_deadline: OffsetDateTime,
+    /// `deadline_version` that it speaks of.
+    pub version: i64,
+}
+
+/// A delete under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    /// The files go to the trash once the container is gone.
+    pub purge_files: bool,
+}
+
+/// One student's desk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Workspace {
+    /// Identity.
+    pub uid: WorkspaceUid,
+    /// The student.
+    pub student: StudentId,
+    /// The course it was last started for.
+    pub course: Option<CourseId>,
+    /// Observed.
+    pub state: State,
+    /// Since when; what the longest stays are counted from.
+    #[serde(with = "time::serde::rfc3339")]
+    pub state_since: OffsetDateTime,
+    /// Wanted.
+    pub desired: Desired,
+    /// Incarnation of the container; 0 before the first start.
+    pub generation: Generation,
+    /// Rises with each change; the store writes only where it is still the one read.
+    pub version: i64,
+    /// Why it is in its state.
+    pub status_reason: Option<StatusReason>,
+    /// One sentence for the student; empty when there is nothing to say.
+    pub status_message: String,
+    /// How far a start is.
+    pub stage: Option<Stage>,
+    /// The node of the unreleased placement.
+    pub node: Option<NodeId>,
+    /// The node that held it last, for its logs.
+    pub last_node: Option<NodeId>,
+    /// What the generation is made of.
+    pub spec: WorkspaceSpec,
+    /// Image id as resolved on the node; empty before.
+    pub image_digest: String,
+    /// host:port of the editor.
+    pub endpoint: Option<String>,
+    /// The last stop.
+    pub stop: Option<Stop>,
+    /// The stop under way is without grace.
+    pub force: bool,
+    /// The idle warning that is out.
+    pub warning: Option<Warning>,
+    /// No idle stop before.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub extended_until: Option<OffsetDateTime>,
+    /// When its signals could be seen again after the node was silent; counts as a basis of idleness.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub resumed_at: Option<OffsetDateTime>,
+    /// A delete under way.
+    pub deletion: Option<Deletion>,
+    /// When the delete was done.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub deleted_at: Option<OffsetDateTime>,
+    /// When the desk was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When this generation was asked for.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub started_at: Option<OffsetDateTime>,
+    /// When its editor first answered.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub ready_at: Option<OffsetDateTime>,
+    /// When it last changed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+    /// Trace context of the request that caused this generation; empty when there was none.
+    pub traceparent: String,
+}
+impl Workspace {
+    /// A desk that has never been started. `generation` continues from a deleted one of the same student.
+    pub fn new(
+        uid: WorkspaceUid,
+        student: StudentId,
+        generation: Generation,
+        spec: WorkspaceSpec,
+        now: OffsetDateTime,
+    ) -> Self {
+        Self {
+            uid,
+            student,
+            course: None,
+            state: State::Stopped,
+            state_since: now,
+            desired: Desired::Stopped,
+            generation,
+            version: 1,
+            status_reason: None,
+            status_message: String::new(),
+            stage: None,
+            node: None,
+            last_node: None,
+            spec,
+            image_digest: String::new(),
+            endpoint: None,
+            stop: None,
+            force: false,
+            warning: None,
+            extended_until: None,
+            resumed_at: None,
+            deletion: None,
+            deleted_at: None,
+            created_at: now,
+            started_at: None,
+            ready_at: None,
+            updated_at: now,
+            traceparent: String::new(),
+        }
+    }
+
+    /// Opaque to callers; changes with every change.
+    pub fn etag(&self) -> String {
+        format!("{}.{}", self.uid.0.simple(), self.version)
+    }
+
+    /// The workspace around a container that ran without the store knowing: its idle clock begins when it answers.
+    pub fn adopted(&self, generation: Generation, node: NodeId, now: OffsetDateTime) -> Self {
+        let mut next = self.clone();
+        next.begin(self.spec.clone(), String::new(), Actor::ControlPlane, now);
+        next.generation = generation;
+        next.enter(State::Starting, now);
+        (next.node, next.last_node, next.stage) = (Some(node), Some(node), Some(Stage::Probing));
+        next
+    }
+
+    /// Whether desired and observed differ.
+    pub fn reconciling(&self) -> bool {
+        self.deletion.is_some()
+            || match self.desired {
+                Desired::Running => self.state != State::Running,
+                Desired::Stopped => {
+                    !matches!(self.state, State::Stopped | State::Failed) || self.node.is_some()
+                }
+            }
+    }
+
+    /// Whether activity is recorded: it is meant to run.
+    pub fn open_for_activity(&self) -> bool {
+        self.desired == Desired::Running && self.state != State::Stopping
+    }
+}

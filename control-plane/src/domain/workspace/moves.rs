@@ -1,0 +1,155 @@
+//! What the steps are made of: entering a state, beginning a generation, winding down, coming to rest, failing, deleting.
+
+use carrel_common::model::{Stage, StatusReason, StopReason, WorkspaceSpec};
+use time::OffsetDateTime;
+
+use super::{Deletion, Desired, IdleEvidence, State, Stop, Workspace};
+use crate::domain::event::{Actor, Entry};
+
+impl Workspace {
+    pub(super) fn enter(&mut self, state: State, now: OffsetDateTime) {
+        self.state = state;
+        self.state_since = now;
+        self.status_reason = None;
+        self.status_message.clear();
+        if !matches!(state, State::Pending | State::Starting) {
+            self.stage = None;
+        }
+        if state != State::Running {
+            self.endpoint = None;
+        }
+        if !state.wants_container() {
+            self.warning = None;
+        }
+    }
+
+    /// A new generation, in the queue.
+    pub(super) fn begin(
+        &mut self,
+        spec: WorkspaceSpec,
+        traceparent: String,
+        actor: Actor,
+        now: OffsetDateTime,
+    ) -> Entry {
+        self.enter(State::Pending, now);
+        self.desired = Desired::Running;
+        self.generation = self.generation.next();
+        self.spec = spec;
+        self.traceparent = traceparent;
+        self.image_digest.clear();
+        self.stage = Some(Stage::Queued);
+        self.force = false;
+        self.started_at = Some(now);
+        (self.ready_at, self.extended_until, self.resumed_at) = (None, None, None);
+        if self.node.is_some() {
+            self.status_reason = Some(StatusReason::PreviousStopping);
+            self.status_message = "Starts as soon as the container before it is gone.".into();
+        }
+        Entry::new("workspace.requested", actor)
+    }
+
+    /// What runs now has its own spec in its placement; this one is for the generation that follows.
+    pub(super) fn want_running(&mut self, spec: WorkspaceSpec, traceparent: String) -> Vec<Entry> {
+        if self.desired == Desired::Running {
+            return vec![];
+        }
+        self.desired = Desired::Running;
+        (self.spec, self.traceparent) = (spec, traceparent);
+        vec![Entry::new("workspace.requested", Actor::Caller).with("after", "STOPPING")]
+    }
+
+    pub(super) fn note_stop(
+        &mut self,
+        reason: StopReason,
+        message: String,
+        evidence: Option<IdleEvidence>,
+        now: OffsetDateTime,
+    ) {
+        self.desired = Desired::Stopped;
+        self.stop = Some(Stop { reason, at: now, exit_code: None, message, evidence });
+    }
+
+    /// Asks the node to stop the container.
+    pub(super) fn wind_down(
+        &mut self,
+        reason: StopReason,
+        force: bool,
+        message: String,
+        evidence: Option<IdleEvidence>,
+        now: OffsetDateTime,
+    ) -> Vec<Entry> {
+        self.note_stop(reason, message, evidence, now);
+        self.enter(State::Stopping, now);
+        self.force = force;
+        let actor = if reason == StopReason::Idle { Actor::Policy } else { Actor::Caller };
+        vec![Entry::new("workspace.stopping", actor).because(reason)]
+    }
+
+    /// Nothing runs any more.
+    pub(super) fn rest(&mut self, actor: Actor, exit_code: Option<i32>, now: OffsetDateTime) -> Vec<Entry> {
+        self.enter(State::Stopped, now);
+        self.force = false;
+        let mut entry = Entry::new("workspace.stopped", actor).with("exit_code", exit_code);
+        if let Some(stop) = &mut self.stop {
+            stop.exit_code = exit_code.or(stop.exit_code);
+            entry = entry.because(stop.reason).with("message", stop.message.clone());
+        }
+        vec![entry]
+    }
+
+    pub(super) fn fail(
+        &mut self,
+        reason: StatusReason,
+        exit_code: Option<i32>,
+        message: String,
+        actor: Actor,
+        now: OffsetDateTime,
+    ) -> Vec<Entry> {
+        let stop_reason = match reason {
+            StatusReason::CrashLoop => StopReason::Exited,
+            StatusReason::OutOfMemory => StopReason::Oom,
+            StatusReason::StorageUnavailable => StopReason::Storage,
+            _ => StopReason::StartFailed,
+        };
+        self.note_stop(stop_reason, message.clone(), None, now);
+        if let Some(stop) = &mut self.stop {
+            stop.exit_code = exit_code;
+        }
+        self.enter(State::Failed, now);
+        self.status_reason = Some(reason);
+        self.status_message = message.clone();
+        vec![
+            Entry::new("workspace.failed", actor)
+                .because(reason)
+                .with("exit_code", exit_code)
+                .with("message", message),
+        ]
+    }
+
+    pub(super) fn delete(&mut self, purge_files: bool, now: OffsetDateTime) -> Vec<Entry> {
+        if let Some(deletion) = &mut self.deletion {
+            deletion.purge_files |= purge_files;
+            return vec![];
+        }
+        self.deletion = Some(Deletion { purge_files });
+        let mut log = vec![Entry::new("workspace.deleting", Actor::Caller).with("purge_files", purge_files)];
+        if self.node.is_none() && !purge_files {
+            log.extend(self.finish_delete(false, now));
+            return log;
+        }
+        if self.state == State::Stopping {
+            self.desired = Desired::Stopped;
+        } else {
+            log.extend(self.wind_down(StopReason::Deleted, false, "Deleted.".into(), None, now));
+        }
+        self.status_reason = Some(StatusReason::Deleting);
+        log
+    }
+
+    pub(super) fn finish_delete(&mut self, purged: bool, now: OffsetDateTime) -> Vec<Entry> {
+        self.note_stop(StopReason::Deleted, "Deleted.".into(), None, now);
+        self.enter(State::Stopped, now);
+        self.deleted_at = Some(now);
+        vec![Entry::new("workspace.deleted", Actor::ControlPlane).with("purged", purged)]
+    }
+}

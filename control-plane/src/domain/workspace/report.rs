@@ -1,0 +1,105 @@
+//! What the agent's word means in each state.
+
+use carrel_common::model::{Stage, StatusReason};
+use time::OffsetDateTime;
+
+use super::{Desired, Report, State, Workspace};
+use crate::domain::event::{Actor, Entry};
+
+impl Workspace {
+    pub(super) fn report(&mut self, report: Report, now: OffsetDateTime) -> Vec<Entry> {
+        match (self.state, report) {
+            (State::Starting | State::Running | State::Unreachable, Report::Starting(stage)) => {
+                if self.state == State::Starting && self.stage == Some(stage) {
+                    return vec![];
+                }
+                // The longest stay is counted after the pull, and anew when a running one has to start again.
+                if self.state != State::Starting || self.stage == Some(Stage::Pulling) {
+                    self.enter(State::Starting, now);
+                }
+                self.stage = Some(stage);
+                if stage == Stage::Probing {
+                    return vec![Entry::new("workspace.started", Actor::Agent)];
+                }
+                vec![]
+            }
+            (State::Running, Report::Running { endpoint, image_digest }) => {
+                (self.endpoint, self.image_digest) = (Some(endpoint), image_digest);
+                vec![]
+            }
+            (before @ (State::Starting | State::Unreachable), Report::Running { endpoint, image_digest }) => {
+                self.enter(State::Running, now);
+                (self.endpoint, self.image_digest) = (Some(endpoint), image_digest);
+                let first = self.ready_at.is_none();
+                self.ready_at = self.ready_at.or(Some(now));
+                if before == State::Unreachable {
+                    // Nobody could see activity while the node was silent: the idle clock begins anew, and so does
+                    // the lead of a warning.
+                    (self.resumed_at, self.warning) = (Some(now), None);
+                    return vec![Entry::new("workspace.reachable", Actor::Agent)];
+                }
+                vec![Entry::new("workspace.ready", Actor::Agent).with("first", first)]
+            }
+            (
+                State::Starting | State::Running | State::Unreachable,
+                Report::Restarting { exit_code, message },
+            ) => {
+                self.enter(State::Starting, now);
+                self.stage = Some(Stage::Starting);
+                self.status_reason = Some(StatusReason::Restarting);
+                self.status_message = message;
+                vec![Entry::new("workspace.restarting", Actor::Agent).with("exit_code", exit_code)]
+            }
+            (
+                State::Starting | State::Running | State::Unreachable,
+                Report::Failed { reason, exit_code, message },
+            ) => self.fail(reason, exit_code, message, Actor::Agent, now),
+            (_, Report::Gone { purged, exit_code }) => self.gone(purged, exit_code, now),
+            // A late word about a container that is to go, or has been given up: what counts is `Gone`.
+            (
+                State::Stopped | State::Pending | State::Stopping | State::Failed,
+                Report::Starting(_)
+                | Report::Running { .. }
+                | Report::Restarting { .. }
+                | Report::Failed { .. },
+            ) => vec![],
+        }
+    }
+
+    /// The proof that the placement is over.
+    fn gone(&mut self, purged: bool, exit_code: Option<i32>, now: OffsetDateTime) -> Vec<Entry> {
+        self.node = None;
+        match self.state {
+            _ if self.deletion.is_some() => {
+                if self.deletion.is_some_and(|d| d.purge_files) && !purged {
+                    // Either the order to purge crossed this report, or the move failed: it is placed and tried again.
+                    return vec![];
+                }
+                self.finish_delete(purged, now)
+            }
+            State::Stopping if self.desired == Desired::Running => {
+                let mut log = self.rest(Actor::Agent, exit_code, now);
+                let (spec, traceparent) = (self.spec.clone(), self.traceparent.clone());
+                log.push(self.begin(spec, traceparent, Actor::ControlPlane, now));
+                log
+            }
+            State::Stopping => self.rest(Actor::Agent, exit_code, now),
+            State::Failed if self.status_reason == Some(StatusReason::StopTimeout) => {
+                self.rest(Actor::Agent, exit_code, now)
+            }
+            State::Pending => {
+                (self.status_reason, self.stage) = (None, Some(Stage::Queued));
+                self.status_message.clear();
+                vec![]
+            }
+            State::Starting | State::Running | State::Unreachable => self.fail(
+                StatusReason::RuntimeError,
+                exit_code,
+                "The host lost the container. Press Start to try again.".into(),
+                Actor::Agent,
+                now,
+            ),
+            State::Stopped | State::Failed => vec![],
+        }
+    }
+}
