@@ -120,7 +120,8 @@ start_of() {
   local stat
   stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 1
   stat=${stat##*) } # the command name may hold blanks and brackets
-  awk '{print $20}' <<<"$stat"
+  # a zombie is dead: where process 1 reaps nobody (some containers), it stays for ever
+  awk '$1 != "Z" {print $20}' <<<"$stat"
 }
 
 # record_process FILE PID and is_recorded_alive FILE: a pid file that cannot point at somebody else's process

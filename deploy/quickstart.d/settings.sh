@@ -35,4 +35,7 @@ print_env() {
     CARREL_ENDPOINT "$CARREL_LISTEN" CARREL_CA '' CARREL_LMS_TOKEN '' CARREL_OPERATOR_TOKEN '' \
     CARREL_DATA_DIR "$CARREL_DATA_DIR" WORKSPACE_BASE_PATH "$WORKSPACE_BASE_PATH" \
     CARREL_WORKSPACE_IMAGE "$CARREL_WORKSPACE_IMAGE" DOCKER_HOST "$DOCKER_HOST"
+  # grpcurl, where it is only among our own tools
+  # shellcheck disable=SC2016,SC2154 # the reading shell expands PATH; carrel_tools is from toolchain.sh
+  if [[ $(command -v grpcurl) == "$carrel_tools"/* ]]; then printf 'export PATH="$PATH":%q\n' "$carrel_tools/bin"; fi
 }
