@@ -16,6 +16,5 @@ pub mod v1 {
     tonic::include_proto!("carrel.v1");
 
     /// The compiled descriptors of the package, for server reflection.
-    pub const FILE_DESCRIPTOR_SET: &[u8] =
-        include_bytes!(concat!(env!("OUT_DIR"), "/carrel_descriptor.bin"));
+    pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/carrel_descriptor.bin"));
 }
