@@ -67,6 +67,8 @@ pub enum StopReason {
     User,
     /// No activity for the idle timeout.
     Idle,
+    /// Its longest lifetime was over.
+    MaxLifetime,
     /// Out of its memory limit, too often.
     Oom,
     /// Its program ended, too often.

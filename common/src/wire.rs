@@ -110,6 +110,7 @@ enumeration!(
     pb::stop::Reason,
     User,
     Idle,
+    MaxLifetime,
     Oom,
     Exited,
     Deleted,

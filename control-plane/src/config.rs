@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::Settings;
 use crate::domain::idle::IdlePolicy;
+use crate::domain::policy::Defaults;
 use crate::domain::reconcile::OrderTimes;
 use crate::store::CandidateLimits;
 
@@ -104,6 +105,9 @@ pub struct ServeArgs {
     /// ExtendWorkspace reaches at most this far from now.
     #[arg(long, env = "CARREL_EXTENSION_BUDGET", default_value = "4h", value_parser = humantime::parse_duration)]
     pub extension_budget: Duration,
+    /// Stop a workspace this long after it was ready whatever happens, with a warning before; 0s: never.
+    #[arg(long, env = "CARREL_MAX_LIFETIME", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub max_lifetime: Duration,
     /// Longest wait for a place.
     #[arg(long, env = "CARREL_LONGEST_PENDING", default_value = "30m", value_parser = humantime::parse_duration)]
     pub longest_pending: Duration,
@@ -233,20 +237,24 @@ impl ServeArgs {
             dev: self.dev,
             cluster,
             incarnation,
-            spec: WorkspaceSpec {
-                image: self.workspace_image.clone(),
-                resources: Resources {
-                    cpu_millicores: self.cpu_millicores,
-                    memory_bytes: self.memory,
-                    pids: self.pids,
+            defaults: Defaults {
+                spec: WorkspaceSpec {
+                    image: self.workspace_image.clone(),
+                    resources: Resources {
+                        cpu_millicores: self.cpu_millicores,
+                        memory_bytes: self.memory,
+                        pids: self.pids,
+                    },
+                    probe_port: self.probe_port,
+                    probe_path: self.probe_path.clone(),
                 },
-                probe_port: self.probe_port,
-                probe_path: self.probe_path.clone(),
-            },
-            idle: IdlePolicy {
-                idle_timeout: self.idle_timeout,
-                warning_lead: self.warning_lead,
-                extension_budget: self.extension_budget,
+                idle: IdlePolicy {
+                    idle_timeout: self.idle_timeout,
+                    warning_lead: self.warning_lead,
+                    max_lifetime: self.max_lifetime,
+                    extension_budget: self.extension_budget,
+                    quiet: vec![],
+                },
             },
             longest_pending: self.longest_pending,
             // The agent gives up at `longest_starting` and says why; this is the net for an agent that does not.

@@ -8,6 +8,7 @@ use carrel_common::serve;
 use carrel_common::telemetry::Telemetry;
 use carrel_proto::v1::agent_service_server::AgentServiceServer;
 use carrel_proto::v1::event_service_server::EventServiceServer;
+use carrel_proto::v1::policy_service_server::PolicyServiceServer;
 use carrel_proto::v1::workspace_service_server::WorkspaceServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -15,9 +16,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic_health::ServingStatus;
 
-use crate::app::{App, Heartbeats, LogTails, Nudge};
+use crate::app::{App, Heartbeats, LogTails, Nudge, SharedRules};
 use crate::config::ServeArgs;
-use crate::grpc::{Agents, Events, Following, Workspaces};
+use crate::grpc::{Agents, Events, Following, Policies, Workspaces};
 use crate::http;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
@@ -43,14 +44,20 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
 
     let (nudge, idle_due) = Nudge::new();
     let (heartbeats, inbox) = Heartbeats::new();
+    let settings = Arc::new(args.settings(cluster, incarnation));
     let app = App {
         store: store.clone(),
-        settings: Arc::new(args.settings(cluster, incarnation)),
+        rules: SharedRules::new(settings.defaults.clone()),
+        settings,
         nudge,
         metrics: Metrics::default(),
         heartbeats,
         log_tails: LogTails::default(),
     };
+
+    // Before anything is decided: what was missed while nobody was up, and the policies.
+    app.pulse().await.context("the policies cannot be read")?;
+    app.refresh_rules().await.context("the policies cannot be read")?;
 
     // Three groups that end one after the other: callers and agents first, then the loops, then what they write to.
     let (serving, looping, writing) =
@@ -59,6 +66,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let (ready_now, ready) = watch::channel(true);
     let idle_stopper = tasks::IdleStopper::new(app.clone(), args.idle_sweep);
     tasks.spawn(idle_stopper.run(idle_due, looping.clone()));
+    tasks.spawn(tasks::keep_pulse(app.clone(), looping.clone()));
     tasks.spawn(tasks::place_waiting(app.clone(), looping.clone()));
     tasks.spawn(tasks::end_overdue(app.clone(), looping.clone()));
     tasks.spawn(tasks::give_up_nodes(app.clone(), looping.clone()));
@@ -78,7 +86,8 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
             following.clone(),
             tasks.clone(),
         )))
-        .add_service(EventServiceServer::new(Events::new(app.clone(), following, tasks.clone())));
+        .add_service(EventServiceServer::new(Events::new(app.clone(), following, tasks.clone())))
+        .add_service(PolicyServiceServer::new(Policies::new(app.clone())));
     let sessions = Sessions::new(app.clone(), serving.clone(), tasks.clone());
     let agents = tonic::service::Routes::new(AgentServiceServer::new(Agents::new(app.clone(), sessions)));
     let api = serve::router(api, http::routes(ready.clone(), telemetry));
@@ -148,7 +157,8 @@ async fn tell_health(
     loop {
         let status =
             if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", "carrel.v1.WorkspaceService", "carrel.v1.EventService"] {
+        for service in ["", "carrel.v1.WorkspaceService", "carrel.v1.EventService", "carrel.v1.PolicyService"]
+        {
             reporter.set_service_status(service, status).await;
         }
         tokio::select! {

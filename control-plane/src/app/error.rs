@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use carrel_common::id::{NodeId, StudentId};
 
+use crate::domain::policy::{Contradiction, Scope};
 use crate::domain::workspace::{IllegalTransition, State, Stop};
 use crate::store::StoreError;
 
@@ -21,10 +22,14 @@ pub enum AppError {
         /// As known.
         existing: StudentId,
     },
+    /// No such policy.
+    #[error("no policy is set for {0}; everything is inherited there")]
+    PolicyNotFound(Scope),
+    /// Times that contradict each other.
+    #[error(transparent)]
+    PolicyContradiction(#[from] Contradiction),
     /// The etag is not the present one.
-    #[error(
-        "the workspace has changed since it was read: etag {given} is stale, the present one is {present}"
-    )]
+    #[error("it has changed since it was read: etag {given} is stale, the present one is {present}")]
     StaleEtag {
         /// As given.
         given: String,

@@ -119,7 +119,7 @@ impl App {
                 if workspace.warning.is_some() {
                     self.nudge.look_at(workspace.uid, *now);
                 }
-                Ok(IdleView::new(&self.settings.idle, workspace, activity, *now))
+                Ok(IdleView::new(&self.rules.get(), workspace, activity, *now))
             }
             Some(Beaten::NotRunning { stop }) => {
                 self.metrics.heartbeat("not_running");

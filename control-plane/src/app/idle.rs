@@ -10,9 +10,12 @@ use super::settle::settle;
 use super::workspaces::rfc3339;
 use super::{App, Result};
 use crate::domain::event::{Actor, Entry};
-use crate::domain::idle::Verdict;
+use crate::domain::idle::{Look, Verdict};
 use crate::domain::workspace::{Event, Workspace};
 use crate::store::{Locked, RunningRow};
+
+/// While nothing may be decided it is asked again so soon.
+const BLIND_PAUSE: Duration = Duration::from_secs(1);
 
 /// What a look at a workspace found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,33 +36,45 @@ impl App {
         &self,
         horizon: Duration,
     ) -> Result<(Vec<(WorkspaceUid, OffsetDateTime)>, OffsetDateTime)> {
-        let until_warning = self.settings.idle.idle_timeout.saturating_sub(self.settings.idle.warning_lead);
-        let (rows, now) = self.store.running_idle_since(until_warning.saturating_sub(horizon)).await?;
-        let due = |row: RunningRow| (row.uid, if row.warned { now } else { row.basis_at + until_warning });
-        Ok((rows.into_iter().map(due).collect(), now))
+        let rules = self.rules.get();
+        let (idle, lifetime) = rules.book.shortest_until_warning();
+        let (idle, lifetime) =
+            (idle.saturating_sub(horizon), lifetime.map(|span| span.saturating_sub(horizon)));
+        let (rows, now) = self.store.running_for(idle, lifetime).await?;
+        let due = |row: RunningRow| {
+            let times = rules.book.times(row.course.as_ref(), &row.student);
+            let idle = row.basis_at + times.idle_timeout;
+            let over = (!times.max_lifetime.is_zero()).then(|| row.ready_at + times.max_lifetime);
+            let at = over.map_or(idle, |over| over.min(idle)) - times.warning_lead;
+            (row.uid, if row.warned { now } else { at })
+        };
+        let soon = rows.into_iter().map(due).filter(|(_, at)| *at <= now + horizon).collect();
+        Ok((soon, now))
     }
 
-    /// Looks at one workspace and does what is due: a warning, its withdrawal, or the stop (not before `not_before`).
+    /// Looks at one workspace and does what is due: a warning, its withdrawal, or the stop.
     ///
     /// # Errors
     /// The database.
-    pub async fn check_idle(&self, uid: WorkspaceUid, not_before: OffsetDateTime) -> Result<IdleCheck> {
-        settle!(self.check_idle_once(uid, not_before))
+    pub async fn check_idle(&self, uid: WorkspaceUid) -> Result<IdleCheck> {
+        settle!(self.check_idle_once(uid))
     }
 
-    async fn check_idle_once(&self, uid: WorkspaceUid, not_before: OffsetDateTime) -> Result<IdleCheck> {
+    async fn check_idle_once(&self, uid: WorkspaceUid) -> Result<IdleCheck> {
         let mut work = self.store.begin().await?;
         let Some(locked) = work.lock(uid).await? else {
             return Ok(IdleCheck { again_at: None, now: OffsetDateTime::UNIX_EPOCH });
         };
         let Locked { workspace: before, activity, now } = locked;
-        let policy = &self.settings.idle;
-        let (next, log, again_at) = match policy.decide(&before, &activity, now) {
+        let Some(rules) = self.rules_in(&mut work).await? else {
+            return Ok(IdleCheck { again_at: Some(now + BLIND_PAUSE), now });
+        };
+        let policy = rules.times(&before);
+        let look =
+            Look { policy: &policy, pauses: &rules.pauses, workspace: &before, activity: &activity, now };
+        let (next, log, again_at) = match look.decide() {
             Verdict::Unobservable => return Ok(IdleCheck { again_at: None, now }),
             Verdict::Active { recheck_at } => return Ok(IdleCheck { again_at: Some(recheck_at), now }),
-            Verdict::Stop { .. } if now < not_before => {
-                return Ok(IdleCheck { again_at: Some(not_before), now });
-            }
             Verdict::Withdraw { warning } => {
                 let entry = Entry::new("workspace.warning_withdrawn", Actor::Policy)
                     .with("deadline_version", warning.version);
@@ -67,22 +82,25 @@ impl App {
             }
             Verdict::Warn { warning, deadline_at } => {
                 let entry = Entry::new("workspace.warning", Actor::Policy)
-                    .because(StopReason::Idle)
+                    .because(warning.reason)
                     .with("deadline_time", rfc3339(deadline_at))
                     .with("deadline_version", warning.version);
                 (Workspace { warning: Some(warning), ..before.clone() }, vec![entry], Some(deadline_at))
             }
-            Verdict::Stop { evidence } => {
+            Verdict::Stop { reason, evidence } => {
                 let lateness = (now - evidence.deadline_at).as_seconds_f64();
-                let message =
-                    format!("Stopped because nobody worked in it for {}.", spoken(policy.idle_timeout));
+                let message = match reason {
+                    StopReason::MaxLifetime => {
+                        format!("Stopped because it had run for {}.", spoken(policy.max_lifetime))
+                    }
+                    _ => format!("Stopped because nobody worked in it for {}.", spoken(policy.idle_timeout)),
+                };
                 let data = [
                     ("deadline_time", rfc3339(evidence.deadline_at)),
                     ("warning_time", rfc3339(evidence.warned_at)),
                     ("last_active_time", evidence.last_active_at.map(rfc3339).unwrap_or_default()),
                 ];
-                let stop =
-                    Event::Stop { reason: StopReason::Idle, force: false, message, evidence: Some(evidence) };
+                let stop = Event::Stop { reason, force: false, message, evidence: Some(evidence) };
                 let (next, log) = before.apply(stop, now)?;
                 let log = log
                     .into_iter()

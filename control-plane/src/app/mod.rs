@@ -14,6 +14,7 @@ mod nudge;
 mod observations;
 mod orphans;
 mod placing;
+mod rules;
 mod settings;
 mod settle;
 mod view;
@@ -25,9 +26,13 @@ pub use idle::IdleCheck;
 pub use logs::{LogOrder, LogPart, LogTails};
 pub use nodes::HeartbeatOutcome;
 pub use nudge::{IdleDue, Nudge};
+pub use rules::{Explained, Rules, SharedRules, policy_etag};
 pub use settings::Settings;
 pub use view::{IdleView, WorkspaceView};
 pub use workspaces::{Call, Extent};
+
+// What the use cases take and give that is the store's: the doors know `app` alone.
+pub use crate::store::{Beat, EventQuery, Position, StoreError, StoredEvent, StoredPolicy, WorkspaceQuery};
 
 use std::sync::Arc;
 
@@ -41,6 +46,8 @@ pub struct App {
     pub store: Store,
     /// Times, limits, defaults.
     pub settings: Arc<Settings>,
+    /// The policies, and what could not be observed.
+    pub rules: SharedRules,
     /// Who waits for what.
     pub nudge: Arc<Nudge>,
     /// What is counted.

@@ -20,6 +20,8 @@ pub struct Nudge {
     events: watch::Sender<u64>,
     /// Somebody waits for a place, or one became free.
     pub queue: Notify,
+    /// The rules have changed: every deadline is to be looked at anew.
+    pub sweep: Notify,
     idle: mpsc::UnboundedSender<IdleDue>,
     nodes: Mutex<HashMap<NodeId, Arc<Notify>>>,
 }
@@ -28,8 +30,13 @@ impl Nudge {
     /// New bells, and the end at which the idle loop listens.
     pub fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<IdleDue>) {
         let (idle, due) = mpsc::unbounded_channel();
-        let nudge =
-            Self { events: watch::Sender::new(0), queue: Notify::new(), idle, nodes: Mutex::default() };
+        let nudge = Self {
+            events: watch::Sender::new(0),
+            queue: Notify::new(),
+            sweep: Notify::new(),
+            idle,
+            nodes: Mutex::default(),
+        };
         (Arc::new(nudge), due)
     }
 

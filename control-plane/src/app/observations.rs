@@ -6,6 +6,7 @@ use carrel_common::model::{Observation, Observed};
 use super::settle::settle;
 use super::{App, Result};
 use crate::domain::event::{Actor, Entry, Subject};
+use crate::domain::idle::{Activity, Look};
 use crate::domain::reconcile::Placement;
 use crate::domain::workspace::{Event, Report, State, Workspace};
 use crate::store::{Locked, Work};
@@ -43,7 +44,7 @@ impl App {
         node: NodeId,
         seen: &Observation,
     ) -> Result<Option<(Workspace, Workspace)>> {
-        let Some(Locked { workspace: before, now, .. }) = work.lock(seen.workspace).await? else {
+        let Some(Locked { workspace: before, activity, now }) = work.lock(seen.workspace).await? else {
             return Ok(None);
         };
         // A node may report on its own workspaces only.
@@ -61,7 +62,15 @@ impl App {
                 work.append(subject, entry).await?;
             }
         }
-        let (next, log) = before.apply(Event::Report(report), now)?;
+        let (mut next, log) = before.apply(Event::Report(report), now)?;
+        if before.state == State::Unreachable && next.state == State::Running {
+            // While the node was silent nobody could see activity: the idle clock stood still.
+            let rules = self.rules.get();
+            let policy = rules.times(&before);
+            let look =
+                Look { policy: &policy, pauses: &rules.pauses, workspace: &before, activity: &activity, now };
+            next.resumed_at = look.after_silence(before.state_since - self.settings.unreachable_after);
+        }
         let after = work.save(&before, next, log, now).await?;
         Ok(Some((before, after)))
     }
@@ -83,8 +92,10 @@ impl App {
                 if before.ready_at.is_none() {
                     self.metrics.start_phase("ready", seconds(after.started_at));
                 }
-                let timeout = self.settings.idle.idle_timeout.saturating_sub(self.settings.idle.warning_lead);
-                self.nudge.look_at(after.uid, after.updated_at + timeout);
+                // When its first warning could be due; the look says when to come again.
+                let (_, clock) = self.rules.get().clock(after, &Activity::default(), after.updated_at);
+                let first = clock.times().map_or(after.updated_at, |times| times.warning_at);
+                self.nudge.look_at(after.uid, first);
             }
             State::Stopped | State::Failed => {
                 if let Some(stop) = &after.stop {

@@ -70,7 +70,7 @@ impl App {
     /// Takes what runs into the store: its row is made or raised, and its idle clock begins when it answers.
     async fn adopt(&self, work: &mut crate::store::Work, node: NodeId, container: &Container) -> Result<()> {
         let now = work.now().await?;
-        let spec = self.settings.spec.clone();
+        let spec = self.rules.get().book.spec(None, &container.student);
         let make = Workspace::new(
             container.workspace,
             container.student.clone(),

@@ -3,9 +3,8 @@
 use std::time::Duration;
 
 use carrel_common::id::ClusterId;
-use carrel_common::model::WorkspaceSpec;
 
-use crate::domain::idle::IdlePolicy;
+use crate::domain::policy::Defaults;
 use crate::domain::reconcile::OrderTimes;
 use crate::store::CandidateLimits;
 
@@ -18,10 +17,8 @@ pub struct Settings {
     pub cluster: ClusterId,
     /// Incarnation of the store.
     pub incarnation: i64,
-    /// What a workspace is made of.
-    pub spec: WorkspaceSpec,
-    /// When a workspace is stopped for idleness.
-    pub idle: IdlePolicy,
+    /// What stands under every policy: times, resources, image.
+    pub defaults: Defaults,
     /// Longest stay in PENDING.
     pub longest_pending: Duration,
     /// Longest stay in STARTING.

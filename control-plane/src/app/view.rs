@@ -6,8 +6,9 @@ use carrel_common::id::WorkspaceUid;
 use carrel_common::model::Signal;
 use time::OffsetDateTime;
 
+use super::rules::{Rules, warned};
 use super::{App, Result};
-use crate::domain::idle::{Activity, Clock, IdlePolicy};
+use crate::domain::idle::{Activity, Clock};
 use crate::domain::workspace::{State, Workspace};
 
 /// When a workspace will be stopped for idleness, and from what that follows.
@@ -19,6 +20,8 @@ pub struct IdleView {
     pub clock: Clock,
     /// `deadline_version`.
     pub version: i64,
+    /// Version of the rules it was derived from.
+    pub policy_version: i64,
     /// A warning is out.
     pub warned: bool,
     /// The latest time an extension can reach.
@@ -28,16 +31,15 @@ pub struct IdleView {
 }
 
 impl IdleView {
-    /// Derived from the policy, the workspace and its activity.
-    pub fn new(policy: &IdlePolicy, workspace: &Workspace, activity: &Activity, now: OffsetDateTime) -> Self {
-        let clock = policy.clock(workspace, activity, now);
-        // A warning that activity has overtaken is withdrawn by the idle loop in a moment; it is not shown till then.
-        let stands = |warning: crate::domain::workspace::Warning| matches!(clock, Clock::Running { warning_at, .. } if warning_at == warning.at);
+    /// Derived from the rules, the workspace and its activity.
+    pub fn new(rules: &Rules, workspace: &Workspace, activity: &Activity, now: OffsetDateTime) -> Self {
+        let (policy, clock) = rules.clock(workspace, activity, now);
         Self {
             last: activity.last,
             clock,
             version: activity.version,
-            warned: workspace.warning.is_some_and(stands),
+            policy_version: rules.book.version,
+            warned: warned(workspace, clock),
             extendable_until: now + policy.extension_budget,
             now,
         }
@@ -71,10 +73,11 @@ impl App {
             true => self.store.queue_positions().await?,
             false => HashMap::new(),
         };
+        let rules = self.rules.get();
         let shown = |workspace: Workspace| {
             let idle = workspace.open_for_activity().then(|| {
                 let activity = activities.get(&workspace.uid).copied().unwrap_or_default();
-                IdleView::new(&self.settings.idle, &workspace, &activity, now)
+                IdleView::new(&rules, &workspace, &activity, now)
             });
             let queue_position = positions.get(&workspace.uid).copied().unwrap_or(0);
             WorkspaceView { workspace, idle, queue_position }

@@ -53,19 +53,17 @@ impl App {
         student: &StudentId,
         course: Option<&CourseId>,
     ) -> Result<Workspace> {
+        // Before the transaction: one that waited for a second connection could wait for itself.
+        self.refresh_rules().await?;
+        let rules = self.rules.get();
         let mut work = self.store.begin().await?;
         if let Some(answer) = replay(&mut work, call).await? {
             return Ok(answer);
         }
-        let spec = self.settings.spec.clone();
+        let spec = rules.book.spec(course, student);
         let now = OffsetDateTime::UNIX_EPOCH; // A new row; the first step sets its times.
-        let make = Workspace::new(
-            WorkspaceUid::new(),
-            student.clone(),
-            carrel_common::id::Generation(0),
-            spec.clone(),
-            now,
-        );
+        let make =
+            Workspace::new(WorkspaceUid::new(), student.clone(), carrel_common::id::Generation(0), spec, now);
         let uid = work.find_or_make(make).await?;
         let locked = work.lock(uid).await?.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
         let Locked { workspace: before, now, .. } = locked;
@@ -73,6 +71,7 @@ impl App {
             return Err(AppError::DiffersInCase { given: student.clone(), existing: before.student });
         }
         let traceparent = carrel_common::telemetry::current_traceparent();
+        let spec = rules.book.spec(course.or(before.course.as_ref()), student);
         let (mut next, mut log) =
             before.apply(Event::Start { course: course.cloned(), spec, traceparent }, now)?;
         if before.created_at == OffsetDateTime::UNIX_EPOCH {
@@ -122,9 +121,11 @@ impl App {
     /// [`AppError`].
     pub async fn restart(&self, call: &Call, student: &StudentId) -> Result<WorkspaceView> {
         let traceparent = carrel_common::telemetry::current_traceparent();
+        self.refresh_rules().await?;
+        let rules = self.rules.get();
         self.change(call, student, |locked| {
-            let restart =
-                Event::Restart { spec: self.settings.spec.clone(), traceparent: traceparent.clone() };
+            let spec = rules.book.spec(locked.workspace.course.as_ref(), student);
+            let restart = Event::Restart { spec, traceparent: traceparent.clone() };
             Ok(locked.workspace.apply(restart, locked.now)?)
         })
         .await
@@ -195,6 +196,8 @@ impl App {
         extent: Extent,
         why: &str,
     ) -> Result<(IdleView, OffsetDateTime, bool)> {
+        self.refresh_rules().await?;
+        let rules = self.rules.get();
         let once = || async {
             let mut work = self.store.begin().await?;
             let missing = || AppError::WorkspaceNotFound(student.clone());
@@ -212,9 +215,9 @@ impl App {
                 Extent::Until(at) => at,
                 Extent::By(span) => now + span,
             };
-            let (until, clamped) = self.settings.idle.grant(wanted, now);
+            let (until, clamped) = rules.times(&before).grant(wanted, now);
             if replayed {
-                let shown = IdleView::new(&self.settings.idle, &before, &activity, now);
+                let shown = IdleView::new(&rules, &before, &activity, now);
                 return Ok((shown, before.extended_until.unwrap_or(until), clamped));
             }
             let mut next = before.clone();
@@ -227,7 +230,7 @@ impl App {
                 .with("why", why);
             let after =
                 if before == next { next } else { work.save(&before, next, vec![entry], now).await? };
-            let shown = IdleView::new(&self.settings.idle, &after, &activity, now);
+            let shown = IdleView::new(&rules, &after, &activity, now);
             self.finish(work, call, after).await?;
             // A warning that was out no longer holds.
             self.nudge.look_at(uid, now);

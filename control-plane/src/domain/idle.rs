@@ -1,24 +1,43 @@
-//! When a workspace is stopped because nobody works in it.
+//! When a workspace is stopped because nobody works in it, or because its time is over.
 //!
 //! The one idea: a deadline is data, derived from the policy and the activity whenever it is asked for. **No stop
-//! without a warning that has been out for the whole lead**: warned late means stopped later.
+//! without a warning that has been out for the whole lead**: warned late means stopped later. What could not be
+//! observed (a [`Pause`]) is not idleness: the clock stands still, and afterwards a lead begins anew.
 
 use std::time::Duration;
 
-use carrel_common::model::Signal;
+use carrel_common::model::{Signal, StopReason};
 use time::OffsetDateTime;
 
 use super::workspace::{IdleEvidence, State, Warning, Workspace};
 
-/// The times in force.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// The idle clock stands still for at most this long in one go: a node that is gone for days must not keep a
+/// workspace's clock from ever ending.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
+
+/// The times in force for one workspace.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct IdlePolicy {
     /// Stop after this long without activity.
     pub idle_timeout: Duration,
     /// Warn this long before.
     pub warning_lead: Duration,
+    /// Stop this long after readiness whatever happens; zero: never.
+    pub max_lifetime: Duration,
     /// An extension reaches at most this far from now.
     pub extension_budget: Duration,
+    /// Times without stops, sorted.
+    pub quiet: Vec<(OffsetDateTime, OffsetDateTime)>,
+}
+
+/// A time during which nobody's activity could be recorded: the database or every replica was away, or its clock
+/// was set forward.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pause {
+    /// From here.
+    pub from: OffsetDateTime,
+    /// To here.
+    pub to: OffsetDateTime,
 }
 
 /// What is known of a workspace's activity.
@@ -30,6 +49,32 @@ pub struct Activity {
     pub version: i64,
 }
 
+/// Everything a decision is made from.
+#[derive(Debug, Clone, Copy)]
+pub struct Look<'a> {
+    /// The times in force.
+    pub policy: &'a IdlePolicy,
+    /// What could not be observed, sorted.
+    pub pauses: &'a [Pause],
+    /// The workspace.
+    pub workspace: &'a Workspace,
+    /// Its activity.
+    pub activity: &'a Activity,
+    /// The database's time.
+    pub now: OffsetDateTime,
+}
+
+/// When the warning is due or was given, when the stop follows, and for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Times {
+    /// When the warning is due, or was given.
+    pub warning_at: OffsetDateTime,
+    /// When it is stopped.
+    pub deadline_at: OffsetDateTime,
+    /// Why: IDLE or MAX_LIFETIME.
+    pub reason: StopReason,
+}
+
 /// Whether the idle clock runs, and when it ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Clock {
@@ -37,13 +82,20 @@ pub enum Clock {
     Off,
     /// The node is silent, so activity cannot be seen.
     Paused,
+    /// A quiet window holds stops back until then.
+    Quiet(Times),
     /// It is stopped at the deadline unless activity moves it.
-    Running {
-        /// When the warning is due, or was given.
-        warning_at: OffsetDateTime,
-        /// When it is stopped.
-        deadline_at: OffsetDateTime,
-    },
+    Running(Times),
+}
+
+impl Clock {
+    /// The times, unless the clock stands still.
+    pub fn times(self) -> Option<Times> {
+        match self {
+            Self::Off | Self::Paused => None,
+            Self::Quiet(times) | Self::Running(times) => Some(times),
+        }
+    }
 }
 
 /// What is to be done now.
@@ -63,202 +115,153 @@ pub enum Verdict {
         /// The stop it announces.
         deadline_at: OffsetDateTime,
     },
-    /// Activity came after the warning: take it back, then ask again.
+    /// The warning no longer holds: take it back, then ask again.
     Withdraw {
         /// The warning that no longer holds.
         warning: Warning,
     },
     /// Stop now.
     Stop {
+        /// IDLE or MAX_LIFETIME.
+        reason: StopReason,
         /// What it was decided on.
         evidence: IdleEvidence,
     },
 }
 
+/// A stop that is due, before the lead of its warning and quiet windows are considered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Due {
+    at: OffsetDateTime,
+    reason: StopReason,
+}
+
 impl IdlePolicy {
-    /// What the timeout is counted from: the latest of activity, readiness and the end of a silence.
-    fn basis(workspace: &Workspace, activity: &Activity) -> Option<OffsetDateTime> {
-        let ready_at = workspace.ready_at?;
-        let last = activity.last.map_or(ready_at, |(at, _)| at);
-        Some(ready_at.max(last).max(workspace.resumed_at.unwrap_or(ready_at)))
+    /// How far an extension that asks for `until` reaches, and whether it was cut at the budget.
+    pub fn grant(&self, until: OffsetDateTime, now: OffsetDateTime) -> (OffsetDateTime, bool) {
+        let most = now + self.extension_budget;
+        if until > most { (most, true) } else { (until, false) }
     }
 
-    /// The deadline before the lead of a warning is considered.
-    fn nominal_deadline(&self, workspace: &Workspace, activity: &Activity) -> Option<OffsetDateTime> {
-        let by_activity = Self::basis(workspace, activity)? + self.idle_timeout;
-        Some(workspace.extended_until.map_or(by_activity, |until| until.max(by_activity)))
+    /// The first deadline from `at` on whose whole warning lies outside of quiet windows.
+    fn outside_quiet(&self, at: OffsetDateTime) -> OffsetDateTime {
+        self.quiet.iter().fold(at, |at, (start, end)| {
+            let meets = at > *start && at - self.warning_lead < *end;
+            if meets { *end + self.warning_lead } else { at }
+        })
+    }
+}
+
+impl Look<'_> {
+    /// What the timeout is counted from: the latest of activity, readiness and the end of a silence, moved on by what
+    /// could not be observed since.
+    pub fn basis(&self) -> Option<OffsetDateTime> {
+        let ready_at = self.workspace.ready_at?;
+        let last = self.activity.last.map_or(ready_at, |(at, _)| at);
+        let seen = ready_at.max(last).max(self.workspace.resumed_at.unwrap_or(ready_at)).min(self.now);
+        let lost: Duration = self
+            .pauses
+            .iter()
+            .filter(|pause| pause.to > seen)
+            .map(|pause| {
+                Duration::try_from(pause.to - pause.from.max(seen)).unwrap_or_default().min(LONGEST_PAUSE)
+            })
+            .sum();
+        Some((seen + lost).min(self.now))
     }
 
-    /// The warning that is out, if it still speaks of today's deadline.
-    fn standing_warning(workspace: &Workspace, nominal: OffsetDateTime) -> Option<Warning> {
-        workspace.warning.filter(|warning| warning.nominal_deadline == nominal)
+    fn due(&self) -> Option<Due> {
+        let by_activity = self.basis()? + self.policy.idle_timeout;
+        let idle = Due {
+            at: self.workspace.extended_until.map_or(by_activity, |until| until.max(by_activity)),
+            reason: StopReason::Idle,
+        };
+        let over = self.workspace.ready_at.filter(|_| !self.policy.max_lifetime.is_zero());
+        let over = over
+            .map(|ready_at| Due { at: ready_at + self.policy.max_lifetime, reason: StopReason::MaxLifetime });
+        Some(over.filter(|over| over.at < idle.at).unwrap_or(idle))
+    }
+
+    /// The warning that is out, if it still speaks of this stop, and could be seen all the while.
+    fn standing_warning(&self, due: Due) -> Option<Warning> {
+        let warning = self.workspace.warning?;
+        let deadline = due.at.max(warning.at + self.policy.warning_lead);
+        // Looked at late, the stop itself would fall into the window.
+        let until = deadline.max(self.now);
+        let quiet = self.policy.quiet.iter().any(|(start, end)| *start < until && *end > warning.at);
+        let lost = self.pauses.iter().any(|pause| pause.to > warning.at);
+        (warning.nominal_deadline == due.at && warning.reason == due.reason && !quiet && !lost)
+            .then_some(warning)
     }
 
     /// What callers are told.
-    pub fn clock(&self, workspace: &Workspace, activity: &Activity, now: OffsetDateTime) -> Clock {
-        match workspace.state {
+    pub fn clock(&self) -> Clock {
+        match self.workspace.state {
             State::Unreachable => return Clock::Paused,
             State::Running => {}
             State::Stopped | State::Pending | State::Starting | State::Stopping | State::Failed => {
                 return Clock::Off;
             }
         }
-        let Some(nominal) = self.nominal_deadline(workspace, activity) else { return Clock::Off };
-        let warning_at = match Self::standing_warning(workspace, nominal) {
-            Some(warning) => warning.at,
-            None => now.max(nominal - self.warning_lead),
+        let Some(due) = self.due() else { return Clock::Off };
+        let lead = self.policy.warning_lead;
+        let times = match self.standing_warning(due) {
+            Some(warning) => Times {
+                warning_at: warning.at,
+                deadline_at: due.at.max(warning.at + lead),
+                reason: due.reason,
+            },
+            None => {
+                let deadline_at = self.policy.outside_quiet(due.at.max(self.now + lead));
+                Times { warning_at: deadline_at - lead, deadline_at, reason: due.reason }
+            }
         };
-        Clock::Running { warning_at, deadline_at: nominal.max(warning_at + self.warning_lead) }
+        let quiet = self.policy.quiet.iter().any(|(start, end)| (*start..*end).contains(&self.now));
+        if quiet { Clock::Quiet(times) } else { Clock::Running(times) }
     }
 
-    /// What is to be done at `now`.
-    pub fn decide(&self, workspace: &Workspace, activity: &Activity, now: OffsetDateTime) -> Verdict {
-        let Clock::Running { warning_at, deadline_at } = self.clock(workspace, activity, now) else {
-            return Verdict::Unobservable;
-        };
-        let (Some(basis_at), Some(nominal)) =
-            (Self::basis(workspace, activity), self.nominal_deadline(workspace, activity))
+    /// What is to be done now.
+    pub fn decide(&self) -> Verdict {
+        let (Some(times), Some(basis_at), Some(due)) = (self.clock().times(), self.basis(), self.due())
         else {
             return Verdict::Unobservable;
         };
-        match (workspace.warning, Self::standing_warning(workspace, nominal)) {
+        let Times { warning_at, deadline_at, reason } = times;
+        match (self.workspace.warning, self.standing_warning(due)) {
             (Some(warning), None) => Verdict::Withdraw { warning },
-            (_, None) if now < warning_at => Verdict::Active { recheck_at: warning_at },
+            (_, None) if self.now < warning_at => Verdict::Active { recheck_at: warning_at },
             (_, None) => Verdict::Warn {
-                warning: Warning { at: now, nominal_deadline: nominal, version: activity.version },
+                warning: Warning {
+                    at: self.now,
+                    nominal_deadline: due.at,
+                    version: self.activity.version,
+                    reason,
+                },
                 deadline_at,
             },
-            (_, Some(_)) if now < deadline_at => Verdict::Active { recheck_at: deadline_at },
+            (_, Some(_)) if self.now < deadline_at => Verdict::Active { recheck_at: deadline_at },
             (_, Some(warning)) => Verdict::Stop {
+                reason,
                 evidence: IdleEvidence {
-                    last_active_at: activity.last.map(|(at, _)| at),
-                    last_signal: activity.last.map(|(_, signal)| signal),
+                    last_active_at: self.activity.last.map(|(at, _)| at),
+                    last_signal: self.activity.last.map(|(_, signal)| signal),
                     basis_at,
-                    idle_timeout: self.idle_timeout,
+                    idle_timeout: self.policy.idle_timeout,
                     deadline_at,
                     warned_at: warning.at,
-                    decided_at: now,
+                    decided_at: self.now,
                 },
             },
         }
     }
 
-    /// How far an extension that asks for `until` reaches, and whether it was cut at the budget.
-    pub fn grant(&self, until: OffsetDateTime, now: OffsetDateTime) -> (OffsetDateTime, bool) {
-        let most = now + self.extension_budget;
-        if until > most { (most, true) } else { (until, false) }
+    /// What the basis is to be after the node was silent since `since` until now: the clock stood still meanwhile.
+    pub fn after_silence(&self, since: OffsetDateTime) -> Option<OffsetDateTime> {
+        let basis = self.basis()?;
+        let silent = Duration::try_from(self.now - since.max(basis)).unwrap_or_default().min(LONGEST_PAUSE);
+        Some((basis + silent).min(self.now))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use carrel_common::id::{Generation, WorkspaceUid};
-    use carrel_common::model::{Resources, WorkspaceSpec};
-    use proptest::prelude::*;
-    use time::macros::datetime;
-
-    use super::*;
-
-    const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
-    const POLICY: IdlePolicy = IdlePolicy {
-        idle_timeout: Duration::from_secs(900),
-        warning_lead: Duration::from_secs(120),
-        extension_budget: Duration::from_secs(3600),
-    };
-
-    fn running() -> Workspace {
-        let spec = WorkspaceSpec {
-            image: "i".into(),
-            resources: Resources { cpu_millicores: 1, memory_bytes: 1, pids: 1 },
-            probe_port: 1,
-            probe_path: "/".into(),
-        };
-        let mut workspace =
-            Workspace::new(WorkspaceUid::new(), "ada".parse().expect("valid"), Generation(1), spec, T0);
-        (workspace.state, workspace.ready_at) = (State::Running, Some(T0));
-        workspace
-    }
-
-    fn at(seconds: i64) -> OffsetDateTime {
-        T0 + time::Duration::seconds(seconds)
-    }
-
-    #[test]
-    fn warns_two_minutes_before_and_stops_after_fifteen() {
-        let mut workspace = running();
-        let none = Activity::default();
-        assert_eq!(POLICY.decide(&workspace, &none, at(0)), Verdict::Active { recheck_at: at(780) });
-        let Verdict::Warn { warning, deadline_at } = POLICY.decide(&workspace, &none, at(780)) else {
-            panic!("no warning");
-        };
-        assert_eq!(deadline_at, at(900));
-        workspace.warning = Some(warning);
-        assert_eq!(POLICY.decide(&workspace, &none, at(899)), Verdict::Active { recheck_at: at(900) });
-        assert!(matches!(POLICY.decide(&workspace, &none, at(900)), Verdict::Stop { .. }));
-    }
-
-    #[test]
-    fn a_key_press_withdraws_the_warning() {
-        let mut workspace = running();
-        let Verdict::Warn { warning, .. } = POLICY.decide(&workspace, &Activity::default(), at(780)) else {
-            panic!("no warning");
-        };
-        workspace.warning = Some(warning);
-        let typed = Activity { last: Some((at(800), Signal::EditorInput)), version: 1 };
-        assert_eq!(POLICY.decide(&workspace, &typed, at(800)), Verdict::Withdraw { warning });
-        workspace.warning = None;
-        assert_eq!(POLICY.decide(&workspace, &typed, at(900)), Verdict::Active { recheck_at: at(800 + 780) });
-    }
-
-    #[test]
-    fn warned_late_means_stopped_later() {
-        let workspace = running();
-        let verdict = POLICY.decide(&workspace, &Activity::default(), at(5000));
-        assert!(
-            matches!(verdict, Verdict::Warn { deadline_at, .. } if deadline_at == at(5120)),
-            "{verdict:?}"
-        );
-    }
-
-    #[test]
-    fn a_silent_node_stops_the_clock() {
-        let mut workspace = running();
-        workspace.state = State::Unreachable;
-        assert_eq!(POLICY.clock(&workspace, &Activity::default(), at(5000)), Clock::Paused);
-        assert_eq!(POLICY.decide(&workspace, &Activity::default(), at(5000)), Verdict::Unobservable);
-    }
-
-    proptest! {
-        /// Whatever the order of checks and key presses: a stop comes never before the timeout after the last
-        /// activity, and never before its warning has been out for the whole lead.
-        #[test]
-        fn never_stops_an_active_workspace_and_never_without_the_lead(
-            steps in proptest::collection::vec((1_i64..700, any::<bool>()), 1..60)
-        ) {
-            let mut workspace = running();
-            let mut activity = Activity::default();
-            let mut now = 0;
-            for (step, typed) in steps {
-                now += step;
-                if typed {
-                    activity = Activity {
-                        last: Some((at(now), Signal::LmsInput)), version: activity.version + 1,
-                    };
-                }
-                match POLICY.decide(&workspace, &activity, at(now)) {
-                    Verdict::Withdraw { .. } => workspace.warning = None,
-                    Verdict::Warn { warning, .. } => workspace.warning = Some(warning),
-                    Verdict::Stop { evidence } => {
-                        let last = activity.last.map_or(T0, |(at, _)| at);
-                        prop_assert!(at(now) >= last + POLICY.idle_timeout);
-                        prop_assert!(at(now) >= evidence.warned_at + POLICY.warning_lead);
-                        prop_assert!(evidence.warned_at >= last);
-                        return Ok(());
-                    }
-                    Verdict::Active { recheck_at } => prop_assert!(recheck_at > at(now)),
-                    Verdict::Unobservable => prop_assert!(false, "it is observable"),
-                }
-            }
-        }
-    }
-}
+mod tests;

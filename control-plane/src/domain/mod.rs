@@ -8,5 +8,6 @@ pub mod event;
 pub mod idle;
 pub mod node;
 pub mod placement;
+pub mod policy;
 pub mod reconcile;
 pub mod workspace;

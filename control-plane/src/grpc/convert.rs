@@ -4,10 +4,10 @@ use carrel_common::wire::{duration, timestamp};
 use carrel_proto::v1 as pb;
 use prost_types::value::Kind;
 
+use crate::app::StoredEvent;
 use crate::app::{IdleView, WorkspaceView};
-use crate::domain::idle::Clock;
+use crate::domain::idle::{Clock, Times};
 use crate::domain::workspace::{Desired, IdleEvidence, State, Stop};
-use crate::store::StoredEvent;
 
 pub(super) fn state(state: State) -> pb::workspace::State {
     match state {
@@ -25,6 +25,7 @@ pub(super) fn idle(view: &IdleView) -> pb::Idle {
     let mut message = pb::Idle {
         last_active_time: view.last.map(|(at, _)| timestamp(at)),
         deadline_version: view.version,
+        policy_version: view.policy_version,
         extendable_until_time: Some(timestamp(view.extendable_until)),
         warned: view.warned,
         ..pb::Idle::default()
@@ -35,17 +36,19 @@ pub(super) fn idle(view: &IdleView) -> pb::Idle {
     match view.clock {
         Clock::Off => message.set_clock(pb::idle::Clock::Off),
         Clock::Paused => message.set_clock(pb::idle::Clock::PausedUnobservable),
-        Clock::Running { warning_at, deadline_at } => {
-            message.set_clock(pb::idle::Clock::Running);
-            message.warning_time = Some(timestamp(warning_at));
-            message.deadline_time = Some(timestamp(deadline_at));
-            message.remaining = Some(duration((deadline_at - view.now).try_into().unwrap_or_default()));
-        }
+        Clock::Quiet(_) => message.set_clock(pb::idle::Clock::PausedQuiet),
+        Clock::Running(_) => message.set_clock(pb::idle::Clock::Running),
+    }
+    if let Some(Times { warning_at, deadline_at, reason }) = view.clock.times() {
+        message.warning_time = Some(timestamp(warning_at));
+        message.deadline_time = Some(timestamp(deadline_at));
+        message.remaining = Some(duration((deadline_at - view.now).try_into().unwrap_or_default()));
+        message.set_reason(reason.into());
     }
     message
 }
 
-fn evidence(e: &IdleEvidence) -> pb::IdleEvidence {
+pub(super) fn evidence(e: &IdleEvidence) -> pb::IdleEvidence {
     let mut message = pb::IdleEvidence {
         last_active_time: e.last_active_at.map(timestamp),
         basis_time: Some(timestamp(e.basis_at)),

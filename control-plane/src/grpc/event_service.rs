@@ -11,7 +11,7 @@ use super::status::bad_field;
 use super::watch::{self, Following};
 use super::{convert, parse, to_status};
 use crate::app::App;
-use crate::store::EventQuery;
+use crate::app::EventQuery;
 
 /// The service.
 #[derive(Debug, Clone)]

@@ -7,12 +7,15 @@ mod agent_service;
 mod convert;
 mod event_service;
 mod parse;
+mod policy_convert;
+mod policy_service;
 mod status;
 mod watch;
 mod workspace_service;
 
 pub use agent_service::Agents;
 pub use event_service::Events;
+pub use policy_service::Policies;
 pub use watch::Following;
 pub use workspace_service::Workspaces;
 

@@ -12,8 +12,8 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::app::AppError;
+use crate::app::StoreError;
 use crate::domain::workspace::IllegalTransition;
-use crate::store::StoreError;
 
 const DOMAIN: &str = "carrel";
 
@@ -25,6 +25,8 @@ fn classify(error: &AppError) -> (Code, String, Option<Duration>) {
     match error {
         AppError::WorkspaceNotFound(_) => plain(Code::NotFound, "WORKSPACE_NOT_FOUND"),
         AppError::DiffersInCase { .. } => plain(Code::AlreadyExists, "STUDENT_DIFFERS_IN_CASE"),
+        AppError::PolicyNotFound(_) => plain(Code::NotFound, "POLICY_NOT_FOUND"),
+        AppError::PolicyContradiction(_) => plain(Code::InvalidArgument, "POLICY_CONTRADICTION"),
         AppError::StaleEtag { .. } => plain(Code::Aborted, "ETAG_STALE"),
         AppError::RequestIdReused => plain(Code::InvalidArgument, "REQUEST_ID_REUSED"),
         AppError::NotRunning { .. } => plain(Code::FailedPrecondition, "WORKSPACE_NOT_RUNNING"),
@@ -96,6 +98,9 @@ pub(crate) fn to_status(error: AppError) -> Status {
         error.to_string()
     };
     details.set_error_info(reason, DOMAIN, metadata(&error));
+    if let AppError::PolicyContradiction(contradiction) = &error {
+        details.add_bad_request_violation("policy.idle_timeout", contradiction.to_string());
+    }
     if matches!(error, AppError::RequestIdReused) {
         details.add_bad_request_violation("request_id", "was used for another request");
     }
@@ -134,6 +139,7 @@ mod tests {
         let all = [
             AppError::WorkspaceNotFound(student()),
             AppError::DiffersInCase { given: student(), existing: student() },
+            AppError::PolicyNotFound(crate::domain::policy::Scope::Site),
             AppError::StaleEtag { given: String::new(), present: String::new() },
             AppError::RequestIdReused,
             AppError::NotRunning { state: Some(State::Stopped), stop: None },

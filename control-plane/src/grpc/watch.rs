@@ -13,7 +13,8 @@ use tonic::Status;
 
 use super::{convert, to_status};
 use crate::app::{App, AppError, WorkspaceView};
-use crate::store::{EventQuery, Position, WorkspaceQuery};
+use crate::app::{EventQuery, Position, WorkspaceQuery};
+use crate::domain::workspace::State;
 
 /// A slow reader holds this many messages; then it is waited for.
 const BUFFER: usize = 256;
@@ -137,8 +138,35 @@ impl WorkspaceWatch {
                 self.tell(to, Some(view), kind, token.clone()).await?;
             }
         }
+        if events.iter().any(|event| event.kind == "policy.changed") {
+            self.tell_deadlines(to, &token).await?;
+        }
         self.stand = last;
         Ok(true)
+    }
+
+    /// A change of policy moves deadlines without a change of the workspaces: those that run are told anew.
+    async fn tell_deadlines(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+        token: &str,
+    ) -> Result<(), End> {
+        self.app.refresh_rules().await?;
+        let mut query = self.query.clone();
+        if query.states.is_empty() {
+            query.states = vec![State::Running];
+        }
+        loop {
+            let (page, next) = self.app.list(&query, PAGE).await?;
+            for view in page.into_iter().filter(|view| view.workspace.state == State::Running) {
+                let kind = pb::workspace_change::Kind::Changed;
+                self.tell(to, Some(view), kind, token.to_owned()).await?;
+            }
+            match next {
+                Some(key) => query.after_key = Some(key),
+                None => return Ok(()),
+            }
+        }
     }
 
     fn kind(&mut self, view: &WorkspaceView) -> Option<pb::workspace_change::Kind> {

@@ -9,9 +9,9 @@ use tonic::{Request, Response, Status};
 
 use super::status::bad_field;
 use super::watch::{self, Following};
-use super::{convert, parse, to_status};
+use super::{convert, parse, policy_convert, to_status};
+use crate::app::WorkspaceQuery;
 use crate::app::{App, AppError, LogPart, WorkspaceView};
-use crate::store::WorkspaceQuery;
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -216,6 +216,15 @@ impl WorkspaceService for Workspaces {
             extended_until_time: Some(timestamp(until)),
             clamped,
         }))
+    }
+
+    async fn explain_idle(
+        &self,
+        request: Request<pb::ExplainIdleRequest>,
+    ) -> Answer<pb::ExplainIdleResponse> {
+        let student = parse::workspace_name("name", &request.get_ref().name).map_err(bad_field)?;
+        let told = self.app.explain_idle(&student).await.map_err(to_status)?;
+        Ok(Response::new(pb::ExplainIdleResponse { explanation: Some(policy_convert::explanation(told)) }))
     }
 
     async fn create_access(

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carrel_common::id::{StudentId, WorkspaceUid};
+use carrel_common::id::{CourseId, StudentId, WorkspaceUid};
 use carrel_common::model::Signal;
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
@@ -50,6 +50,12 @@ pub enum Beaten {
 pub struct RunningRow {
     /// The workspace.
     pub uid: WorkspaceUid,
+    /// Whose.
+    pub student: StudentId,
+    /// Of which course.
+    pub course: Option<CourseId>,
+    /// When it was ready.
+    pub ready_at: OffsetDateTime,
     /// Latest of activity, readiness and the end of a silence.
     pub basis_at: OffsetDateTime,
     /// A warning is out.
@@ -90,12 +96,18 @@ WITH beat AS (
         last_signal = CASE WHEN a.last_active_at IS NULL
                              OR clock_timestamp() - make_interval(secs => locked.age) >= a.last_active_at
                            THEN locked.signal ELSE a.last_signal END,
+        lms_input_at = CASE locked.signal WHEN 'LMS_INPUT'
+            THEN greatest(a.lms_input_at, clock_timestamp() - make_interval(secs => locked.age)) ELSE a.lms_input_at END,
+        editor_input_at = CASE locked.signal WHEN 'EDITOR_INPUT'
+            THEN greatest(a.editor_input_at, clock_timestamp() - make_interval(secs => locked.age)) ELSE a.editor_input_at END,
+        keep_working_at = CASE locked.signal WHEN 'KEEP_WORKING'
+            THEN greatest(a.keep_working_at, clock_timestamp() - make_interval(secs => locked.age)) ELSE a.keep_working_at END,
         version = a.version + 1
     FROM locked WHERE a.workspace_id = locked.workspace_id AND NOT a.closed
     RETURNING a.workspace_id, locked.key, a.last_active_at, a.last_signal, a.version
 )
 SELECT r.workspace_id, r.key, r.last_active_at, r.last_signal, r.version, clock_timestamp() AS now,
-       w.state, w.ready_at, w.extended_until, w.resumed_at, w.warning
+       w.state, w.course_id, w.ready_at, w.extended_until, w.resumed_at, w.warning
 FROM recorded r JOIN workspaces w ON w.id = r.workspace_id";
 
 /// Why those of a batch that were not recorded were not.
@@ -119,6 +131,8 @@ fn recorded(row: &QueryResult, beat: &Beat) -> Result<(String, Beaten)> {
     let mut workspace =
         Workspace::new(uid, beat.student.clone(), carrel_common::id::Generation(0), spec, now);
     workspace.state = value("workspaces", refuse(row.try_get::<String>("", "state"))?.into())?;
+    let course: Option<String> = refuse(row.try_get("", "course_id"))?;
+    workspace.course = course.map(|course| value("workspaces", course.into())).transpose()?;
     workspace.ready_at = refuse(row.try_get("", "ready_at"))?;
     workspace.extended_until = refuse(row.try_get("", "extended_until"))?;
     workspace.resumed_at = refuse(row.try_get("", "resumed_at"))?;
@@ -216,30 +230,72 @@ impl Store {
         Ok((found, now))
     }
 
-    /// Running workspaces that have been without activity since `before` or longer, or carry a warning; and the
-    /// database's time. Stopped workspaces cost nothing here.
+    /// Activity of one workspace, when each kind of signal was last seen, and the database's time.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn running_idle_since(&self, at_least: Duration) -> Result<(Vec<RunningRow>, OffsetDateTime)> {
+    pub async fn signals(
+        &self,
+        uid: WorkspaceUid,
+    ) -> Result<(Activity, Vec<(&'static str, Option<OffsetDateTime>)>, OffsetDateTime)> {
+        let operation = "read activity";
+        let row = self
+            .db
+            .query_one_raw(sql(
+                "SELECT clock_timestamp() AS now, last_active_at, last_signal, version, lms_input_at, editor_input_at,
+                        keep_working_at FROM workspace_activity WHERE workspace_id = $1",
+                [uid.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?
+            .ok_or(StoreError::Conflict { operation })?;
+        let last = last(refuse(row.try_get("", "last_active_at"))?, refuse(row.try_get("", "last_signal"))?)?;
+        let activity = Activity { last, version: refuse(row.try_get("", "version"))? };
+        let mut signals = Vec::new();
+        for (name, column) in [
+            ("LMS_INPUT", "lms_input_at"),
+            ("EDITOR_INPUT", "editor_input_at"),
+            ("KEEP_WORKING", "keep_working_at"),
+        ] {
+            signals.push((name, refuse(row.try_get("", column))?));
+        }
+        Ok((activity, signals, refuse(row.try_get("", "now"))?))
+    }
+
+    /// Running workspaces whose basis of idleness is `idle` old, or that have been ready for `lifetime`, or that carry a
+    /// warning; and the database's time. Stopped workspaces cost nothing here.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn running_for(
+        &self,
+        idle: Duration,
+        lifetime: Option<Duration>,
+    ) -> Result<(Vec<RunningRow>, OffsetDateTime)> {
         let rows = self
             .db
             .query_all_raw(sql(
-                "SELECT clock_timestamp() AS now, w.id, w.warning IS NOT NULL AS warned,
+                "SELECT w.id, w.student_id, w.course_id, w.warning IS NOT NULL AS warned, w.ready_at,
                         greatest(w.ready_at, w.resumed_at, a.last_active_at) AS basis_at
                  FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id
                  WHERE w.state = 'RUNNING' AND w.ready_at IS NOT NULL
-                   AND (w.warning IS NOT NULL OR greatest(w.ready_at, w.resumed_at, a.last_active_at)
-                        <= clock_timestamp() - make_interval(secs => $1))",
-                [at_least.as_secs_f64().into()],
+                   AND (w.warning IS NOT NULL OR w.ready_at <= clock_timestamp() - make_interval(secs => $2)
+                        OR greatest(w.ready_at, w.resumed_at, a.last_active_at)
+                           <= clock_timestamp() - make_interval(secs => $1))",
+                // A century: a lifetime that never ends.
+                [idle.as_secs_f64().into(), lifetime.map_or(3e9, |span| span.as_secs_f64()).into()],
             ))
             .await
             .map_err(StoreError::sort("look for idle workspaces"))?;
         let mut found = Vec::with_capacity(rows.len());
         for row in &rows {
+            let course: Option<String> = refuse(row.try_get("", "course_id"))?;
             found.push(RunningRow {
                 uid: WorkspaceUid(refuse(row.try_get("", "id"))?),
+                student: value("workspaces", refuse(row.try_get::<String>("", "student_id"))?.into())?,
+                course: course.map(|course| value("workspaces", course.into())).transpose()?,
                 basis_at: refuse(row.try_get("", "basis_at"))?,
+                ready_at: refuse(row.try_get("", "ready_at"))?,
                 warned: refuse(row.try_get("", "warned"))?,
             });
         }
@@ -256,6 +312,7 @@ impl Work {
         self.tx
             .execute_raw(sql(
                 "UPDATE workspace_activity SET last_active_at = greatest(last_active_at, $2), last_signal = $3,
+                        keep_working_at = CASE $3 WHEN 'KEEP_WORKING' THEN greatest(keep_working_at, $2) ELSE keep_working_at END,
                         version = version + 1 WHERE workspace_id = $1",
                 [uid.0.into(), now.into(), signal_name(signal).into()],
             ))

@@ -13,6 +13,7 @@ mod migration;
 mod nodes;
 mod placements;
 mod requests;
+mod rules;
 mod work;
 mod workspaces;
 
@@ -28,6 +29,7 @@ pub use error::{Result, StoreError};
 pub use events::{EventQuery, Position, StoredEvent};
 pub use nodes::{CandidateLimits, NewSession};
 pub use requests::Replay;
+pub use rules::{Pulse, StoredPolicy, StoredRules};
 pub use work::{Locked, Touched, Work};
 pub use workspaces::WorkspaceQuery;
 

@@ -179,7 +179,10 @@ impl Work {
             .execute_raw(sql(
                 "UPDATE workspace_activity SET closed = $2, version = version + 1,
                         last_active_at = CASE WHEN $3 THEN NULL ELSE last_active_at END,
-                        last_signal = CASE WHEN $3 THEN NULL ELSE last_signal END
+                        last_signal = CASE WHEN $3 THEN NULL ELSE last_signal END,
+                        lms_input_at = CASE WHEN $3 THEN NULL ELSE lms_input_at END,
+                        editor_input_at = CASE WHEN $3 THEN NULL ELSE editor_input_at END,
+                        keep_working_at = CASE WHEN $3 THEN NULL ELSE keep_working_at END
                  WHERE workspace_id = $1",
                 [after.uid.0.into(), (!after.open_for_activity()).into(), anew.into()],
             ))

@@ -18,6 +18,9 @@ use crate::app::{App, AppError, IdleDue};
 /// A failed look is repeated after this long.
 const AGAIN: Duration = Duration::from_secs(1);
 
+/// Workspaces looked at at once: half of the connections of the pool, so that callers are not held up.
+const AT_ONCE: usize = 8;
+
 /// The loop and what it remembers.
 #[derive(Debug)]
 pub struct IdleStopper {
@@ -26,14 +29,12 @@ pub struct IdleStopper {
     due: BinaryHeap<Reverse<(OffsetDateTime, WorkspaceUid)>>,
     /// The database's time when it was last told, and when that was by our own clock.
     clock: Option<(OffsetDateTime, Instant)>,
-    /// While the database was away no activity could be recorded: afterwards nobody is stopped before a whole lead.
-    not_before: Option<OffsetDateTime>,
 }
 
 impl IdleStopper {
     /// A loop that sweeps each `sweep`.
     pub fn new(app: App, sweep: Duration) -> Self {
-        Self { app, sweep, due: BinaryHeap::new(), clock: None, not_before: None }
+        Self { app, sweep, due: BinaryHeap::new(), clock: None }
     }
 
     /// Runs until the end.
@@ -42,11 +43,12 @@ impl IdleStopper {
         loop {
             let wake = self.next_due().map_or(next_sweep, |due| due.min(next_sweep));
             tokio::select! {
-                // Cancel-safe: a nudge that is not taken stays in its channel.
+                // Cancel-safe: a nudge that is not taken stays in its channel, the rules' bell keeps one ring.
                 Some((uid, at)) = nudges.recv() => {
                     self.due.push(Reverse((at, uid)));
                     continue;
                 }
+                () = self.app.nudge.sweep.notified() => next_sweep = Instant::now(),
                 () = tokio::time::sleep_until(wake) => {}
                 () = stop.cancelled() => return,
             }
@@ -59,9 +61,9 @@ impl IdleStopper {
             };
             if let Err(error) = outcome {
                 tracing::warn!(%error, "looking for idle workspaces failed; it is tried again");
-                // Whatever was due is found again by the sweep, and nobody is stopped before a whole lead is over.
+                // Whatever was due is found again by the sweep.
                 self.due.clear();
-                (self.clock, self.not_before) = (None, None);
+                self.clock = None;
                 next_sweep = Instant::now() + AGAIN;
             }
         }
@@ -74,26 +76,33 @@ impl IdleStopper {
     async fn sweep_once(&mut self) -> Result<(), AppError> {
         let (soon, now) = self.app.idle_soon(self.sweep * 2).await?;
         self.note(now);
-        if self.not_before.is_none() {
-            self.not_before = Some(now + self.app.settings.idle.warning_lead);
-        }
         self.due = soon.into_iter().map(|(uid, at)| Reverse((at, uid))).collect();
         Ok(())
     }
 
-    /// Looks at one workspace that is due.
+    /// Looks at those that are due, several at once: each is a transaction that waits mostly for its commit.
     ///
     /// # Errors
     /// When the database cannot be reached.
     async fn look_once(&mut self) -> Result<(), AppError> {
-        let Some(Reverse((_, uid))) = self.due.pop() else { return Ok(()) };
-        let not_before = self.not_before.unwrap_or(OffsetDateTime::UNIX_EPOCH);
-        let check = self.app.check_idle(uid, not_before).await?;
-        if check.now > OffsetDateTime::UNIX_EPOCH {
-            self.note(check.now);
+        let mut uids = Vec::new();
+        while uids.len() < AT_ONCE && self.next_due().is_some_and(|due| due <= Instant::now()) {
+            if let Some(Reverse((_, uid))) = self.due.pop()
+                && !uids.contains(&uid)
+            {
+                uids.push(uid);
+            }
         }
-        if let Some(again_at) = check.again_at {
-            self.due.push(Reverse((again_at, uid)));
+        let looks = uids.iter().map(|uid| self.app.check_idle(*uid));
+        let checks = futures_util::future::join_all(looks).await;
+        for (uid, check) in uids.into_iter().zip(checks) {
+            let check = check?;
+            if check.now > OffsetDateTime::UNIX_EPOCH {
+                self.note(check.now);
+            }
+            if let Some(again_at) = check.again_at {
+                self.due.push(Reverse((again_at, uid)));
+            }
         }
         Ok(())
     }

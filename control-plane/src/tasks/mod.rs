@@ -11,7 +11,7 @@ use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 pub use idle_stopper::IdleStopper;
-pub use watchers::{drop_old, end_overdue, give_up_nodes, place_waiting, watch_database};
+pub use watchers::{drop_old, end_overdue, give_up_nodes, keep_pulse, place_waiting, watch_database};
 
 /// Runs `once` at each tick and nudge until the end.
 async fn run_loop<T, E, F>(

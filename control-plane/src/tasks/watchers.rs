@@ -62,6 +62,18 @@ pub async fn give_up_nodes(app: App, stop: CancellationToken) {
     .await;
 }
 
+/// Gives a sign of life each second, and follows changes of the policies by other replicas.
+pub async fn keep_pulse(app: App, stop: CancellationToken) {
+    run_loop("keep_pulse", SECOND, &Notify::new(), stop, || async {
+        let changed = app.pulse().await?;
+        if changed {
+            app.nudge.sweep.notify_one();
+        }
+        Ok::<_, AppError>(changed.then_some("rules"))
+    })
+    .await;
+}
+
 /// Says whether the database can be reached.
 pub async fn watch_database(app: App, ready: watch::Sender<bool>, stop: CancellationToken) {
     run_loop("watch_database", SECOND, &Notify::new(), stop, || async {

@@ -4,7 +4,6 @@ use carrel_common::model::Signal;
 use control_plane::app::AppError;
 use control_plane::domain::workspace::State;
 use control_plane::store::Beat;
-use time::OffsetDateTime;
 
 use crate::rig::{Rig, id};
 
@@ -62,7 +61,8 @@ async fn an_acked_report_wins_over_the_idle_stop() {
     const TIMEOUT: Duration = Duration::from_millis(60);
     let rounds = integration_tests::settings::number("CARREL_RACE_ROUNDS", 40);
     let rig = Rig::with(|settings| {
-        (settings.idle.idle_timeout, settings.idle.warning_lead) = (TIMEOUT, LEAD);
+        let idle = &mut settings.defaults.idle;
+        (idle.idle_timeout, idle.warning_lead) = (TIMEOUT, LEAD);
     })
     .await;
     let node = rig.node(4).await;
@@ -80,7 +80,7 @@ async fn an_acked_report_wins_over_the_idle_stop() {
                     false => None,
                 }
             };
-            let check = rig.app.check_idle(uid, OffsetDateTime::UNIX_EPOCH);
+            let check = rig.app.check_idle(uid);
             let (reported, checked) = tokio::join!(report, check);
             checked.unwrap();
             acked = reported.and_then(|view| view.last).map(|(at, _)| at).or(acked);

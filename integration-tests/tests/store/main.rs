@@ -6,5 +6,6 @@ mod events;
 mod heartbeats;
 mod migrations;
 mod placing;
+mod policies;
 mod requests;
 mod rig;

@@ -53,7 +53,7 @@ async fn a_start_that_no_node_could_take_changes_nothing_and_says_why() {
     assert_eq!(rig.database.text("SELECT count(*)::text FROM workspaces").await, "0");
     rig.end().await;
 
-    let rig = Rig::with(|settings| settings.spec.resources.memory_bytes = 64 * GIB).await;
+    let rig = Rig::with(|settings| settings.defaults.spec.resources.memory_bytes = 64 * GIB).await;
     rig.node(4).await;
     let large = rig.start("ada").await;
     assert!(matches!(large, Err(AppError::LimitsBeyondNodes { .. })), "{large:?}");

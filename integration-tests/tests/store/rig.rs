@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
 use carrel_common::model::{Health, NodeFacts, Observation, Observed, Resources, Run, WorkspaceSpec};
-use control_plane::app::{App, Call, Heartbeats, LogTails, Nudge, Settings};
+use control_plane::app::{App, Call, Heartbeats, LogTails, Nudge, Settings, SharedRules};
 use control_plane::domain::idle::IdlePolicy;
+use control_plane::domain::policy::Defaults;
 use control_plane::domain::reconcile::OrderTimes;
 use control_plane::domain::workspace::{State, Workspace};
 use control_plane::metrics::Metrics;
@@ -37,16 +38,20 @@ impl Rig {
             dev: true,
             cluster,
             incarnation,
-            spec: WorkspaceSpec {
-                image: "carrel/tiny:test".into(),
-                resources: Resources { cpu_millicores: 1000, memory_bytes: GIB, pids: 512 },
-                probe_port: 8080,
-                probe_path: "/healthz".into(),
-            },
-            idle: IdlePolicy {
-                idle_timeout: Duration::from_secs(900),
-                warning_lead: Duration::from_secs(120),
-                extension_budget: Duration::from_secs(3600),
+            defaults: Defaults {
+                spec: WorkspaceSpec {
+                    image: "carrel/tiny:test".into(),
+                    resources: Resources { cpu_millicores: 1000, memory_bytes: GIB, pids: 512 },
+                    probe_port: 8080,
+                    probe_path: "/healthz".into(),
+                },
+                idle: IdlePolicy {
+                    idle_timeout: Duration::from_secs(900),
+                    warning_lead: Duration::from_secs(120),
+                    max_lifetime: Duration::ZERO,
+                    extension_budget: Duration::from_secs(3600),
+                    quiet: vec![],
+                },
             },
             longest_pending: Duration::from_secs(60),
             longest_starting: Duration::from_secs(60),
@@ -65,6 +70,7 @@ impl Rig {
         let (heartbeats, inbox) = Heartbeats::new();
         let app = App {
             store,
+            rules: SharedRules::new(settings.defaults.clone()),
             settings: Arc::new(settings),
             nudge,
             metrics: Metrics::default(),
@@ -74,6 +80,15 @@ impl Rig {
         let stop = CancellationToken::new();
         let (writer, stopped) = (app.clone(), stop.clone());
         tokio::spawn(async move { writer.write_heartbeats(inbox, stopped).await });
+        app.pulse().await.unwrap();
+        app.refresh_rules().await.unwrap();
+        let (pulse, stopped) = (app.clone(), stop.clone());
+        tokio::spawn(stopped.run_until_cancelled_owned(async move {
+            loop {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                pulse.pulse().await.ok();
+            }
+        }));
         Self { app, database, stop }
     }
 

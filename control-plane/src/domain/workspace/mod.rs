@@ -136,6 +136,8 @@ pub struct Warning {
     pub nominal_deadline: OffsetDateTime,
     /// `deadline_version` that it speaks of.
     pub version: i64,
+    /// What it will be stopped for.
+    pub reason: StopReason,
 }
 
 /// A delete under way.

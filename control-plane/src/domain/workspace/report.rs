@@ -33,9 +33,8 @@ impl Workspace {
                 let first = self.ready_at.is_none();
                 self.ready_at = self.ready_at.or(Some(now));
                 if before == State::Unreachable {
-                    // Nobody could see activity while the node was silent: the idle clock begins anew, and so does
-                    // the lead of a warning.
-                    (self.resumed_at, self.warning) = (Some(now), None);
+                    // Nobody could see a warning while the node was silent: its lead begins anew.
+                    self.warning = None;
                     return vec![Entry::new("workspace.reachable", Actor::Agent)];
                 }
                 vec![Entry::new("workspace.ready", Actor::Agent).with("first", first)]

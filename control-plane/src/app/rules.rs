@@ -1,0 +1,273 @@
+//! The rules as this replica knows them, and how they change.
+//!
+//! What is shown may be a second old; what is decided is decided by the version that the deciding transaction finds.
+
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use carrel_common::id::{CourseId, StudentId};
+use time::OffsetDateTime;
+
+use super::settle::settle;
+use super::{App, AppError, Result};
+use crate::domain::event::{Actor, Entry, Subject};
+use crate::domain::idle::{Activity, Clock, IdlePolicy, Look, Pause, Times};
+use crate::domain::policy::{Defaults, Effective, Policy, PolicyBook, Scope};
+use crate::domain::workspace::Workspace;
+use crate::store::{Pulse, StoredPolicy, StoredRules, Work};
+
+/// Signs of life come each second; this much without one is an outage.
+pub(super) const PULSE_TOLERANCE: Duration = Duration::from_secs(3);
+
+/// The policies and what could not be observed, at one version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rules {
+    /// The policies.
+    pub book: PolicyBook,
+    /// What could not be observed lately, sorted.
+    pub pauses: Vec<Pause>,
+}
+
+impl Rules {
+    fn new(defaults: Defaults, stored: StoredRules) -> Self {
+        let StoredRules { version, policies, pauses } = stored;
+        Self { book: PolicyBook { version, defaults, policies }, pauses }
+    }
+
+    /// The times that hold for a workspace.
+    pub fn times(&self, workspace: &Workspace) -> IdlePolicy {
+        self.book.times(workspace.course.as_ref(), &workspace.student)
+    }
+
+    /// When a workspace is stopped, as callers are told.
+    pub fn clock(
+        &self,
+        workspace: &Workspace,
+        activity: &Activity,
+        now: OffsetDateTime,
+    ) -> (IdlePolicy, Clock) {
+        let policy = self.times(workspace);
+        let clock = Look { policy: &policy, pauses: &self.pauses, workspace, activity, now }.clock();
+        (policy, clock)
+    }
+}
+
+/// The newest rules that this replica has read.
+#[derive(Debug, Clone)]
+pub struct SharedRules(Arc<RwLock<Arc<Rules>>>);
+
+impl SharedRules {
+    /// Only the defaults, until they are read.
+    pub fn new(defaults: Defaults) -> Self {
+        let rules = Rules { book: PolicyBook::new(defaults), pauses: vec![] };
+        Self(Arc::new(RwLock::new(Arc::new(rules))))
+    }
+
+    /// As they are known.
+    pub fn get(&self) -> Arc<Rules> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn put(&self, rules: Rules) -> Arc<Rules> {
+        let rules = Arc::new(rules);
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if known.book.version < rules.book.version {
+            *known = Arc::clone(&rules);
+        }
+        rules
+    }
+}
+
+/// Why a workspace is, or is not, stopped.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explained {
+    /// The workspace.
+    pub workspace: Workspace,
+    /// Its activity.
+    pub activity: Activity,
+    /// When each kind of signal was last seen, by its name in the API.
+    pub signals: Vec<(&'static str, Option<OffsetDateTime>)>,
+    /// Whether the clock runs.
+    pub clock: Clock,
+    /// A warning is out.
+    pub warned: bool,
+    /// What holds.
+    pub policy: Effective,
+    /// Version of the rules.
+    pub policy_version: i64,
+}
+
+impl App {
+    fn defaults(&self) -> Defaults {
+        self.settings.defaults.clone()
+    }
+
+    /// Reads the rules when they have changed; whether they had.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn refresh_rules(&self) -> Result<bool> {
+        if self.store.rules_version().await? == self.rules.get().book.version {
+            return Ok(false);
+        }
+        self.rules.put(Rules::new(self.defaults(), self.store.rules().await?));
+        Ok(true)
+    }
+
+    /// The rules as a transaction finds them; `None` while no replica gives signs of life, so that nothing may be
+    /// decided: there may have been activity that nobody could record.
+    pub(super) async fn rules_in(&self, work: &mut Work) -> Result<Option<Arc<Rules>>> {
+        let (version, silence) = work.rules_version().await?;
+        if silence > PULSE_TOLERANCE {
+            return Ok(None);
+        }
+        let known = self.rules.get();
+        if known.book.version == version {
+            return Ok(Some(known));
+        }
+        Ok(Some(self.rules.put(Rules::new(self.defaults(), work.rules().await?))))
+    }
+
+    /// A sign of life of this replica, and the rules as they are then; whether they had changed.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn pulse(&self) -> Result<bool> {
+        match self.store.take_pulse(PULSE_TOLERANCE).await? {
+            Pulse::Steady => {}
+            Pulse::Missed(span) => {
+                tracing::warn!(?span, "nobody's activity could be recorded; idle clocks stood still")
+            }
+            Pulse::SetBack(span) => tracing::warn!(?span, "the database's clock was set back"),
+        }
+        self.refresh_rules().await
+    }
+
+    /// Sets a policy, whole.
+    ///
+    /// # Errors
+    /// [`AppError::StaleEtag`], [`AppError::PolicyContradiction`], the database.
+    pub async fn set_policy(&self, scope: &Scope, etag: &str, policy: &Policy) -> Result<StoredPolicy> {
+        settle!(self.change_policy(scope, etag, Some(policy)))
+    }
+
+    /// Removes a policy; as it was.
+    ///
+    /// # Errors
+    /// [`AppError::PolicyNotFound`], [`AppError::StaleEtag`], [`AppError::PolicyContradiction`], the database.
+    pub async fn delete_policy(&self, scope: &Scope, etag: &str) -> Result<StoredPolicy> {
+        settle!(self.change_policy(scope, etag, None))
+    }
+
+    async fn change_policy(
+        &self,
+        scope: &Scope,
+        etag: &str,
+        policy: Option<&Policy>,
+    ) -> Result<StoredPolicy> {
+        let mut work = self.store.begin().await?;
+        work.change_rules().await?;
+        let before = work.find_policy(scope).await?;
+        let present = before.as_ref().map(policy_etag).unwrap_or_default();
+        if !etag.is_empty() && etag != present {
+            return Err(AppError::StaleEtag { given: etag.to_owned(), present });
+        }
+        match policy {
+            Some(policy) => work.set_policy(scope, policy).await?,
+            None if before.is_none() => return Err(AppError::PolicyNotFound(scope.clone())),
+            None => work.delete_policy(scope).await?,
+        }
+        let rules = Rules::new(self.defaults(), work.rules().await?);
+        rules.book.check()?;
+        let entry = Entry::new("policy.changed", Actor::Caller)
+            .with("policy", format!("policies/{scope}"))
+            .with("policy_version", rules.book.version)
+            .with("deleted", policy.is_none());
+        work.append(Subject::default(), entry).await?;
+        let after = work
+            .find_policy(scope)
+            .await?
+            .or(before)
+            .ok_or_else(|| AppError::PolicyNotFound(scope.clone()))?;
+        let touched = work.commit().await?;
+        self.rules.put(rules);
+        self.nudge.ring(&touched);
+        self.nudge.sweep.notify_one();
+        Ok(after)
+    }
+
+    /// One policy.
+    ///
+    /// # Errors
+    /// [`AppError::PolicyNotFound`], the database.
+    pub async fn policy(&self, scope: &Scope) -> Result<StoredPolicy> {
+        self.store.find_policy(scope).await?.ok_or_else(|| AppError::PolicyNotFound(scope.clone()))
+    }
+
+    /// A page of policies, and the name to ask for the next with.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn policies(
+        &self,
+        after: &str,
+        page_size: usize,
+    ) -> Result<(Vec<StoredPolicy>, Option<String>)> {
+        let limit = i64::try_from(page_size).unwrap_or(i64::MAX).saturating_add(1);
+        let mut found = self.store.list_policies(after, limit).await?;
+        let more = found.len() > page_size;
+        found.truncate(page_size);
+        let next = found.last().filter(|_| more).map(|policy| policy.scope.to_string());
+        Ok((found, next))
+    }
+
+    /// What holds for a student of a course, and the version of the rules.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn effective(
+        &self,
+        course: Option<&CourseId>,
+        student: Option<&StudentId>,
+    ) -> Result<(Effective, i64)> {
+        self.refresh_rules().await?;
+        let rules = self.rules.get();
+        Ok((rules.book.effective(course, student), rules.book.version))
+    }
+
+    /// Why a workspace is, or is not, stopped for idleness.
+    ///
+    /// # Errors
+    /// [`AppError::WorkspaceNotFound`], the database.
+    pub async fn explain_idle(&self, student: &StudentId) -> Result<Explained> {
+        self.refresh_rules().await?;
+        let rules = self.rules.get();
+        let found = self.store.find_workspace(student).await?;
+        let workspace = found.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
+        let (activity, signals, now) = self.store.signals(workspace.uid).await?;
+        let (_, clock) = rules.clock(&workspace, &activity, now);
+        let warned = warned(&workspace, clock);
+        let policy = rules.book.effective(workspace.course.as_ref(), Some(student));
+        Ok(Explained {
+            workspace,
+            activity,
+            signals,
+            clock,
+            warned,
+            policy,
+            policy_version: rules.book.version,
+        })
+    }
+}
+
+/// Whether the warning that is out still holds; one that activity has overtaken is withdrawn in a moment.
+pub(super) fn warned(workspace: &Workspace, clock: Clock) -> bool {
+    workspace
+        .warning
+        .is_some_and(|w| clock.times().is_some_and(|Times { warning_at, .. }| warning_at == w.at))
+}
+
+/// Opaque to callers; changes with every change.
+pub fn policy_etag(policy: &StoredPolicy) -> String {
+    format!("{}.{}", policy.version, policy.updated_at.unix_timestamp_nanos() / 1000)
+}

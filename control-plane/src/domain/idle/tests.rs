@@ -1,0 +1,225 @@
+use std::time::Duration;
+
+use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::model::{Resources, Signal, StopReason, WorkspaceSpec};
+use proptest::prelude::*;
+use time::OffsetDateTime;
+use time::macros::datetime;
+
+use super::*;
+
+const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
+
+fn policy() -> IdlePolicy {
+    IdlePolicy {
+        idle_timeout: Duration::from_secs(900),
+        warning_lead: Duration::from_secs(120),
+        max_lifetime: Duration::ZERO,
+        extension_budget: Duration::from_secs(3600),
+        quiet: vec![],
+    }
+}
+
+fn running() -> Workspace {
+    let spec = WorkspaceSpec {
+        image: "i".into(),
+        resources: Resources { cpu_millicores: 1, memory_bytes: 1, pids: 1 },
+        probe_port: 1,
+        probe_path: "/".into(),
+    };
+    let mut workspace =
+        Workspace::new(WorkspaceUid::new(), "ada".parse().expect("valid"), Generation(1), spec, T0);
+    (workspace.state, workspace.ready_at) = (State::Running, Some(T0));
+    workspace
+}
+
+fn at(seconds: i64) -> OffsetDateTime {
+    T0 + time::Duration::seconds(seconds)
+}
+
+/// A desk that is looked at.
+struct Desk {
+    policy: IdlePolicy,
+    pauses: Vec<Pause>,
+    workspace: Workspace,
+    activity: Activity,
+}
+
+impl Desk {
+    fn new() -> Self {
+        Self { policy: policy(), pauses: vec![], workspace: running(), activity: Activity::default() }
+    }
+    fn look(&self, seconds: i64) -> Look<'_> {
+        let Self { policy, pauses, workspace, activity } = self;
+        Look { policy, pauses, workspace, activity, now: at(seconds) }
+    }
+    fn decide(&mut self, seconds: i64) -> Verdict {
+        let verdict = self.look(seconds).decide();
+        match &verdict {
+            Verdict::Withdraw { .. } => self.workspace.warning = None,
+            Verdict::Warn { warning, .. } => self.workspace.warning = Some(*warning),
+            Verdict::Unobservable | Verdict::Active { .. } | Verdict::Stop { .. } => {}
+        }
+        verdict
+    }
+    fn types(&mut self, seconds: i64) {
+        let version = self.activity.version + 1;
+        self.activity = Activity { last: Some((at(seconds), Signal::EditorInput)), version };
+    }
+    /// Looks whenever it is due, from `from` on, until the stop; when it warned last and when it stopped.
+    fn runs_out(&mut self, from: i64) -> (i64, i64, StopReason) {
+        let (mut now, mut warned) = (from, 0);
+        for _ in 0..1000 {
+            match self.decide(now) {
+                Verdict::Active { recheck_at } => now = (recheck_at - T0).whole_seconds(),
+                Verdict::Warn { .. } => warned = now,
+                Verdict::Withdraw { .. } => {}
+                Verdict::Stop { reason, .. } => return (warned, now, reason),
+                Verdict::Unobservable => panic!("it is observable"),
+            }
+        }
+        panic!("it never stops");
+    }
+}
+
+#[test]
+fn warns_two_minutes_before_and_stops_after_fifteen() {
+    assert_eq!(Desk::new().runs_out(0), (780, 900, StopReason::Idle));
+}
+
+#[test]
+fn a_key_press_withdraws_the_warning() {
+    let mut desk = Desk::new();
+    assert!(matches!(desk.decide(780), Verdict::Warn { .. }));
+    desk.types(800);
+    assert!(matches!(desk.decide(800), Verdict::Withdraw { .. }));
+    assert_eq!(desk.runs_out(800), (800 + 780, 800 + 900, StopReason::Idle));
+}
+
+#[test]
+fn warned_late_means_stopped_later() {
+    assert_eq!(Desk::new().runs_out(5000), (5000, 5120, StopReason::Idle));
+}
+
+#[test]
+fn a_silent_node_stops_the_clock_and_then_it_goes_on_from_where_it_was() {
+    let mut desk = Desk::new();
+    desk.workspace.state = State::Unreachable;
+    assert_eq!(desk.look(5000).clock(), Clock::Paused);
+    assert_eq!(desk.look(5000).decide(), Verdict::Unobservable);
+    // Silent from 600 to 1600: ten minutes were counted, five are left.
+    let resumed_at = desk.look(1600).after_silence(at(600));
+    assert_eq!(resumed_at, Some(at(1000)));
+    (desk.workspace.state, desk.workspace.resumed_at) = (State::Running, resumed_at);
+    assert_eq!(desk.runs_out(1600), (1780, 1900, StopReason::Idle));
+}
+
+#[test]
+fn a_silence_counts_for_an_hour_at_most() {
+    let mut desk = Desk::new();
+    desk.workspace.resumed_at = desk.look(100_000).after_silence(at(600));
+    assert_eq!(desk.runs_out(100_000), (100_000, 100_120, StopReason::Idle));
+}
+
+#[test]
+fn an_outage_is_not_idleness_and_a_lead_begins_anew_after_it() {
+    let mut desk = Desk::new();
+    assert!(matches!(desk.decide(780), Verdict::Warn { .. }));
+    desk.pauses = vec![Pause { from: at(800), to: at(890) }];
+    assert!(matches!(desk.decide(890), Verdict::Withdraw { .. }), "nobody could answer that warning");
+    assert_eq!(desk.runs_out(890), (890, 1010, StopReason::Idle));
+}
+
+#[test]
+fn an_hours_step_of_the_clock_stops_nobody() {
+    let mut desk = Desk::new();
+    desk.pauses = vec![Pause { from: at(100), to: at(3700) }];
+    assert_eq!(desk.runs_out(3700), (3600 + 780, 3600 + 900, StopReason::Idle));
+}
+
+#[test]
+fn a_lifetime_ends_whatever_is_typed_and_only_with_a_warning() {
+    let mut desk = Desk::new();
+    desk.policy.max_lifetime = Duration::from_secs(2000);
+    for typed in [500, 1000, 1500, 1900] {
+        desk.types(typed);
+        desk.decide(typed);
+    }
+    assert_eq!(desk.workspace.warning.map(|w| (w.at, w.reason)), Some((at(1900), StopReason::MaxLifetime)));
+    desk.types(1950);
+    assert_eq!(desk.runs_out(1950), (0, 2020, StopReason::MaxLifetime), "typing does not withdraw it");
+}
+
+#[test]
+fn nobody_is_stopped_or_warned_in_an_exam() {
+    let mut desk = Desk::new();
+    desk.policy.quiet = vec![(at(800), at(4000))];
+    assert_eq!(desk.runs_out(0), (4000, 4120, StopReason::Idle));
+    assert!(matches!(desk.look(1000).clock(), Clock::Quiet(times) if times.deadline_at == at(4120)));
+}
+
+#[test]
+fn an_exam_that_begins_during_a_warning_withdraws_it() {
+    let mut desk = Desk::new();
+    assert!(matches!(desk.decide(780), Verdict::Warn { .. }));
+    desk.policy.quiet = vec![(at(850), at(4000))];
+    assert!(matches!(desk.decide(790), Verdict::Withdraw { .. }));
+    assert_eq!(desk.runs_out(790), (4000, 4120, StopReason::Idle));
+}
+
+#[test]
+fn a_shorter_timeout_never_stops_within_the_lead() {
+    let mut desk = Desk::new();
+    desk.policy.idle_timeout = Duration::from_secs(3600);
+    assert!(matches!(desk.decide(1000), Verdict::Active { .. }));
+    desk.policy.idle_timeout = Duration::from_secs(300);
+    assert_eq!(desk.runs_out(1000), (1000, 1120, StopReason::Idle));
+}
+
+proptest! {
+    /// Whatever the order of looks, key presses, outages and exams: a stop for idleness comes never before the timeout
+    /// after the last activity, never before its warning has been out for the whole lead, and never in an exam.
+    #[test]
+    fn never_stops_an_active_workspace_and_never_without_the_lead(
+        steps in proptest::collection::vec((1_i64..700, 0..5_u8), 1..60),
+        exam in proptest::option::of((0_i64..9000, 1_i64..4000)),
+    ) {
+        let mut desk = Desk::new();
+        desk.policy.quiet = exam.map(|(start, long)| (at(start), at(start + long))).into_iter().collect();
+        let mut now = 0;
+        for (step, what) in steps {
+            let before = now;
+            now += step;
+            match what {
+                0 | 1 => desk.types(now),
+                2 => desk.pauses.push(Pause { from: at(before), to: at(now) }),
+                _ => {}
+            }
+            match desk.decide(now) {
+                Verdict::Stop { evidence, .. } => {
+                    let last = desk.activity.last.map_or(T0, |(at, _)| at);
+                    prop_assert!(at(now) >= last + desk.policy.idle_timeout);
+                    prop_assert!(at(now) >= evidence.warned_at + desk.policy.warning_lead);
+                    prop_assert!(evidence.warned_at >= last);
+                    prop_assert!(desk.pauses.iter().all(|pause| pause.to <= evidence.warned_at), "lead not anew");
+                    let quiet = &desk.policy.quiet;
+                    prop_assert!(quiet.iter().all(|(s, e)| at(now) <= *s || evidence.warned_at >= *e));
+                    return Ok(());
+                }
+                Verdict::Active { recheck_at } => prop_assert!(recheck_at > at(now)),
+                Verdict::Withdraw { .. } | Verdict::Warn { .. } => {}
+                Verdict::Unobservable => prop_assert!(false, "it is observable"),
+            }
+        }
+    }
+
+    /// Left alone, everything ends.
+    #[test]
+    fn a_forgotten_workspace_is_stopped(from in 0_i64..20_000, exam in proptest::option::of((0_i64..9000, 1_i64..4000))) {
+        let mut desk = Desk::new();
+        desk.policy.quiet = exam.map(|(start, long)| (at(start), at(start + long))).into_iter().collect();
+        let (warned, stopped, _) = desk.runs_out(from);
+        prop_assert_eq!(stopped - warned, 120);
+        prop_assert!(stopped <= from.max(14_000) + 1200);
+    }
+}

@@ -1,0 +1,292 @@
+//! What decisions are made by: the policies, and what could not be observed; both at one version.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait, QueryResult};
+use time::OffsetDateTime;
+
+use super::entity::{json, value};
+use super::error::{Result, StoreError};
+use super::{Store, Work, sql};
+use crate::domain::idle::Pause;
+use crate::domain::policy::{Policy, Scope};
+
+/// Older pauses move no deadline any more: no idle timeout is that long.
+const PAUSES_MATTER: Duration = Duration::from_secs(48 * 3600);
+
+/// A policy as it is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredPolicy {
+    /// Whose.
+    pub scope: Scope,
+    /// What it sets.
+    pub policy: Policy,
+    /// Behind the etag: rises with each change.
+    pub version: i64,
+    /// When it was last changed.
+    pub updated_at: OffsetDateTime,
+}
+
+/// Everything that decisions are made by.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StoredRules {
+    /// Rises with each change.
+    pub version: i64,
+    /// The policies.
+    pub policies: BTreeMap<Scope, Policy>,
+    /// What could not be observed lately, sorted.
+    pub pauses: Vec<Pause>,
+}
+
+/// What a sign of life found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pulse {
+    /// Nothing was missed.
+    Steady,
+    /// Nobody gave a sign of life for this long: it was recorded as a pause.
+    Missed(Duration),
+    /// The database's clock was set back by this long: what lay in the future was brought to the present.
+    SetBack(Duration),
+}
+
+const POLICIES: &str = "SELECT scope, version, policy, updated_at FROM policies";
+
+fn read(row: &QueryResult) -> Result<StoredPolicy> {
+    let get = StoreError::sort("read policies");
+    let scope: String = row.try_get("", "scope").map_err(&get)?;
+    Ok(StoredPolicy {
+        scope: scope.parse().map_err(|e: carrel_common::id::InvalidId| StoreError::Corrupt {
+            table: "policies",
+            problem: e.to_string(),
+        })?,
+        policy: value("policies", row.try_get("", "policy").map_err(&get)?)?,
+        version: row.try_get("", "version").map_err(&get)?,
+        updated_at: row.try_get("", "updated_at").map_err(&get)?,
+    })
+}
+
+async fn load(connection: &impl ConnectionTrait) -> Result<StoredRules> {
+    let sorted = StoreError::sort("read the policies");
+    // The version first: what is read after it is at least as new, and read again when the version has moved on.
+    let (version, _) = version(connection).await?;
+    let rows = connection.query_all_raw(sql(POLICIES, [])).await.map_err(&sorted)?;
+    let policies = rows
+        .iter()
+        .map(|row| read(row).map(|kept| (kept.scope, kept.policy)))
+        .collect::<Result<BTreeMap<_, _>>>()?;
+    let rows = connection
+        .query_all_raw(sql(
+            "SELECT from_at, to_at FROM pauses WHERE to_at > clock_timestamp() - make_interval(secs => $1)
+             ORDER BY from_at, to_at",
+            [PAUSES_MATTER.as_secs_f64().into()],
+        ))
+        .await
+        .map_err(&sorted)?;
+    let pause = |row: &QueryResult| -> std::result::Result<_, sea_orm::DbErr> {
+        Ok(Pause { from: row.try_get("", "from_at")?, to: row.try_get("", "to_at")? })
+    };
+    let pauses = rows.iter().map(pause).collect::<std::result::Result<_, _>>().map_err(&sorted)?;
+    Ok(StoredRules { version, policies, pauses })
+}
+
+/// Version of the rules, and how long ago the last sign of life was.
+async fn version(connection: &impl ConnectionTrait) -> Result<(i64, Duration)> {
+    let sorted = StoreError::sort("read the version of the policies");
+    let row = connection
+        .query_one_raw(sql(
+            "SELECT rules_version, extract(epoch FROM clock_timestamp() - alive_at)::float8 AS silence FROM cluster",
+            [],
+        ))
+        .await
+        .map_err(&sorted)?
+        .ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })?;
+    let silence: f64 = row.try_get("", "silence").map_err(&sorted)?;
+    let version = row.try_get("", "rules_version").map_err(&sorted)?;
+    // A clock that was set back is an outage like another.
+    let silence =
+        if silence < 0.0 { Duration::MAX } else { Duration::try_from_secs_f64(silence).unwrap_or_default() };
+    Ok((version, silence))
+}
+
+impl Store {
+    /// Everything that decisions are made by.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn rules(&self) -> Result<StoredRules> {
+        load(&self.db).await
+    }
+
+    /// Version of everything that decisions are made by.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn rules_version(&self) -> Result<i64> {
+        Ok(version(&self.db).await?.0)
+    }
+
+    /// One policy.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn find_policy(&self, scope: &Scope) -> Result<Option<StoredPolicy>> {
+        let row = self
+            .db
+            .query_one_raw(sql(&format!("{POLICIES} WHERE scope = $1"), [scope.to_string().into()]))
+            .await
+            .map_err(StoreError::sort("find a policy"))?;
+        row.map(|row| read(&row)).transpose()
+    }
+
+    /// Up to `limit` policies in the order of their names, after one.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn list_policies(&self, after: &str, limit: i64) -> Result<Vec<StoredPolicy>> {
+        let query =
+            format!("{POLICIES} WHERE scope COLLATE \"C\" > $1 ORDER BY scope COLLATE \"C\" LIMIT $2");
+        let rows = self
+            .db
+            .query_all_raw(sql(&query, [after.into(), limit.into()]))
+            .await
+            .map_err(StoreError::sort("list policies"))?;
+        rows.iter().map(read).collect()
+    }
+
+    /// A sign of life of this replica. When none was given for longer than `tolerance`, by anybody, that time is
+    /// recorded as a pause; when the clock was set back, times that lie in the future are brought to the present.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn take_pulse(&self, tolerance: Duration) -> Result<Pulse> {
+        let operation = "take the pulse";
+        let work = self.begin().await?;
+        let row = work
+            .tx
+            .query_one_raw(sql("SELECT alive_at, clock_timestamp() AS now FROM cluster FOR UPDATE", []))
+            .await
+            .map_err(StoreError::sort(operation))?
+            .ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })?;
+        let get = StoreError::sort(operation);
+        let alive_at: OffsetDateTime = row.try_get("", "alive_at").map_err(&get)?;
+        let now: OffsetDateTime = row.try_get("", "now").map_err(&get)?;
+        let silence = now - alive_at;
+        let pulse = if silence > tolerance {
+            work.tx
+                .execute_raw(sql(
+                    "INSERT INTO pauses (from_at, to_at) VALUES ($1, $2)",
+                    [alive_at.into(), now.into()],
+                ))
+                .await
+                .map_err(StoreError::sort(operation))?;
+            Pulse::Missed(Duration::try_from(silence).unwrap_or_default())
+        } else if -silence > tolerance {
+            for statement in BRING_TO_PRESENT {
+                work.tx
+                    .execute_raw(sql(statement, [now.into()]))
+                    .await
+                    .map_err(StoreError::sort(operation))?;
+            }
+            Pulse::SetBack(Duration::try_from(-silence).unwrap_or_default())
+        } else {
+            Pulse::Steady
+        };
+        let changed = i64::from(pulse != Pulse::Steady);
+        work.tx
+            .execute_raw(sql(
+                "UPDATE cluster SET alive_at = $1, rules_version = rules_version + $2",
+                [now.into(), changed.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        work.commit().await?;
+        Ok(pulse)
+    }
+}
+
+/// In the order of locks. A pause that ends in the future would hold back every stop until then.
+const BRING_TO_PRESENT: [&str; 5] = [
+    "UPDATE workspace_activity SET last_active_at = least(last_active_at, $1), lms_input_at = least(lms_input_at, $1),
+            editor_input_at = least(editor_input_at, $1), keep_working_at = least(keep_working_at, $1)
+     WHERE last_active_at > $1",
+    "UPDATE workspaces SET state_since = least(state_since, $1), ready_at = least(ready_at, $1),
+            started_at = least(started_at, $1), resumed_at = least(resumed_at, $1), warning = NULL,
+            version = version + 1
+     WHERE deleted_at IS NULL AND (state_since > $1 OR ready_at > $1 OR resumed_at > $1
+           OR (warning IS NOT NULL AND (warning->>'at')::timestamptz > $1))",
+    "UPDATE nodes SET last_heartbeat_at = least(last_heartbeat_at, $1) WHERE last_heartbeat_at > $1",
+    "DELETE FROM pauses WHERE from_at > $1",
+    "UPDATE pauses SET to_at = $1 WHERE to_at > $1",
+];
+
+impl Work {
+    /// Version of everything that decisions are made by, and how long ago the last sign of life of any replica was.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn rules_version(&mut self) -> Result<(i64, Duration)> {
+        version(&self.tx).await
+    }
+
+    /// Everything that decisions are made by.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn rules(&mut self) -> Result<StoredRules> {
+        load(&self.tx).await
+    }
+
+    /// Locks the rules against other changes, and raises their version.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn change_rules(&mut self) -> Result<()> {
+        self.tx
+            .execute_raw(sql("UPDATE cluster SET rules_version = rules_version + 1", []))
+            .await
+            .map_err(StoreError::sort("lock the policies"))?;
+        Ok(())
+    }
+
+    /// One policy; after [`Work::change_rules`] nobody else changes it.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn find_policy(&mut self, scope: &Scope) -> Result<Option<StoredPolicy>> {
+        let row = self
+            .tx
+            .query_one_raw(sql(&format!("{POLICIES} WHERE scope = $1"), [scope.to_string().into()]))
+            .await
+            .map_err(StoreError::sort("find a policy"))?;
+        row.map(|row| read(&row)).transpose()
+    }
+
+    /// Sets a policy, whole.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn set_policy(&mut self, scope: &Scope, policy: &Policy) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "INSERT INTO policies (scope, policy) VALUES ($1, $2) ON CONFLICT (scope) DO UPDATE
+                 SET policy = $2, version = policies.version + 1, updated_at = clock_timestamp()",
+                [scope.to_string().into(), json("policies", policy)?.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("set a policy"))?;
+        Ok(())
+    }
+
+    /// Removes a policy.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn delete_policy(&mut self, scope: &Scope) -> Result<()> {
+        self.tx
+            .execute_raw(sql("DELETE FROM policies WHERE scope = $1", [scope.to_string().into()]))
+            .await
+            .map_err(StoreError::sort("delete a policy"))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,235 @@
+use std::time::Duration;
+
+use carrel_common::id::CourseId;
+use carrel_common::model::{Observed, StopReason};
+use control_plane::app::AppError;
+use control_plane::domain::idle::Clock;
+use control_plane::domain::policy::{Policy, QuietWindow, Scope};
+use control_plane::domain::workspace::State;
+use control_plane::store::Pulse;
+use time::OffsetDateTime;
+
+use crate::rig::{Rig, call, id};
+
+fn scope(text: &str) -> Scope {
+    text.parse().unwrap()
+}
+
+fn timeout(seconds: u64) -> Policy {
+    Policy { idle_timeout: Some(Duration::from_secs(seconds)), ..Policy::default() }
+}
+
+async fn deadline(rig: &Rig, student: &str) -> OffsetDateTime {
+    let idle = rig.app.get(&id(student)).await.unwrap().idle.unwrap();
+    let Clock::Running(times) = idle.clock else { panic!("the clock does not run: {idle:?}") };
+    times.deadline_at
+}
+
+#[tokio::test]
+async fn a_changed_policy_moves_running_workspaces() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let course: CourseId = "cs101".parse().unwrap();
+    rig.app.start(&call("StartWorkspace"), &id("ada"), Some(&course)).await.unwrap();
+    rig.obey(node).await;
+    let ready_at = rig.get("ada").await.ready_at.unwrap();
+    assert_eq!(deadline(&rig, "ada").await, ready_at + Duration::from_secs(900));
+    rig.app.set_policy(&scope("course-cs101"), "", &timeout(7200)).await.unwrap();
+    assert_eq!(deadline(&rig, "ada").await, ready_at + Duration::from_secs(7200));
+    rig.app.set_policy(&scope("student-Ada"), "", &timeout(3600)).await.unwrap();
+    assert_eq!(deadline(&rig, "ada").await, ready_at + Duration::from_secs(3600));
+    rig.app.delete_policy(&scope("student-ada"), "").await.unwrap();
+    assert_eq!(deadline(&rig, "ada").await, ready_at + Duration::from_secs(7200));
+    // A shorter one than the time that has passed: never closer than the warning lead.
+    let short = Policy { warning_lead: Some(Duration::from_millis(500)), ..timeout(1) };
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    rig.app.set_policy(&scope("course-cs101"), "", &short).await.unwrap();
+    assert!(deadline(&rig, "ada").await >= rig.app.store.now().await.unwrap() + Duration::from_millis(400));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_decision_is_made_by_the_newest_policy_whoever_set_it() {
+    let rig = Rig::with(|settings| {
+        let idle = &mut settings.defaults.idle;
+        (idle.idle_timeout, idle.warning_lead) = (Duration::from_millis(300), Duration::from_millis(100));
+    })
+    .await;
+    let node = rig.node(4).await;
+    let uid = rig.running(node, "ada").await.uid;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    rig.app.check_idle(uid).await.unwrap();
+    assert!(rig.get("ada").await.warning.is_some());
+    // Another replica sets it: this one has not read it yet, and must not stop by what it knows.
+    let longer = r#"{"idle_timeout": {"secs": 900, "nanos": 0}, "quiet_windows": []}"#;
+    let set = format!(
+        "WITH p AS (INSERT INTO policies (scope, policy) VALUES ('site', '{longer}') RETURNING 1)
+         UPDATE cluster SET rules_version = rules_version + 1 RETURNING 'set'"
+    );
+    rig.database.text(&set).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    rig.app.check_idle(uid).await.unwrap();
+    let workspace = rig.get("ada").await;
+    assert_eq!((workspace.state, workspace.warning), (State::Running, None));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn resources_and_image_apply_at_the_next_start() {
+    let rig = Rig::new().await;
+    let node = rig.node(8).await;
+    let before = rig.running(node, "ada").await;
+    let big = Policy { image: Some("carrel/big:1".into()), memory_bytes: Some(2 << 30), ..Policy::default() };
+    rig.app.set_policy(&scope("site"), "", &big).await.unwrap();
+    assert_eq!(rig.get("ada").await.spec, before.spec);
+    rig.stop("ada").await;
+    rig.obey(node).await;
+    let after = rig.running(node, "ada").await;
+    assert_eq!((after.spec.image.as_str(), after.spec.resources.memory_bytes), ("carrel/big:1", 2 << 30));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_stale_etag_and_a_contradiction_change_nothing() {
+    let rig = Rig::new().await;
+    let kept = rig.app.set_policy(&scope("site"), "", &timeout(600)).await.unwrap();
+    let etag = control_plane::app::policy_etag(&kept);
+    rig.app.set_policy(&scope("site"), &etag, &timeout(700)).await.unwrap();
+    let stale = rig.app.set_policy(&scope("site"), &etag, &timeout(800)).await;
+    assert!(matches!(stale, Err(AppError::StaleEtag { .. })), "{stale:?}");
+    let short = rig.app.set_policy(&scope("course-x"), "", &timeout(60)).await;
+    assert!(matches!(short, Err(AppError::PolicyContradiction(_))), "{short:?}");
+    assert_eq!(rig.app.policies("", 10).await.unwrap().0.len(), 1);
+    let none = rig.app.delete_policy(&scope("course-x"), "").await;
+    assert!(matches!(none, Err(AppError::PolicyNotFound(_))), "{none:?}");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn an_exam_holds_stops_back_and_gives_extra_time_to_the_named() {
+    let rig = Rig::with(|settings| {
+        let idle = &mut settings.defaults.idle;
+        (idle.idle_timeout, idle.warning_lead) = (Duration::from_millis(300), Duration::from_millis(100));
+    })
+    .await;
+    let node = rig.node(4).await;
+    let now = rig.app.store.now().await.unwrap();
+    let (start, end) = (now - Duration::from_secs(60), now + Duration::from_secs(60));
+    let student_extra = [("ada".to_owned(), Duration::from_secs(30))].into();
+    let exam = Policy { quiet_windows: vec![QuietWindow { start, end, student_extra }], ..Policy::default() };
+    rig.app.set_policy(&scope("site"), "", &exam).await.unwrap();
+    for (student, extra) in [("ada", 30), ("bob", 0)] {
+        let uid = rig.running(node, student).await.uid;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        rig.app.check_idle(uid).await.unwrap();
+        let view = rig.app.get(&id(student)).await.unwrap();
+        assert_eq!(view.workspace.warning, None);
+        let Some(Clock::Quiet(times)) = view.idle.map(|idle| idle.clock) else { panic!("not quiet") };
+        assert!(
+            (times.warning_at - end - Duration::from_secs(extra)).abs() < time::Duration::milliseconds(1)
+        );
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_lifetime_ends_with_a_warning_whatever_is_typed() {
+    let rig = Rig::with(|settings| {
+        let idle = &mut settings.defaults.idle;
+        idle.warning_lead = Duration::from_millis(200);
+        idle.max_lifetime = Duration::from_millis(500);
+    })
+    .await;
+    let node = rig.node(4).await;
+    let uid = rig.running(node, "ada").await.uid;
+    while rig.get("ada").await.state == State::Running {
+        let beat = control_plane::store::Beat {
+            student: id("ada"),
+            signal: carrel_common::model::Signal::EditorInput,
+            age: Duration::ZERO,
+        };
+        rig.app.record(vec![beat]).await.unwrap();
+        rig.app.check_idle(uid).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let stop = rig.get("ada").await.stop.unwrap();
+    let evidence = stop.evidence.unwrap();
+    assert_eq!(stop.reason, StopReason::MaxLifetime);
+    assert!(evidence.decided_at - evidence.warned_at >= time::Duration::milliseconds(200));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_time_without_signs_of_life_is_a_pause_and_a_step_back_brings_times_to_the_present() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    let before = deadline(&rig, "ada").await;
+    let tolerance = Duration::from_secs(3);
+    rig.database.text("UPDATE cluster SET alive_at = alive_at - interval '10 min' RETURNING 'set'").await;
+    let missed = rig.app.store.take_pulse(tolerance).await.unwrap();
+    assert!(matches!(missed, Pulse::Missed(span) if span > Duration::from_secs(590)), "{missed:?}");
+    rig.app.refresh_rules().await.unwrap();
+    assert!(deadline(&rig, "ada").await > before, "what was not observed counts as idleness");
+
+    rig.database
+        .text("UPDATE workspace_activity SET last_active_at = now() + interval '1 hour' RETURNING 'set'")
+        .await;
+    rig.database.text("UPDATE cluster SET alive_at = now() + interval '1 hour' RETURNING 'set'").await;
+    let back = rig.app.store.take_pulse(tolerance).await.unwrap();
+    assert!(matches!(back, Pulse::SetBack(_)), "{back:?}");
+    let future = "SELECT count(*)::text FROM workspace_activity WHERE last_active_at > clock_timestamp()";
+    assert_eq!(rig.database.text(future).await, "0");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_decided_while_no_replica_gives_signs_of_life() {
+    let rig = Rig::with(|settings| {
+        let idle = &mut settings.defaults.idle;
+        (idle.idle_timeout, idle.warning_lead) = (Duration::from_millis(300), Duration::from_millis(100));
+    })
+    .await;
+    let node = rig.node(4).await;
+    let uid = rig.running(node, "ada").await.uid;
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    rig.database.text("UPDATE cluster SET alive_at = alive_at - interval '1 min' RETURNING 'set'").await;
+    rig.app.check_idle(uid).await.unwrap();
+    assert_eq!(rig.get("ada").await.warning, None);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_silent_nodes_workspace_goes_on_from_where_it_was() {
+    let rig = Rig::with(|settings| settings.unreachable_after = Duration::ZERO).await;
+    let node = rig.node(4).await;
+    let ada = rig.running(node, "ada").await;
+    let before = deadline(&rig, "ada").await;
+    rig.app.give_up_node(node).await.unwrap();
+    assert_eq!(rig.get("ada").await.state, State::Unreachable);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    rig.report(node, ada.uid, ada.generation, Observed::Running { endpoint: "127.0.0.1:1".into() }).await;
+    let moved = deadline(&rig, "ada").await - before;
+    assert!((0.45..5.0).contains(&moved.as_seconds_f64()), "{moved}");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn an_explanation_tells_signals_origins_and_what_comes_next() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    let beat = control_plane::store::Beat {
+        student: id("ada"),
+        signal: carrel_common::model::Signal::EditorInput,
+        age: Duration::from_secs(4),
+    };
+    rig.app.record(vec![beat]).await.unwrap();
+    rig.app.set_policy(&scope("student-ada"), "", &timeout(600)).await.unwrap();
+    let told = rig.app.explain_idle(&id("ada")).await.unwrap();
+    let seen: Vec<_> = told.signals.iter().map(|(name, at)| (*name, at.is_some())).collect();
+    assert_eq!(seen, [("LMS_INPUT", false), ("EDITOR_INPUT", true), ("KEEP_WORKING", false)]);
+    assert_eq!(told.policy.origins.get("idle_timeout").map(String::as_str), Some("policies/student-ada"));
+    assert!(matches!(told.clock, Clock::Running(_)) && !told.warned);
+    rig.end().await;
+}
