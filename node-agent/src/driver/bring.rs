@@ -15,6 +15,7 @@ use tracing::Instrument as _;
 use super::failure::{self, Failure};
 use super::host::Host;
 use super::ready::{Pauses, answers};
+use crate::logs;
 use crate::reconcile::crash::Verdict;
 use crate::reconcile::{From, Settled};
 use crate::reports::Report;
@@ -48,8 +49,17 @@ pub(super) struct Bring<'a, R> {
     pub(super) cancel: CancellationToken,
     /// The first exit found is not the program's fault: Docker or the host went down.
     pub(super) forgiven: bool,
+    /// What is remembered within this start.
+    pub(super) so_far: SoFar,
+}
+
+/// What is remembered within one start.
+#[derive(Debug, Default)]
+pub(super) struct SoFar {
     /// A pull was tried.
-    pub(super) pulled: bool,
+    pulled: bool,
+    /// How the program ended before; told with every later report, as the control plane may see only the newest.
+    last_exit: Option<(Option<i32>, bool)>,
 }
 
 /// What a step leads to.
@@ -130,12 +140,26 @@ impl<'a, R: Runtime> Bring<'a, R> {
         self.host.runtime.ensure_network(self.host.scope).await?;
         let found = self.host.runtime.list(self.host.scope.cluster, Some(self.item.workspace)).await?;
         let same = found.into_iter().find(|found| found.container.generation == self.item.generation);
-        Ok(Step::Go(match same {
-            None => From::Nothing,
-            Some(found) if found.phase == Phase::Running => From::Running(found.container.container_id),
-            // Made, or ended: started as it is; an exit that is still to be counted has been.
-            Some(found) => From::Created(found.container.container_id),
-        }))
+        match same {
+            None => {}
+            Some(found) if found.phase == Phase::Running => {
+                return Ok(Step::Go(From::Running(found.container.container_id)));
+            }
+            // Made anew: a daemon that was killed amid a start refuses this container for ever ("task already exists").
+            Some(found) => {
+                let id = found.container.container_id;
+                if found.phase == Phase::Exited {
+                    let (runtime, saved) = (&self.host.runtime, &self.host.saved_logs);
+                    let kept =
+                        logs::keep(runtime, saved, &id, self.item.workspace, self.item.generation).await;
+                    if let Err(error) = kept {
+                        tracing::warn!(%error, "the log of a container that is made anew was not kept");
+                    }
+                }
+                self.host.runtime.ensure_removed(&id).await?;
+            }
+        }
+        Ok(Step::Go(From::Nothing))
     }
 
     async fn step(&mut self, from: From) -> Result<Step, End> {
@@ -200,7 +224,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         let created = self.host.runtime.ensure_created(&plan).instrument(span).await;
         self.phase("create", begun);
         if let Err(RuntimeError::ImageMissing { .. }) = created
-            && !std::mem::replace(&mut self.pulled, true)
+            && !std::mem::replace(&mut self.so_far.pulled, true)
         {
             // Others need not wait for a pull.
             drop(permit);
@@ -297,6 +321,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
             return Err(failure::crashed(&end, &self.item, budget).into());
         }
         self.host.metrics.restarted(counted);
+        self.so_far.last_exit = Some((end.exit_code, end.oom_killed));
         self.report(Report {
             exit_code: end.exit_code,
             oom_killed: end.oom_killed,
@@ -368,7 +393,10 @@ impl<'a, R: Runtime> Bring<'a, R> {
 
     fn report(&self, report: Report) {
         let traceparent = telemetry::current_traceparent();
-        let report = Report { traceparent, ..report };
+        let mut report = Report { traceparent, ..report };
+        if let (None, Some(last)) = (report.exit_code, self.so_far.last_exit) {
+            (report.exit_code, report.oom_killed) = last;
+        }
         self.host.reports.report(self.item.workspace, self.item.generation, report);
     }
 
