@@ -8,22 +8,20 @@ use std::time::Duration;
 
 use carrel_common::model::{DesiredItem, Observed, Run, Stage, StatusReason};
 use carrel_common::telemetry;
-use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::failure::{self, Failure};
 use super::host::Host;
-use super::ready::{Pauses, answers};
 use crate::logs;
 use crate::reconcile::crash::Verdict;
 use crate::reconcile::{From, Settled};
 use crate::reports::Report;
-use crate::runtime::{Hint, Inspected, Phase, Plan, Runtime, RuntimeError};
+use crate::runtime::{Inspected, Phase, Plan, Runtime, RuntimeError};
 use crate::storage::layout;
 
-/// A hint can be lost; so often the container is looked at while the editor does not answer.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A directory is made within milliseconds; a share that hangs must not hold the start for ever.
+const STORAGE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Docker refuses for reasons that pass (a daemon that is going down, a port just taken); so long it is given to.
 const REFUSAL_PAUSES: [Duration; 3] =
@@ -63,14 +61,14 @@ pub(super) struct SoFar {
 }
 
 /// What a step leads to.
-enum Step {
+pub(super) enum Step {
     Go(From),
     Probe { id: String, endpoint: String, image: String, left: Duration },
     Ready { id: String, endpoint: String, image: String },
 }
 
 /// Why a start ends before the editor answers.
-enum End {
+pub(super) enum End {
     Failed(Failure),
     Unknown(RuntimeError),
     Refused(RuntimeError),
@@ -197,7 +195,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         }
         let (base, student) = (self.host.storage.base().to_owned(), self.item.student.clone());
         let made = tokio::task::spawn_blocking(move || layout::ensure_student_dir(&base, &student));
-        let made = tokio::time::timeout(LOOK_EVERY * 5, made).await;
+        let made = tokio::time::timeout(STORAGE_WITHIN, made).await;
         self.phase("storage", begun);
         match made {
             Ok(Ok(Ok(path))) => Ok(path),
@@ -336,58 +334,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         step
     }
 
-    /// Asks the editor until it answers, its program ends, or the time is over.
-    async fn probe(
-        &self,
-        id: String,
-        endpoint: String,
-        image: String,
-        left: Duration,
-        hints: &mut broadcast::Receiver<Hint>,
-    ) -> Result<Step, End> {
-        let begun = self.host.clock.monotonic();
-        let ask = async {
-            let mut pauses = Pauses::new();
-            while !answers(&endpoint, &self.item.spec.probe_path).await {
-                tokio::time::sleep(pauses.next()).await;
-            }
-        };
-        // Cancel-safe, all four: a request that is cut off changes nothing, and the watch only reads.
-        let step = tokio::select! {
-            () = self.cancel.cancelled() => Err(End::Cancelled),
-            () = ask => Ok(Step::Ready { id: id.clone(), endpoint: endpoint.clone(), image }),
-            () = tokio::time::sleep(left) => {
-                let Run::Running { start_timeout } = self.item.run else { return Err(End::Cancelled) };
-                Err(failure::start_timeout(start_timeout).into())
-            }
-            ended = self.ended(&id, hints) => ended.map(|()| Step::Go(From::Exited(id.clone()))),
-        };
-        self.phase("probe", begun);
-        step
-    }
-
-    /// Completes when the container's program has ended.
-    async fn ended(&self, id: &str, hints: &mut broadcast::Receiver<Hint>) -> Result<(), End> {
-        loop {
-            let hint = tokio::time::timeout(LOOK_EVERY, hints.recv()).await;
-            let about_it = match hint {
-                Ok(Ok(Hint::Died(died) | Hint::Removed(died))) => died == id,
-                // Hints were lost, or none came for a while: look. `Closed` cannot be, the host holds the sender.
-                Ok(Err(_)) | Err(_) => true,
-            };
-            if !about_it {
-                continue;
-            }
-            match self.host.runtime.inspect(id, self.item.spec.probe_port).await {
-                Ok(Some(look)) if look.phase == Phase::Running => {}
-                Ok(_) => return Ok(()),
-                Err(error) if error.result_unknown() => return Err(End::Unknown(error)),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    fn phase(&self, phase: &'static str, begun: Duration) {
+    pub(super) fn phase(&self, phase: &'static str, begun: Duration) {
         self.host.metrics.start_phase(phase, self.host.clock.monotonic().saturating_sub(begun));
     }
 

@@ -6,6 +6,7 @@ mod bring;
 mod failure;
 pub mod host;
 mod listing;
+mod probe;
 mod ready;
 mod remove;
 
