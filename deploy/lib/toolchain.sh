@@ -65,25 +65,17 @@ need_clippy_and_rustfmt() {
 
 need_tools() { need_wheels "buf and grpcurl" -r "$LIB/tools.txt"; }
 
-need_wheels() { wheels_into "$carrel_tools" "$@"; }
-
-# wheels_into ENVIRONMENT NAME REQUIREMENT…: installs into a virtual environment; what was asked for under NAME tells whether that is done
-wheels_into() {
-  local venv=$1 name=$2 stamp="$1/${2// /-}.installed" wanted
-  shift 2
+# need_wheels NAME REQUIREMENT…: installs into our virtual environment; NAME and the requirements' text tell whether that is done
+need_wheels() {
+  local name=$1 stamp="$carrel_tools/${1// /-}.installed" wanted
+  shift
   wanted=$(if [[ $1 == -r ]]; then cat "$2"; else echo "$*"; fi)
   if [[ $(cat "$stamp" 2>/dev/null) == "$wanted" ]]; then return 0; fi
   need_python
-  if [[ ! -x $venv/bin/pip ]]; then python3 -m venv "$venv"; fi
-  with_progress "$name (into $venv)" "$CARREL_CACHE_DIR/log/pip.log" "$venv/bin/pip" install -q --disable-pip-version-check "$@"
+  if [[ ! -x $carrel_tools/bin/pip ]]; then python3 -m venv "$carrel_tools"; fi
+  with_progress "$name (into $carrel_tools)" "$CARREL_CACHE_DIR/log/pip.log" \
+    "$carrel_tools/bin/pip" install -q --disable-pip-version-check "$@"
   printf '%s\n' "$wanted" >"$stamp"
-}
-
-# need_modules DIRECTORY: the npm modules that its package-lock.json names
-need_modules() {
-  if cmp -s "$1/package-lock.json" "$1/node_modules/.carrel-lock"; then return 0; fi
-  with_progress "npm ci in ${1#"$REPOSITORY/"}" "$CARREL_CACHE_DIR/log/npm-ci.log" npm ci --prefix "$1" --ignore-scripts --no-audit --no-fund
-  cp "$1/package-lock.json" "$1/node_modules/.carrel-lock"
 }
 
 need_python() {
