@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# A Chromium and what drives it, for the test that looks at the editor as a student does.
+# A Chromium, for the test that looks at the editor as a student does.
 
 # need_chromium: sets CHROMIUM
 need_chromium() {
@@ -17,11 +17,4 @@ need_chromium() {
   fi
   need_packages chromium fonts-dejavu-core
   export CHROMIUM=/usr/bin/chromium
-}
-
-# need_playwright DIRECTORY: the modules that its package-lock.json names
-need_playwright() {
-  if cmp -s "$1/package-lock.json" "$1/node_modules/.carrel-lock"; then return 0; fi
-  with_progress "npm ci in $(basename "$1")" "$CARREL_CACHE_DIR/log/npm-browser.log" npm ci --prefix "$1" --ignore-scripts --no-audit --no-fund
-  cp "$1/package-lock.json" "$1/node_modules/.carrel-lock"
 }

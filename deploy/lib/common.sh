@@ -7,7 +7,12 @@ LIB=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 REPOSITORY=$(cd "$LIB/../.." && pwd)
 
 # The default must lie outside the repository: a `git clean` or a fresh clone should not cost the images and tools again.
-export CARREL_CACHE_DIR=${CARREL_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/carrel}
+# Under sudo it is not root's own: the person who called wants to use grpcurl from there.
+if ((EUID == 0)) && [[ -n ${SUDO_USER:-} && ${SUDO_USER:-} != root ]]; then
+  export CARREL_CACHE_DIR=${CARREL_CACHE_DIR:-/var/cache/carrel}
+else
+  export CARREL_CACHE_DIR=${CARREL_CACHE_DIR:-${XDG_CACHE_HOME:-$HOME/.cache}/carrel}
+fi
 
 now_ms() { local t=${EPOCHREALTIME/[.,]/}; echo $((t / 1000)); }
 
@@ -60,7 +65,7 @@ become_root() {
   local keep
   if ((EUID == 0)); then return 0; fi
   have sudo || fail "this needs root" "Run it as root, or install sudo."
-  say "needs root: going on through sudo"
+  say "needs root: going on through sudo" >&2 # on the side: what `env` prints is read by a shell
   keep=$(compgen -e | grep -E '^(CARREL_|WORKSPACE_BASE_PATH|DOCKER_HOST|CARGO_|RUST|CI$|https?_proxy|SSL_CERT)' | paste -sd,)
   exec sudo ${keep:+--preserve-env="$keep"} -- "$@"
 }

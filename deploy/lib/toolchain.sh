@@ -113,6 +113,14 @@ node_is_good() {
   have npm && version=$(node --version 2>/dev/null) && version_at_least "${version#v}" 20
 }
 
+# need_npm_modules DIRECTORY: those that its package-lock.json names
+need_npm_modules() {
+  local name=${1#"$REPOSITORY"/}
+  if cmp -s "$1/package-lock.json" "$1/node_modules/.carrel-lock"; then return 0; fi
+  with_progress "npm ci in $name" "$CARREL_CACHE_DIR/log/npm-${name//\//-}.log" npm ci --prefix "$1" --ignore-scripts --no-audit --no-fund
+  cp "$1/package-lock.json" "$1/node_modules/.carrel-lock"
+}
+
 # build_rust: one feature set everywhere. --all-targets because without it cargo builds some fifty crates a second time for the tests.
 build_rust() {
   if [[ ${CI:-} == true ]]; then export CARGO_INCREMENTAL=0; fi

@@ -37,7 +37,10 @@ demonstrate() {
 
 stop_earlier_desk() {
   case $(state_of "$student") in
-    '' | STATE_STOPPED) return 0 ;;
+    '' | STATE_STOPPED | STATE_FAILED)
+      told='there was none'
+      return 0
+      ;;
   esac
   call WorkspaceService/StopWorkspace "{\"name\":\"$desk\",\"reason\":\"quickstart\"}" >/dev/null || return 1
   wait_until 60 is_state "$student" STOPPED

@@ -2,8 +2,9 @@
 //!
 //! `cluster` starts, kills and freezes them over a database and a base path of their own; `client` talks to them as an
 //! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill;
-//! `collector` keeps the spans they send. Everything made is removed again when its value is dropped, also when a test
-//! panics. A harness that cannot do its work panics and says why: there is nobody to return an error to.
+//! `collector` keeps the spans they send; `printed` reads the commands of our documents. Everything made is removed again
+//! when its value is dropped, also when a test panics. A harness that cannot do its work panics and says why: there is
+//! nobody to return an error to.
 #![expect(
     clippy::disallowed_methods,
     reason = "a harness reads the real time, its environment, and spawns freely"
@@ -17,5 +18,6 @@ pub mod docker;
 pub mod http;
 pub mod own_docker;
 pub mod own_postgres;
+pub mod printed;
 pub mod process;
 pub mod settings;

@@ -54,6 +54,11 @@ pub fn browser_dir() -> String {
     required("CARREL_BROWSER_DIR")
 }
 
+/// A Python virtual environment with what the example client needs.
+pub fn clients_venv() -> String {
+    required("CARREL_CLIENTS_VENV")
+}
+
 /// One of the workspace's binaries: built beside the test that asks.
 pub fn binary(name: &str) -> PathBuf {
     let dir = optional("CARREL_BIN_DIR").map_or_else(

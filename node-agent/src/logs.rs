@@ -207,6 +207,6 @@ mod tests {
     fn keeps_whole_lines_of_a_long_log() {
         let line = format!("{}\n", "x".repeat(99));
         let kept = tail(line.repeat(10_000).as_bytes()).to_vec();
-        assert!(kept.len() <= KEPT_BYTES && kept.len() % 100 == 0 && kept.len() > KEPT_BYTES - 100);
+        assert!(kept.len() <= KEPT_BYTES && kept.len().is_multiple_of(100) && kept.len() > KEPT_BYTES - 100);
     }
 }

@@ -55,6 +55,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
     let tracker = TaskTracker::new();
     // Whatever ends the one ends the others.
     let parts = stop.child_token();
+    // Also when this future is dropped.
+    let _ended = parts.clone().drop_guard();
     let result = start(&config, &telemetry, &tracker, &parts).await;
     if result.is_ok() {
         parts.cancelled().await;

@@ -7,6 +7,7 @@
 
 mod agent;
 mod chaos;
+mod clients;
 mod editor;
 mod errors;
 mod idle;
@@ -14,5 +15,6 @@ mod layers;
 mod life;
 mod outages;
 mod races;
+mod readme;
 mod telemetry;
 mod watch;

@@ -8,21 +8,20 @@ use std::time::Duration;
 
 use carrel_common::model::{DesiredItem, Observed, Run, Stage, StatusReason};
 use carrel_common::telemetry;
-use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use super::failure::{self, Failure};
 use super::host::Host;
-use super::ready::{Pauses, answers};
+use crate::logs;
 use crate::reconcile::crash::Verdict;
 use crate::reconcile::{From, Settled};
 use crate::reports::Report;
-use crate::runtime::{Hint, Inspected, Phase, Plan, Runtime, RuntimeError};
+use crate::runtime::{Inspected, Phase, Plan, Runtime, RuntimeError};
 use crate::storage::layout;
 
-/// A hint can be lost; so often the container is looked at while the editor does not answer.
-const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A directory is made within milliseconds; a share that hangs must not hold the start for ever.
+const STORAGE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Docker refuses for reasons that pass (a daemon that is going down, a port just taken); so long it is given to.
 const REFUSAL_PAUSES: [Duration; 3] =
@@ -48,19 +47,28 @@ pub(super) struct Bring<'a, R> {
     pub(super) cancel: CancellationToken,
     /// The first exit found is not the program's fault: Docker or the host went down.
     pub(super) forgiven: bool,
+    /// What is remembered within this start.
+    pub(super) so_far: SoFar,
+}
+
+/// What is remembered within one start.
+#[derive(Debug, Default)]
+pub(super) struct SoFar {
     /// A pull was tried.
-    pub(super) pulled: bool,
+    pulled: bool,
+    /// How the program ended before; told with every later report, as the control plane may see only the newest.
+    last_exit: Option<(Option<i32>, bool)>,
 }
 
 /// What a step leads to.
-enum Step {
+pub(super) enum Step {
     Go(From),
     Probe { id: String, endpoint: String, image: String, left: Duration },
     Ready { id: String, endpoint: String, image: String },
 }
 
 /// Why a start ends before the editor answers.
-enum End {
+pub(super) enum End {
     Failed(Failure),
     Unknown(RuntimeError),
     Refused(RuntimeError),
@@ -130,12 +138,26 @@ impl<'a, R: Runtime> Bring<'a, R> {
         self.host.runtime.ensure_network(self.host.scope).await?;
         let found = self.host.runtime.list(self.host.scope.cluster, Some(self.item.workspace)).await?;
         let same = found.into_iter().find(|found| found.container.generation == self.item.generation);
-        Ok(Step::Go(match same {
-            None => From::Nothing,
-            Some(found) if found.phase == Phase::Running => From::Running(found.container.container_id),
-            // Made, or ended: started as it is; an exit that is still to be counted has been.
-            Some(found) => From::Created(found.container.container_id),
-        }))
+        match same {
+            None => {}
+            Some(found) if found.phase == Phase::Running => {
+                return Ok(Step::Go(From::Running(found.container.container_id)));
+            }
+            // Made anew: a daemon that was killed amid a start refuses this container for ever ("task already exists").
+            Some(found) => {
+                let id = found.container.container_id;
+                if found.phase == Phase::Exited {
+                    let (runtime, saved) = (&self.host.runtime, &self.host.saved_logs);
+                    let kept =
+                        logs::keep(runtime, saved, &id, self.item.workspace, self.item.generation).await;
+                    if let Err(error) = kept {
+                        tracing::warn!(%error, "the log of a container that is made anew was not kept");
+                    }
+                }
+                self.host.runtime.ensure_removed(&id).await?;
+            }
+        }
+        Ok(Step::Go(From::Nothing))
     }
 
     async fn step(&mut self, from: From) -> Result<Step, End> {
@@ -173,7 +195,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         }
         let (base, student) = (self.host.storage.base().to_owned(), self.item.student.clone());
         let made = tokio::task::spawn_blocking(move || layout::ensure_student_dir(&base, &student));
-        let made = tokio::time::timeout(LOOK_EVERY * 5, made).await;
+        let made = tokio::time::timeout(STORAGE_WITHIN, made).await;
         self.phase("storage", begun);
         match made {
             Ok(Ok(Ok(path))) => Ok(path),
@@ -200,7 +222,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         let created = self.host.runtime.ensure_created(&plan).instrument(span).await;
         self.phase("create", begun);
         if let Err(RuntimeError::ImageMissing { .. }) = created
-            && !std::mem::replace(&mut self.pulled, true)
+            && !std::mem::replace(&mut self.so_far.pulled, true)
         {
             // Others need not wait for a pull.
             drop(permit);
@@ -297,6 +319,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
             return Err(failure::crashed(&end, &self.item, budget).into());
         }
         self.host.metrics.restarted(counted);
+        self.so_far.last_exit = Some((end.exit_code, end.oom_killed));
         self.report(Report {
             exit_code: end.exit_code,
             oom_killed: end.oom_killed,
@@ -311,64 +334,16 @@ impl<'a, R: Runtime> Bring<'a, R> {
         step
     }
 
-    /// Asks the editor until it answers, its program ends, or the time is over.
-    async fn probe(
-        &self,
-        id: String,
-        endpoint: String,
-        image: String,
-        left: Duration,
-        hints: &mut broadcast::Receiver<Hint>,
-    ) -> Result<Step, End> {
-        let begun = self.host.clock.monotonic();
-        let ask = async {
-            let mut pauses = Pauses::new();
-            while !answers(&endpoint, &self.item.spec.probe_path).await {
-                tokio::time::sleep(pauses.next()).await;
-            }
-        };
-        // Cancel-safe, all four: a request that is cut off changes nothing, and the watch only reads.
-        let step = tokio::select! {
-            () = self.cancel.cancelled() => Err(End::Cancelled),
-            () = ask => Ok(Step::Ready { id: id.clone(), endpoint: endpoint.clone(), image }),
-            () = tokio::time::sleep(left) => {
-                let Run::Running { start_timeout } = self.item.run else { return Err(End::Cancelled) };
-                Err(failure::start_timeout(start_timeout).into())
-            }
-            ended = self.ended(&id, hints) => ended.map(|()| Step::Go(From::Exited(id.clone()))),
-        };
-        self.phase("probe", begun);
-        step
-    }
-
-    /// Completes when the container's program has ended.
-    async fn ended(&self, id: &str, hints: &mut broadcast::Receiver<Hint>) -> Result<(), End> {
-        loop {
-            let hint = tokio::time::timeout(LOOK_EVERY, hints.recv()).await;
-            let about_it = match hint {
-                Ok(Ok(Hint::Died(died) | Hint::Removed(died))) => died == id,
-                // Hints were lost, or none came for a while: look. `Closed` cannot be, the host holds the sender.
-                Ok(Err(_)) | Err(_) => true,
-            };
-            if !about_it {
-                continue;
-            }
-            match self.host.runtime.inspect(id, self.item.spec.probe_port).await {
-                Ok(Some(look)) if look.phase == Phase::Running => {}
-                Ok(_) => return Ok(()),
-                Err(error) if error.result_unknown() => return Err(End::Unknown(error)),
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    fn phase(&self, phase: &'static str, begun: Duration) {
+    pub(super) fn phase(&self, phase: &'static str, begun: Duration) {
         self.host.metrics.start_phase(phase, self.host.clock.monotonic().saturating_sub(begun));
     }
 
     fn report(&self, report: Report) {
         let traceparent = telemetry::current_traceparent();
-        let report = Report { traceparent, ..report };
+        let mut report = Report { traceparent, ..report };
+        if let (None, Some(last)) = (report.exit_code, self.so_far.last_exit) {
+            (report.exit_code, report.oom_killed) = last;
+        }
         self.host.reports.report(self.item.workspace, self.item.generation, report);
     }
 

@@ -131,7 +131,7 @@ impl<R: Runtime> Lister<R> {
         self.work.spawn(async move {
             let facts = if first {
                 let facts = host.runtime.facts().await?;
-                host.runtime.ensure_network(host.scope).await?;
+                ensure_network(&host).await?;
                 Some(facts)
             } else {
                 None
@@ -196,6 +196,17 @@ impl<R: Runtime> Lister<R> {
                 }
             }
         }
+    }
+}
+
+/// A network that cannot be had is no reason to be blind: what runs is seen, and a start will say what is wrong.
+async fn ensure_network<R: Runtime>(host: &Host<R>) -> Result<(), RuntimeError> {
+    match host.runtime.ensure_network(host.scope).await {
+        Err(error) if !error.result_unknown() => {
+            tracing::error!(%error, network = host.scope.network(), "the workspaces' network cannot be had");
+            Ok(())
+        }
+        other => other,
     }
 }
 

@@ -6,6 +6,7 @@ mod bring;
 mod failure;
 pub mod host;
 mod listing;
+mod probe;
 mod ready;
 mod remove;
 
@@ -21,7 +22,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
-use self::bring::{Bring, Outcome};
+use self::bring::{Bring, Outcome, SoFar};
 use self::host::Host;
 use self::listing::Lister;
 use crate::reconcile::{Action, Cause, Decisions, From, InFlight, Listing, Memory, Settled, View, diff};
@@ -54,6 +55,9 @@ pub struct Links {
 /// A daemon that goes down takes the programs with it a little before its connection breaks; exits of the last so long are
 /// forgiven then. Docker's own shutdown takes up to 15 s.
 const FORGIVEN_BEFORE_OUTAGE: Duration = Duration::from_secs(30);
+
+/// The control plane takes an item off the set within this after it was told that it is gone.
+const GONE_AGAIN: Duration = Duration::from_secs(5);
 
 /// A task that died of a defect in the agent.
 const PAUSE_AFTER_PANIC: Duration = Duration::from_secs(5);
@@ -221,9 +225,11 @@ impl<R: Runtime> Driver<R> {
         };
         self.host.reports.prune(exact);
         // Gone stays in the set until the control plane has committed it; tell it again if it seems to have missed it.
+        let now = self.host.clock.monotonic();
+        let missed =
+            |memory: &Memory| memory.settled == Settled::Gone && now.saturating_sub(memory.at) > GONE_AGAIN;
         let stopped = |workspace: WorkspaceUid, generation: Generation| {
-            let gone = Some(&Settled::Gone);
-            exact(workspace, generation) && self.memory.get(&workspace).map(|memory| &memory.settled) == gone
+            exact(workspace, generation) && self.memory.get(&workspace).is_some_and(missed)
         };
         self.host.reports.renew_acked(stopped);
     }
@@ -288,7 +294,8 @@ impl<R: Runtime> Driver<R> {
                 let span = span_of(&item, &from, host.scope.node);
                 let cancel = cancel.clone();
                 let task = async move {
-                    let bring = Bring { host: &host, item, incarnation, cancel, forgiven, pulled: false };
+                    let bring =
+                        Bring { host: &host, item, incarnation, cancel, forgiven, so_far: SoFar::default() };
                     (workspace, generation, bring.run(from).await)
                 };
                 let task = self.tasks.spawn(task.instrument(span));

@@ -273,11 +273,11 @@ fn bring(item: &DesiredItem, same: &[&&Found], known: Option<&Settled>, out: &mu
 }
 
 fn clear(view: &View<'_>, workspace: WorkspaceUid, cause: Cause, which: &[&&Found], out: &mut Decisions) {
-    let twice = |found: &&&Found| view.seen_before.contains(&found.container.container_id);
+    let twice = |found: &Found| view.seen_before.contains(&found.container.container_id);
     if !view.session_fresh {
         return;
     }
-    if !which.iter().all(|found| twice(&found)) {
+    if !which.iter().all(|found| twice(found)) {
         out.relist = true;
         return;
     }

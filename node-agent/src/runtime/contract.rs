@@ -63,9 +63,13 @@ impl<R: Runtime> Bench<R> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "where a test runs is said by its environment")]
+fn surroundings(key: &str, default: &str) -> String {
+    std::env::var(key).unwrap_or_else(|_| default.to_owned())
+}
+
 fn plan(scope: Scope, mode: &str, dir: &Path) -> Plan {
-    let image = std::env::vars().find(|(key, _)| key == "CARREL_TINY_IMAGE").map(|(_, value)| value);
-    let image = image.unwrap_or_else(|| "carrel/tiny:test".into());
+    let image = surroundings("CARREL_TINY_IMAGE", "carrel/tiny:test");
     let name = image.rsplit_once(':').map_or(image.as_str(), |(name, _)| name);
     Plan {
         scope,
@@ -201,8 +205,7 @@ async fn a_log_tells_what_the_program_wrote<R: Runtime>(bench: &Bench<R>) {
 }
 
 fn docker() -> Docker {
-    let host = std::env::vars().find(|(key, _)| key == "DOCKER_HOST").map(|(_, value)| value);
-    let host = host.unwrap_or_else(|| "unix:///var/run/docker.sock".into());
+    let host = surroundings("DOCKER_HOST", "unix:///var/run/docker.sock");
     Docker::new(host, Duration::from_secs(60), Arc::new(SystemClock::new()), Metrics::new())
 }
 
@@ -255,6 +258,20 @@ async fn a_name_that_somebody_else_has_is_not_taken_from_them() {
         bench.clean().await;
         let _ = std::process::Command::new("docker").args(["network", "rm", &network]).output();
     }
+}
+
+#[tokio::test]
+async fn of_networks_made_at_the_same_time_one_is_left() {
+    let (docker, scope) = (docker(), Scope { cluster: ClusterId::new(), node: NodeId::new() });
+    let make = || docker.ensure_network(scope);
+    let (a, b, c) = tokio::join!(make(), make(), make());
+    assert_eq!((a, b, c), (Ok(()), Ok(()), Ok(())));
+    docker.ensure_network(scope).await.expect("once more");
+    let name = scope.network();
+    let list = ["network", "ls", "-q", "--filter", &format!("name={name}")];
+    let listed = std::process::Command::new("docker").args(list).output().expect("docker runs");
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), 1);
+    let _ = std::process::Command::new("docker").args(["network", "rm", &name]).output();
 }
 
 #[tokio::test]

@@ -29,7 +29,7 @@ async fn an_agent_that_is_killed_and_restarted_adopts_the_same_container() {
     rig.control_plane.want(vec![ada.clone()]);
     rig.running(&ada).await;
     let started = docker(&["inspect", "--format", "{{.State.StartedAt}}", &rig.containers()[0]]);
-    rig.kill_agent().await;
+    rig.kill_agent();
     let (before, after) = adopted_after(&mut rig, &ada).await;
     assert_eq!(before, after);
     assert_eq!(docker(&["inspect", "--format", "{{.State.StartedAt}}", &after[0]]), started);
@@ -56,7 +56,7 @@ async fn a_container_that_ended_while_no_agent_ran_is_started_again() {
     let ada = desk("ada", "test");
     rig.control_plane.want(vec![ada.clone()]);
     rig.running(&ada).await;
-    rig.kill_agent().await;
+    rig.kill_agent();
     docker(&["kill", &rig.containers()[0]]);
     let (before, after) = adopted_after(&mut rig, &ada).await;
     assert_eq!(before, after);
@@ -128,7 +128,7 @@ async fn many_stops_without_an_order_at_once_do_not_happen() {
 async fn containers_of_others_are_never_touched() {
     let other = Rig::stopped(|_| {}).await;
     let foreign = other.plant(&desk("ada", "test"));
-    let plain = docker(&["run", "-d", &image("test")]);
+    let plain = docker(&["run", "-d", "--network", "none", &image("test")]);
     let mut rig = Rig::stopped(|_| {}).await;
     rig.control_plane.answer_orphans(Some(Verdict::Stop));
     rig.start_agent().await;

@@ -14,15 +14,9 @@ async fn a_program_that_keeps_ending_is_restarted_within_the_budget_and_then_giv
     let failed = rig.failed(&ada).await;
     assert_eq!((&failed.state, failed.exit_code), (&Observed::Failed(StatusReason::CrashLoop), Some(3)));
     assert!(failed.message.contains("ended by itself 4 times"), "{}", failed.message);
-    let restarts = rig.control_plane.heard(|heard| {
-        heard
-            .observations
-            .iter()
-            .filter(|o| o.state == Observed::Restarting)
-            .map(|o| o.exit_code)
-            .collect::<Vec<_>>()
-    });
-    assert!(!restarts.is_empty() && restarts.iter().all(|code| *code == Some(3)), "{restarts:?}");
+    let restarted =
+        rig.control_plane.heard(|heard| heard.observations.iter().filter(|o| o.exit_code == Some(3)).count());
+    assert!(restarted > 1, "told before it was given up, too");
     assert_eq!(rig.containers().len(), 1, "the same container, for its log");
     rig.control_plane.want(vec![stopped(&ada)]);
     rig.gone(&ada).await;

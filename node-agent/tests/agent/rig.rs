@@ -10,7 +10,8 @@ use carrel_common::model::{DesiredItem, Observation, Observed, Resources, Run, S
 use carrel_common::telemetry::LogFormat;
 use node_agent::config::Config;
 use node_agent::storage::check::Kind;
-use tokio::task::JoinSet;
+use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use crate::control_plane::{ControlPlane, PATIENCE};
@@ -18,15 +19,44 @@ use crate::control_plane::{ControlPlane, PATIENCE};
 pub(crate) struct Rig {
     pub(crate) control_plane: ControlPlane,
     pub(crate) dir: tempfile::TempDir,
-    agent: JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
+    agent: Option<Agent>,
     change: fn(&mut Config),
+}
+
+#[expect(clippy::disallowed_methods, reason = "where a test runs is said by its environment")]
+fn surroundings(key: &str, default: &str) -> String {
+    std::env::var(key).unwrap_or_else(|_| default.to_owned())
+}
+
+/// In a runtime of its own, so that it can be killed with all that it spawned, as a process is.
+struct Agent {
+    runtime: Runtime,
+    ended: oneshot::Receiver<anyhow::Result<()>>,
+    stop: CancellationToken,
+}
+
+impl Agent {
+    fn start(config: Config) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let runtime = runtime.expect("a runtime");
+        let (tell, ended) = oneshot::channel();
+        let stop = CancellationToken::new();
+        let until = stop.clone();
+        drop(runtime.spawn(async move {
+            let _ = tell.send(node_agent::run::run(config, until).await);
+        }));
+        Self { runtime, ended, stop }
+    }
+
+    /// Nothing of it runs when this returns. On a thread of its own: a runtime must not be shut down within another.
+    fn kill(self) {
+        std::thread::spawn(move || self.runtime.shutdown_timeout(PATIENCE)).join().expect("shut down");
+    }
 }
 
 /// `carrel/tiny:<mode>`
 pub(crate) fn image(mode: &str) -> String {
-    let image = std::env::vars().find(|(key, _)| key == "CARREL_TINY_IMAGE").map(|(_, value)| value);
-    let image = image.unwrap_or_else(|| "carrel/tiny:test".into());
+    let image = surroundings("CARREL_TINY_IMAGE", "carrel/tiny:test");
     let name = image.rsplit_once(':').map_or(image.as_str(), |(name, _)| name);
     format!("{name}:{mode}")
 }
@@ -56,7 +86,7 @@ impl Rig {
         std::fs::create_dir(&base).expect("base");
         std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o711)).expect("mode");
         let control_plane = ControlPlane::start().await;
-        Self { control_plane, dir, agent: JoinSet::new(), stop: CancellationToken::new(), change }
+        Self { control_plane, dir, agent: None, change }
     }
 
     pub(crate) fn base(&self) -> PathBuf {
@@ -69,9 +99,7 @@ impl Rig {
             workspace_base_path: self.base(),
             storage: Kind::Directory,
             state_dir: self.dir.path().join("state"),
-            docker_host: std::env::vars()
-                .find(|(key, _)| key == "DOCKER_HOST")
-                .map_or_else(|| "unix:///var/run/docker.sock".into(), |(_, value)| value),
+            docker_host: surroundings("DOCKER_HOST", "unix:///var/run/docker.sock"),
             docker_timeout: Duration::from_secs(30),
             metrics_listen: "127.0.0.1:0".into(),
             dev: true,
@@ -90,21 +118,22 @@ impl Rig {
 
     pub(crate) async fn start_agent(&mut self) {
         let before = self.control_plane.heard(|heard| heard.hellos.len());
-        self.stop = CancellationToken::new();
-        self.agent.spawn(node_agent::run::run(self.config(), self.stop.clone()));
+        self.agent = Some(Agent::start(self.config()));
         self.control_plane.hear("a hello", |heard| (heard.hellos.len() > before).then_some(())).await;
     }
 
     /// As SIGTERM does.
     pub(crate) async fn stop_agent(&mut self) {
-        self.stop.cancel();
-        let ended = tokio::time::timeout(PATIENCE, self.agent.join_next()).await.expect("ends in time");
-        ended.expect("was running").expect("no panic").expect("ends well");
+        let mut agent = self.agent.take().expect("it runs");
+        agent.stop.cancel();
+        let ended = tokio::time::timeout(PATIENCE, &mut agent.ended).await.expect("ends in time");
+        ended.expect("no panic").expect("ends well");
+        agent.kill();
     }
 
     /// As SIGKILL does: nothing of it runs on.
-    pub(crate) async fn kill_agent(&mut self) {
-        self.agent.shutdown().await;
+    pub(crate) fn kill_agent(&mut self) {
+        self.agent.take().expect("it runs").kill();
     }
 
     pub(crate) async fn running(&self, item: &DesiredItem) -> (Observation, String) {
@@ -128,6 +157,11 @@ impl Rig {
         self.control_plane.observe("FAILED", key, |o| matches!(o.state, Observed::Failed(_))).await
     }
 
+    /// Name of this cluster's network.
+    pub(crate) fn network(&self) -> String {
+        format!("carrel-{}", &self.control_plane.cluster().0.simple().to_string()[..8])
+    }
+
     /// Ids of this cluster's containers, running or not.
     pub(crate) fn containers(&self) -> Vec<String> {
         let filter = format!("label=carrel.cluster={}", self.control_plane.cluster());
@@ -148,7 +182,11 @@ impl Rig {
             label("spec", &item.spec.digest()),
         ];
         let name = format!("carrel-{}-g{}", item.workspace, item.generation);
-        let mut args = vec!["run", "-d", "--name", &name, "-p", "127.0.0.1::8080"];
+        let network = self.network();
+        if docker(&["network", "ls", "-q", "--filter", &format!("name={network}")]).is_empty() {
+            docker(&["network", "create", &network]);
+        }
+        let mut args = vec!["run", "-d", "--name", &name, "--network", &network, "-p", "127.0.0.1::8080"];
         args.extend(labels.iter().flat_map(|label| ["--label", label]));
         args.push(&item.spec.image);
         docker(&args)
@@ -157,11 +195,13 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        self.agent.abort_all();
+        if let Some(agent) = self.agent.take() {
+            agent.kill();
+        }
         for id in self.containers() {
             let _ = Command::new("docker").args(["rm", "-f", &id]).output();
         }
-        let network = format!("carrel-{}", &self.control_plane.cluster().0.simple().to_string()[..8]);
+        let network = self.network();
         let _ = Command::new("docker").args(["network", "rm", &network]).output();
     }
 }

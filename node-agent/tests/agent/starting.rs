@@ -72,7 +72,7 @@ async fn starts_many_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn makes_the_network_again_when_somebody_removed_it() {
     let rig = Rig::start().await;
-    let network = format!("carrel-{}", &rig.control_plane.cluster().0.simple().to_string()[..8]);
+    let network = rig.network();
     let ada = desk("ada", "test");
     rig.control_plane.want(vec![ada.clone()]);
     rig.running(&ada).await;

@@ -76,7 +76,7 @@ async fn a_stop_is_carried_out_when_it_comes_with_a_restart_of_the_agent() {
     let ada = desk("ada", "test");
     rig.control_plane.want(vec![ada.clone()]);
     rig.running(&ada).await;
-    rig.kill_agent().await;
+    rig.kill_agent();
     rig.control_plane.want(vec![stopped(&ada)]);
     rig.start_agent().await;
     rig.gone(&ada).await;

@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
-    ListContainersOptionsBuilder, LogsOptionsBuilder, RemoveContainerOptionsBuilder,
-    StopContainerOptionsBuilder,
+    ListContainersOptionsBuilder, ListNetworksOptionsBuilder, LogsOptionsBuilder,
+    RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
 };
 use bytes::Bytes;
 use carrel_common::clock::Clock;
@@ -100,6 +100,31 @@ impl Docker {
         result
     }
 
+    /// Ids of the cluster's networks, the oldest first. Docker allows two of one name, and then refuses to use the name.
+    async fn networks(&self, scope: Scope) -> Result<Vec<String>, RuntimeError> {
+        let name = scope.network();
+        let filters = HashMap::from([("name".to_owned(), vec![name.clone()])]);
+        let options = ListNetworksOptionsBuilder::default().filters(&filters).build();
+        let ask = async |client: bollard::Docker| client.list_networks(Some(options)).await;
+        let found = self.call("list_networks", self.inner.timeout, ask).await?;
+        // The filter also finds names that only contain it.
+        let mut named: Vec<_> =
+            found.into_iter().filter(|network| network.name.as_ref() == Some(&name)).collect();
+        named.sort_by(|a, b| (&a.created, &a.id).cmp(&(&b.created, &b.id)));
+        Ok(named.into_iter().filter_map(|network| network.id).collect())
+    }
+
+    /// Removes all but the first; one that is in use stays, and the next attempt tries again.
+    async fn keep_one(&self, networks: Vec<String>) -> Result<(), RuntimeError> {
+        for id in networks.iter().skip(1) {
+            let remove = async |client: bollard::Docker| client.remove_network(id).await;
+            if let Err(error) = self.call("remove_network", self.inner.timeout, remove).await {
+                tracing::warn!(%error, network = id, "a second network of the same name cannot be removed");
+            }
+        }
+        Ok(())
+    }
+
     /// Who sits on the container's name, and whether a container of `plan` may take it: `Ok(Some)` is the very incarnation,
     /// `Ok(None)` says that the name is free again.
     async fn settle_name(&self, plan: &Plan) -> Result<Option<Created>, RuntimeError> {
@@ -142,14 +167,17 @@ impl Runtime for Docker {
     }
 
     async fn ensure_network(&self, scope: Scope) -> Result<(), RuntimeError> {
-        let name = scope.network();
-        let look = async |client: bollard::Docker| client.inspect_network(&name, None).await;
-        match self.call("inspect_network", self.inner.timeout, look).await {
-            Err(RuntimeError::NotFound { .. }) => {}
-            other => return other.map(|_| ()),
+        let named = self.networks(scope).await?;
+        if named.is_empty() {
+            let make = async |client: bollard::Docker| client.create_network(network_body(scope)).await;
+            let made = self.call("create_network", self.inner.timeout, make).await;
+            // One that timed out may be made all the same, and an agent that was killed may have asked as well.
+            return match made {
+                Ok(_) => self.keep_one(self.networks(scope).await?).await,
+                Err(error) => Err(error),
+            };
         }
-        let make = async |client: bollard::Docker| client.create_network(network_body(scope)).await;
-        self.call("create_network", self.inner.timeout, make).await.map(|_| ())
+        self.keep_one(named).await
     }
 
     async fn list(
