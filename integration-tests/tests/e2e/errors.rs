@@ -240,7 +240,10 @@ async fn a_full_node_makes_desks_wait_in_line_and_take_what_becomes_free() {
     for (place, student) in ["bob", "eve"].into_iter().enumerate() {
         let waiting = client.start(student).await;
         assert_eq!((waiting.state(), waiting.status_reason()), (State::Pending, StatusReason::NoCapacity));
-        assert_eq!(client.get(student).await.progress.unwrap().queue_position, place as i32 + 1);
+        assert_eq!(
+            client.get(student).await.progress.unwrap().queue_position,
+            i32::try_from(place).unwrap() + 1
+        );
     }
     client.stop_and_wait("ada").await;
     client.wait_for("bob", State::Running).await;

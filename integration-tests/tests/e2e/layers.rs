@@ -53,7 +53,7 @@ fn names(code: &str, name: &str) -> bool {
 
 /// The code without its tests, which may use what helps to write them.
 fn without_tests(source: &Source) -> &str {
-    if source.path.ends_with("tests.rs") {
+    if source.path.ends_with("tests.rs") || source.path.contains("/tests/") {
         ""
     } else {
         source.code.split("#[cfg(test)]").next().unwrap_or_default()
@@ -64,7 +64,7 @@ fn without_tests(source: &Source) -> &str {
 fn imports(code: &str) -> Vec<&str> {
     let starts = code.match_indices("use ").filter(|(at, _)| {
         let line = code[..*at].rsplit('\n').next().unwrap_or_default();
-        line.is_empty() || line.starts_with("pub")
+        line.is_empty() || (line.starts_with("pub") && line.ends_with(' '))
     });
     starts.filter_map(|(at, word)| code[at + word.len()..].split(';').next()).collect()
 }
