@@ -29,6 +29,9 @@ pub use settings::Settings;
 pub use view::{IdleView, WorkspaceView};
 pub use workspaces::{Call, Extent};
 
+/// What use cases are asked with and answer, as the store has it: callers know it from here.
+pub use crate::store::{Beat, EventQuery, Position, StoreError, StoredEvent, WorkspaceQuery};
+
 use std::sync::Arc;
 
 use crate::metrics::Metrics;

@@ -4,10 +4,9 @@ use carrel_common::wire::{duration, timestamp};
 use carrel_proto::v1 as pb;
 use prost_types::value::Kind;
 
-use crate::app::{IdleView, WorkspaceView};
+use crate::app::{IdleView, StoredEvent, WorkspaceView};
 use crate::domain::idle::Clock;
 use crate::domain::workspace::{Desired, IdleEvidence, State, Stop};
-use crate::store::StoredEvent;
 
 pub(super) fn state(state: State) -> pb::workspace::State {
     match state {

@@ -10,8 +10,7 @@ use tonic::{Request, Response, Status};
 use super::status::bad_field;
 use super::watch::{self, Following};
 use super::{convert, parse, to_status};
-use crate::app::App;
-use crate::store::EventQuery;
+use crate::app::{App, EventQuery};
 
 /// The service.
 #[derive(Debug, Clone)]

@@ -8,9 +8,8 @@ use carrel_common::wire::{self, WireError};
 use carrel_proto::v1 as pb;
 use sha2::{Digest as _, Sha256};
 
-use crate::app::{Call, Extent};
+use crate::app::{Beat, Call, EventQuery, Extent, Position, WorkspaceQuery};
 use crate::domain::workspace::State;
-use crate::store::{Beat, EventQuery, Position, WorkspaceQuery};
 
 type Parsed<T> = Result<T, WireError>;
 

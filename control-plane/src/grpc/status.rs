@@ -11,9 +11,8 @@ use carrel_common::wire::WireError;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
-use crate::app::AppError;
+use crate::app::{AppError, StoreError};
 use crate::domain::workspace::IllegalTransition;
-use crate::store::StoreError;
 
 const DOMAIN: &str = "carrel";
 

@@ -12,8 +12,7 @@ use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use super::{convert, to_status};
-use crate::app::{App, AppError, WorkspaceView};
-use crate::store::{EventQuery, Position, WorkspaceQuery};
+use crate::app::{App, AppError, EventQuery, Position, WorkspaceQuery, WorkspaceView};
 
 /// A slow reader holds this many messages; then it is waited for.
 const BUFFER: usize = 256;

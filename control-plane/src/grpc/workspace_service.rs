@@ -10,8 +10,7 @@ use tonic::{Request, Response, Status};
 use super::status::bad_field;
 use super::watch::{self, Following};
 use super::{convert, parse, to_status};
-use crate::app::{App, AppError, LogPart, WorkspaceView};
-use crate::store::WorkspaceQuery;
+use crate::app::{App, AppError, LogPart, WorkspaceQuery, WorkspaceView};
 
 /// The service.
 #[derive(Debug, Clone)]
