@@ -32,17 +32,21 @@ impl Default for Options {
 }
 
 impl Options {
-    /// The tiny image; idle stops as far away as in production; everything else quick.
-    pub fn new() -> Self {
-        let options = Self {
+    /// Everything as both binaries have it by default.
+    pub fn production() -> Self {
+        Self {
             control_plane: Vec::new(),
             agent: Vec::new(),
             docker_host: settings::docker_host(),
             database_server: settings::database_url(),
             environment: Vec::new(),
             make_base: true,
-        };
-        options
+        }
+    }
+
+    /// The tiny image; idle stops as far away as in production; everything else quick.
+    pub fn new() -> Self {
+        Self::production()
             .image(&settings::tiny_image())
             .flag("idle-sweep", "1s")
             .flag("longest-starting", "30s")

@@ -1,5 +1,5 @@
 //! A Docker daemon of a test's own, to be killed. It shares nothing with the machine's: no directory, no socket, no
-//! bridge, and it leaves the packet filter alone, so published ports are carried by its own proxy processes.
+//! bridge, no addresses; and it leaves the packet filter alone, so published ports are carried by its own proxies.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::docker::Docker;
-use crate::process::Process;
+use crate::process::{Process, run};
 
 /// A `dockerd`. Its containers, processes and files go when it is dropped.
 #[derive(Debug)]
@@ -16,6 +16,8 @@ pub struct OwnDocker {
     dir: TempDir,
     process: Option<Process>,
     live_restore: bool,
+    /// Its networks are 10.<this>.x.0/24.
+    pool: u8,
 }
 
 impl OwnDocker {
@@ -23,7 +25,12 @@ impl OwnDocker {
     pub async fn start(live_restore: bool) -> Self {
         // Short: a shim's socket lies below, and the kernel allows 107 bytes.
         let dir = tempfile::Builder::new().prefix("cd-").tempdir_in("/tmp").expect("a directory");
-        let mut docker = Self { dir, process: None, live_restore };
+        let mut docker = Self { dir, process: None, live_restore, pool: rand::random_range(64..250) };
+        // Without a bridge of its own, even with `--bridge none`, it would take the machine's docker0 away.
+        let bridge = docker.bridge();
+        run("ip", &["link", "add", "name", &bridge, "type", "bridge"]);
+        run("ip", &["addr", "add", &format!("10.{}.0.1/24", docker.pool), "dev", &bridge]);
+        run("ip", &["link", "set", &bridge, "up"]);
         docker.start_again().await;
         docker
     }
@@ -44,8 +51,9 @@ impl OwnDocker {
             .arg("--pidfile")
             .arg(path("pid"))
             .args(["--host", &self.host()])
-            .args(["--bridge", "none", "--iptables=false", "--ip6tables=false"])
-            .args(["--ip-forward=false", "--ip-masq=false"]);
+            .args(["--bridge", &self.bridge(), "--iptables=false", "--ip6tables=false"])
+            .args(["--ip-forward=false", "--ip-masq=false"])
+            .args(["--default-address-pool", &format!("base=10.{}.0.0/16,size=24", self.pool)]);
         // Where the daemon itself is in a container, its directory may lie on an overlay, which takes no other.
         if !overlay_works(self.dir.path()) {
             command.args(["--storage-driver", "vfs"]);
@@ -73,6 +81,10 @@ impl OwnDocker {
         if let Some(mut process) = self.process.take() {
             process.kill();
         }
+    }
+
+    fn bridge(&self) -> String {
+        format!("cd-{}", self.pool)
     }
 
     /// Where it listens.
@@ -113,6 +125,13 @@ impl Drop for OwnDocker {
         for mount in mounts_below(self.dir.path()) {
             let _ = Command::new("umount").arg("--lazy").arg(mount).status();
         }
+        // Twice: a daemon that ends may have been amid making one.
+        for pause in [0, 200] {
+            std::thread::sleep(Duration::from_millis(pause));
+            for bridge in bridges_in(self.pool) {
+                let _ = Command::new("ip").args(["link", "del", &bridge]).status();
+            }
+        }
     }
 }
 
@@ -150,6 +169,19 @@ fn shims_of(dir: &Path) -> Vec<rustix::process::Pid> {
         is_ours.then(|| rustix::process::Pid::from_raw(pid)).flatten()
     });
     ours.collect()
+}
+
+/// The bridges with an address in 10.<pool>.0.0/16.
+fn bridges_in(pool: u8) -> Vec<String> {
+    let listed = Command::new("ip").args(["-brief", "-4", "addr"]).output().map(|output| output.stdout);
+    let listed = listed.unwrap_or_default();
+    let lines = String::from_utf8_lossy(&listed);
+    let ours = format!(" 10.{pool}.");
+    lines
+        .lines()
+        .filter(|line| line.contains(&ours))
+        .filter_map(|line| Some(line.split(' ').next()?.to_owned()))
+        .collect()
 }
 
 /// Deepest first.
