@@ -1,8 +1,9 @@
 use carrel_common::id::{NodeId, PlacementId};
 use carrel_common::model::{DesiredPair, Resources, StopReason, WorkspaceSpec};
-use proptest::prelude::*;
 
 use super::*;
+
+mod laws;
 
 fn uid(n: u128) -> WorkspaceUid {
     WorkspaceUid(format!("00000000-0000-0000-0000-{n:012}").parse().expect("a UUID"))
@@ -394,113 +395,4 @@ fn a_listing_from_before_the_last_task_ended_is_not_believed() {
     world.items = vec![];
     world.containers = vec![found(1, 1, Phase::Running)];
     assert_eq!(world.diff(), Decisions::default(), "no orphan either");
-}
-
-fn any_phase() -> impl Strategy<Value = Phase> {
-    prop_oneof![Just(Phase::Created), Just(Phase::Running), Just(Phase::Exited)]
-}
-
-fn any_verdict() -> impl Strategy<Value = Option<Verdict>> {
-    prop_oneof![Just(None), Just(Some(Verdict::Stop)), Just(Some(Verdict::Adopt)), Just(Some(Verdict::Hold))]
-}
-
-/// Up to six workspaces with any containers, orders and verdicts.
-fn any_world() -> impl Strategy<Value = World> {
-    let container = (0..6_u128, 1..5_i64, any_phase(), 1..3_i64, any::<bool>(), any_verdict());
-    let order = (0..6_u128, 1..5_i64, any::<bool>());
-    (proptest::collection::vec(container, 0..10), proptest::collection::vec(order, 0..6), any::<bool>())
-        .prop_map(|(containers, orders, fresh)| {
-            let mut world = World::new(vec![], vec![]);
-            world.fresh = fresh;
-            let items: BTreeMap<_, _> = orders.into_iter().map(|(w, g, run)| (w, item(w, g, run))).collect();
-            world.items = items.into_values().collect();
-            let mut names = BTreeSet::new();
-            for (workspace, generation, phase, incarnation, other_spec, verdict) in containers {
-                // One name, one container.
-                if !names.insert((workspace, generation)) {
-                    continue;
-                }
-                let mut container = found(workspace, generation, phase);
-                container.container.incarnation = incarnation;
-                if other_spec {
-                    container.spec_digest = spec("/other").digest();
-                }
-                if let Some(verdict) = verdict {
-                    world.verdicts.insert(id(workspace, generation), verdict);
-                }
-                world.containers.push(container);
-            }
-            world
-        })
-}
-
-/// What may be removed: named by an order, superseded, or over by the control plane's word; and of no later time than known.
-fn may_be_removed(world: &World, container: &Container) -> bool {
-    match world.items.iter().find(|item| item.workspace == container.workspace) {
-        None => world.fresh && world.verdicts.get(&container.container_id) == Some(&Verdict::Stop),
-        Some(item) => {
-            let stopped = matches!(item.run, Run::Stopped { .. });
-            container.incarnation <= world.incarnation
-                && (container.generation < item.generation
-                    || (stopped && container.generation == item.generation))
-        }
-    }
-}
-
-proptest! {
-    #[test]
-    fn comes_to_rest_and_stays_there(mut world in any_world()) {
-        for _ in 0..6 {
-            let actions = world.actions();
-            world.carry_out(actions);
-        }
-        prop_assert_eq!(world.actions(), vec![]);
-    }
-
-    #[test]
-    fn at_rest_every_order_is_carried_out_or_held(mut world in any_world()) {
-        world.fresh = true;
-        for _ in 0..6 {
-            let actions = world.actions();
-            world.carry_out(actions);
-        }
-        let reported = world.diff().orphans;
-        for item in &world.items {
-            let of_it = || world.containers.iter().filter(|found| found.container.workspace == item.workspace);
-            if of_it().any(|found| reported.contains(&found.container)) || of_it().any(|found| found.container.incarnation > 1) {
-                continue;
-            }
-            let now: Vec<_> = of_it().map(|found| (found.container.generation, found.phase)).collect();
-            let wanted = if matches!(item.run, Run::Running { .. }) { vec![(item.generation, Phase::Running)] } else { vec![] };
-            prop_assert_eq!(now, wanted);
-        }
-    }
-
-    #[test]
-    fn only_what_may_be_is_ever_removed(mut world in any_world()) {
-        for _ in 0..6 {
-            let before = world.clone();
-            let actions = world.actions();
-            for action in &actions {
-                if let Action::Clear { containers, .. } = action {
-                    prop_assert!(containers.iter().all(|container| may_be_removed(&before, container)));
-                }
-            }
-            world.carry_out(actions);
-            for lost in before.containers.iter().filter(|found| !world.containers.iter().any(|f| f.container.container_id == found.container.container_id)) {
-                prop_assert!(may_be_removed(&before, &lost.container), "{lost:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn decides_the_same_again_sorted_and_at_most_once_a_workspace(world in any_world()) {
-        let actions = world.actions();
-        prop_assert_eq!(&actions, &world.actions());
-        let workspaces: Vec<_> = actions.iter().map(Action::workspace).collect();
-        let mut sorted = workspaces.clone();
-        sorted.sort();
-        sorted.dedup();
-        prop_assert_eq!(workspaces, sorted);
-    }
 }
