@@ -1,4 +1,4 @@
-//! What holds for every listing, every desired set and every memory.
+//! What holds in every world: it comes to rest, and nothing is removed without a right to.
 
 use proptest::prelude::*;
 
