@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use carrel_common::id::{NodeId, WorkspaceUid};
-use sea_orm::ConnectionTrait;
+use sea_orm::{ConnectionTrait, Statement, Value};
 use time::OffsetDateTime;
 
 use super::error::{Result, StoreError};
@@ -73,17 +73,34 @@ pub struct EventQuery {
     pub after: Option<Position>,
 }
 
-fn filtered(newest_first: bool) -> String {
-    let (compare, order) = if newest_first { ("<", "DESC") } else { (">", "ASC") };
-    format!(
+/// Only the predicates that are asked for, so that each query finds its index: the log is long, its end is what is read.
+fn query(asked: &EventQuery, limit: i64) -> Statement {
+    let mut values: Vec<Value> = Vec::new();
+    let mut wanted = vec!["xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint".to_owned()];
+    let mut bind = |value: Value| {
+        values.push(value);
+        format!("${}", values.len())
+    };
+    if let Some(key) = &asked.student_key {
+        wanted.push(format!("student_id IS NOT NULL AND lower(student_id) = {}", bind(key.clone().into())));
+    }
+    if let Some(node) = asked.node {
+        wanted.push(format!("node_id = {}", bind(node.0.into())));
+    }
+    if !asked.kinds.is_empty() {
+        wanted.push(format!("kind = ANY ({}::text[])", bind(asked.kinds.clone().into())));
+    }
+    let (compare, order) = if asked.newest_first { ("<", "DESC") } else { (">", "ASC") };
+    if let Some(Position { xid, id }) = asked.after {
+        wanted.push(format!("(xid, id) {compare} ({}, {})", bind(xid.into()), bind(id.into())));
+    }
+    let limit = bind(limit.into());
+    let text = format!(
         "SELECT xid, id, at, kind, workspace_id, student_id, node_id, actor, reason, data FROM events
-         WHERE xid < pg_snapshot_xmin(pg_current_snapshot())::text::bigint
-           AND ($1 = '' OR lower(student_id) = $1)
-           AND ($2::uuid IS NULL OR node_id = $2)
-           AND (cardinality($3::text[]) = 0 OR kind = ANY ($3))
-           AND (NOT $4 OR (xid, id) {compare} ($5, $6))
-         ORDER BY xid {order}, id {order} LIMIT $7"
-    )
+         WHERE {} ORDER BY xid {order}, id {order} LIMIT {limit}",
+        wanted.join(" AND ")
+    );
+    sql(&text, values)
 }
 
 impl Store {
@@ -91,21 +108,12 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn list_events(&self, query: &EventQuery, limit: i64) -> Result<Vec<StoredEvent>> {
-        let after = query.after.unwrap_or_default();
-        let statement = sql(
-            &filtered(query.newest_first),
-            [
-                query.student_key.clone().unwrap_or_default().into(),
-                query.node.map(|node| node.0).into(),
-                query.kinds.clone().into(),
-                query.after.is_some().into(),
-                after.xid.into(),
-                after.id.into(),
-                limit.into(),
-            ],
-        );
-        let rows = self.db.query_all_raw(statement).await.map_err(StoreError::sort("read the event log"))?;
+    pub async fn list_events(&self, asked: &EventQuery, limit: i64) -> Result<Vec<StoredEvent>> {
+        let rows = self
+            .db
+            .query_all_raw(query(asked, limit))
+            .await
+            .map_err(StoreError::sort("read the event log"))?;
         let read = |row: &sea_orm::QueryResult| -> std::result::Result<_, sea_orm::DbErr> {
             Ok(StoredEvent {
                 position: Position { xid: row.try_get("", "xid")?, id: row.try_get("", "id")? },
