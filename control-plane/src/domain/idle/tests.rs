@@ -8,6 +8,8 @@ use time::macros::datetime;
 
 use super::*;
 
+mod day;
+
 const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
 
 fn policy() -> IdlePolicy {
