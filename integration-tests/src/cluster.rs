@@ -11,8 +11,12 @@ use tempfile::TempDir;
 use crate::client::Client;
 use crate::database::Database;
 use crate::docker::{Docker, Found};
+use crate::leftovers::{left_behind, note, owned_dir};
 use crate::process::Process;
 use crate::{http, settings};
+
+/// Of a cluster's directory below /tmp.
+const PREFIX: &str = "carrel-e2e-";
 
 /// How a cluster is to be. Flags are given without `--`; a later one of the same name replaces an earlier one.
 #[derive(Clone, Debug)]
@@ -143,7 +147,8 @@ impl Cluster {
 
     /// Starts the control plane.
     pub async fn start_without_agent(options: Options) -> Self {
-        let dir = tempfile::Builder::new().prefix("carrel-e2e-").tempdir().expect("a directory");
+        clear_up().await;
+        let dir = owned_dir(PREFIX);
         let mut private = std::fs::DirBuilder::new();
         private.mode(0o700);
         if options.make_base {
@@ -165,6 +170,8 @@ impl Cluster {
         };
         cluster.migrate();
         cluster.cluster_id = cluster.database.text("SELECT cluster_id::text FROM cluster").await;
+        let [server, name] = cluster.database.parts();
+        note(cluster.dir.path(), &[cluster.docker.host(), &cluster.cluster_id, server, name]);
         cluster.start_control_plane().await;
         cluster
     }
@@ -336,15 +343,28 @@ impl Drop for Cluster {
         let cleaned = std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-            runtime.block_on(async move {
-                database.drop_now().await;
-                if let Some(docker) = Docker::try_at(&docker) {
-                    docker.remove_cluster(&id).await;
-                }
-            });
+            runtime.block_on(remove(&docker, &id, &database));
         });
         if cleaned.join().is_err() {
             eprintln!("something of the cluster {} stays behind", self.cluster_id);
         }
+    }
+}
+
+/// Removes what a cluster made outside its directory.
+async fn remove(docker: &str, cluster_id: &str, database: &Database) {
+    database.drop_now().await;
+    if let Some(docker) = Docker::try_at(docker) {
+        docker.remove_cluster(cluster_id).await;
+    }
+}
+
+/// Removes what clusters of killed tests left. Their processes ended with them.
+async fn clear_up() {
+    for (dir, notes) in left_behind(PREFIX) {
+        if let [docker, cluster_id, server, name] = &notes[..] {
+            remove(docker, cluster_id, &Database::of(server, name)).await;
+        }
+        let _ = std::fs::remove_dir_all(dir);
     }
 }

@@ -21,6 +21,16 @@ impl Database {
         Self { server: server.to_owned(), name }
     }
 
+    /// One that was made before.
+    pub(crate) fn of(server: &str, name: &str) -> Self {
+        Self { server: server.to_owned(), name: name.to_owned() }
+    }
+
+    /// The server's URL and the database's name.
+    pub(crate) fn parts(&self) -> [&str; 2] {
+        [&self.server, &self.name]
+    }
+
     /// Where it is.
     pub fn url(&self) -> String {
         let (address, options) = self.server.split_once('?').unwrap_or((&self.server, ""));

@@ -16,6 +16,7 @@ pub mod collector;
 pub mod database;
 pub mod docker;
 pub mod http;
+mod leftovers;
 pub mod own_docker;
 pub mod own_postgres;
 pub mod printed;

@@ -8,7 +8,11 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::docker::Docker;
+use crate::leftovers::{left_behind, note, owned_dir};
 use crate::process::{Process, run};
+
+/// Of its directory below /tmp. Short: a shim's socket lies below, and the kernel allows 107 bytes.
+const PREFIX: &str = "cd-";
 
 /// A `dockerd`. Its containers, processes and files go when it is dropped.
 #[derive(Debug)]
@@ -23,9 +27,13 @@ pub struct OwnDocker {
 impl OwnDocker {
     /// Starts it. With `live_restore`, containers outlive the daemon.
     pub async fn start(live_restore: bool) -> Self {
-        // Short: a shim's socket lies below, and the kernel allows 107 bytes.
-        let dir = tempfile::Builder::new().prefix("cd-").tempdir_in("/tmp").expect("a directory");
+        for (dir, notes) in left_behind(PREFIX) {
+            clear_up(&dir, notes.first().and_then(|pool| pool.parse().ok()));
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        let dir = owned_dir(PREFIX);
         let mut docker = Self { dir, process: None, live_restore, pool: rand::random_range(64..250) };
+        note(docker.dir.path(), &[&docker.pool.to_string()]);
         // Without a bridge of its own, even with `--bridge none`, it would take the machine's docker0 away.
         let bridge = docker.bridge();
         run("ip", &["link", "add", "name", &bridge, "type", "bridge"]);
@@ -119,18 +127,23 @@ impl Drop for OwnDocker {
                 std::thread::sleep(Duration::from_millis(20));
             }
         }
-        for shim in shims_of(self.dir.path()) {
-            let _ = rustix::process::kill_process(shim, rustix::process::Signal::KILL);
-        }
-        for mount in mounts_below(self.dir.path()) {
-            let _ = Command::new("umount").arg("--lazy").arg(mount).status();
-        }
-        // Twice: a daemon that ends may have been amid making one.
-        for pause in [0, 200] {
-            std::thread::sleep(Duration::from_millis(pause));
-            for bridge in bridges_in(self.pool) {
-                let _ = Command::new("ip").args(["link", "del", &bridge]).status();
-            }
+        clear_up(self.dir.path(), Some(self.pool));
+    }
+}
+
+/// Removes what a daemon that has ended left: containers' processes, mounts, bridges.
+fn clear_up(dir: &Path, pool: Option<u8>) {
+    for shim in shims_of(dir) {
+        let _ = rustix::process::kill_process(shim, rustix::process::Signal::KILL);
+    }
+    for mount in mounts_below(dir) {
+        let _ = Command::new("umount").arg("--lazy").arg(mount).status();
+    }
+    // Twice: a daemon that ends may have been amid making one.
+    for pause in [0, 200] {
+        std::thread::sleep(Duration::from_millis(pause));
+        for bridge in pool.map(bridges_in).unwrap_or_default() {
+            let _ = Command::new("ip").args(["link", "del", &bridge]).status();
         }
     }
 }

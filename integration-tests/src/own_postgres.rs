@@ -6,7 +6,11 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use crate::leftovers::{left_behind, owned_dir};
 use crate::process::{Process, run};
+
+/// Of its directory below /tmp.
+const PREFIX: &str = "cp-";
 
 /// A Postgres cluster on a unix socket.
 #[derive(Debug)]
@@ -18,7 +22,10 @@ pub struct OwnPostgres {
 impl OwnPostgres {
     /// Makes and starts it.
     pub async fn start() -> Self {
-        let dir = tempfile::Builder::new().prefix("cp-").tempdir_in("/tmp").expect("a directory");
+        for (dir, _) in left_behind(PREFIX) {
+            let _ = std::fs::remove_dir_all(dir);
+        }
+        let dir = owned_dir(PREFIX);
         let path = dir.path().to_string_lossy().into_owned();
         run("chown", &["postgres:postgres", &path]);
         let initdb = program("initdb");
