@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{ContainerCreateBody, ContainerInspectResponse, ContainerSummaryStateEnum};
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse, ContainerSummaryStateEnum, HostConfig};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
     RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
@@ -103,8 +103,14 @@ impl Docker {
 
     /// Makes and starts a container of this image with these labels, and nothing else of Carrel's.
     pub async fn run_labelled(&self, name: &str, image: &str, labels: HashMap<String, String>) -> String {
-        let body =
-            ContainerCreateBody { image: Some(image.to_owned()), labels: Some(labels), ..Default::default() };
+        // Without a network: it shall not depend on the machine's default bridge.
+        let host_config = HostConfig { network_mode: Some("none".into()), ..Default::default() };
+        let body = ContainerCreateBody {
+            image: Some(image.to_owned()),
+            labels: Some(labels),
+            host_config: Some(host_config),
+            ..Default::default()
+        };
         self.run(name, body).await
     }
 

@@ -190,7 +190,8 @@ async fn others_containers_are_never_touched() {
     let client = cluster.client();
     client.start_and_wait("ada").await;
     let labels = cluster.containers().await.remove(0).labels;
-    let plain = cluster.docker().run_labelled("carrel-test-plain", &tiny_image(), HashMap::new()).await;
+    let plain_name = format!("carrel-test-plain-{}", uuid::Uuid::new_v4().simple());
+    let plain = cluster.docker().run_labelled(&plain_name, &tiny_image(), HashMap::new()).await;
     let another = uuid::Uuid::new_v4().to_string();
     let foreign = with(&labels, &[("carrel.cluster", &another), ("carrel.generation", "0")]);
     let foreign = imitate(&cluster, &format!("carrel-test-{another}"), foreign).await;

@@ -47,14 +47,15 @@ async fn watch_for_twins(docker: Docker, label: String, listings: Arc<AtomicUsiz
     }
 }
 
-/// One order, until it is accepted; what became of attempts in between is unknown, as to any client.
-async fn order(client: &Client, student: &str, run: bool) {
+/// One order, until it is accepted; what became of attempts in between is unknown, as to any client. False: there is no
+/// desk to stop, as none was ever started.
+async fn order(client: &Client, student: &str, run: bool) -> bool {
     let start = Instant::now();
     loop {
         let answer = if run { client.try_start(student).await } else { client.try_stop(student).await };
         match answer {
-            Ok(_) => return,
-            Err(status) if !run && status.code() == tonic::Code::NotFound => return,
+            Ok(_) => return true,
+            Err(status) if !run && status.code() == tonic::Code::NotFound => return false,
             Err(status) => assert!(start.elapsed() < Duration::from_secs(60), "{student}: {status}"),
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -160,15 +161,15 @@ async fn every_desk_reaches_the_right_state_whatever_is_killed() {
             let client = client.clone();
             async move {
                 tokio::time::sleep(Duration::from_millis(delay)).await;
-                order(&client, student, run).await;
+                order(&client, student, run).await.then_some((student, run))
             }
         }));
         let striking = async {
             tokio::time::sleep(Duration::from_millis(after)).await;
             world.strike(&victims, Duration::from_millis(dead_for)).await;
         };
-        tokio::join!(giving, striking);
-        wanted.extend(orders.map(|(student, run, _)| (student, run)));
+        let (given, ()) = tokio::join!(giving, striking);
+        wanted.extend(given.into_iter().flatten());
         let mut known = wanted.clone();
         for student in STUDENTS {
             // Never started: there is nothing to be stopped.
