@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use carrel_common::id::ClusterId;
 use carrel_common::serve;
 use carrel_common::telemetry::Telemetry;
 use carrel_proto::v1::agent_service_server::AgentServiceServer;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic_health::ServingStatus;
 
-use crate::app::{App, Heartbeats, LogTails, Nudge, SharedRules};
+use crate::app::{App, AppError, Heartbeats, LogTails, Nudge, SharedRules};
 use crate::config::ServeArgs;
 use crate::grpc::{Agents, Events, Following, Policies, Workspaces};
 use crate::http;
@@ -56,8 +57,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     };
 
     // Before anything is decided: what was missed while nobody was up, and the policies.
-    app.pulse().await.context("the policies cannot be read")?;
-    app.refresh_rules().await.context("the policies cannot be read")?;
+    patiently(&stop, || app.pulse()).await?;
 
     // Three groups that end one after the other: callers and agents first, then the loops, then what they write to.
     let (serving, looping, writing) =
@@ -123,19 +123,28 @@ async fn report(served: impl Future<Output = std::io::Result<()>>, what: &str) {
     }
 }
 
-/// Waits for the database to come up; a schema that is not ours is an error at once.
-async fn wait_for_database(
-    store: &Store,
+/// Name of this Carrel and incarnation of its store, once the database is up; a schema that is not ours is an error at
+/// once.
+async fn wait_for_database(store: &Store, stop: &CancellationToken) -> anyhow::Result<(ClusterId, i64)> {
+    let found = patiently(stop, || async {
+        if !store.schema_is_current().await? {
+            return Ok(None);
+        }
+        Ok(Some(store.cluster().await?))
+    });
+    found.await?.context("the database's schema is not up to date; run `control-plane migrate` first")
+}
+
+/// Tries again for a while what fails because the database is away: it may be restarted at any moment of our start.
+async fn patiently<T, F: Future<Output = Result<T, AppError>>>(
     stop: &CancellationToken,
-) -> anyhow::Result<(carrel_common::id::ClusterId, i64)> {
+    mut attempt: impl FnMut() -> F,
+) -> anyhow::Result<T> {
     let began = tokio::time::Instant::now();
     loop {
-        match store.schema_is_current().await {
-            Ok(true) => return Ok(store.cluster().await?),
-            Ok(false) => {
-                anyhow::bail!("the database's schema is not up to date; run `control-plane migrate` first")
-            }
-            Err(error) if !error.is_unavailable() || began.elapsed() > DATABASE_PATIENCE => {
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(error) if !error.is_passing() || began.elapsed() > DATABASE_PATIENCE => {
                 return Err(error).context("--database-url cannot be used");
             }
             Err(error) => tracing::warn!(%error, "waiting for the database"),

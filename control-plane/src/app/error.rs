@@ -116,6 +116,11 @@ impl From<StoreError> for AppError {
 }
 
 impl AppError {
+    /// The database is away, or somebody else was first: it passes by itself.
+    pub fn is_passing(&self) -> bool {
+        self.is_conflict() || matches!(self, Self::Store(e) if e.is_unavailable())
+    }
+
     /// Somebody else was first; the same again may well succeed.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Store(e) if matches!(**e, StoreError::Conflict { .. }))
