@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use bollard::models::{ContainerCreateBody, ContainerInspectResponse, ContainerSummaryStateEnum, HostConfig};
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse, ContainerSummaryStateEnum};
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, ListContainersOptionsBuilder, ListNetworksOptionsBuilder,
     RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
@@ -93,8 +93,11 @@ impl Docker {
         self.api.inspect_container(id, None).await.expect("the container exists")
     }
 
-    /// Makes and starts a container.
-    pub async fn run(&self, name: &str, body: ContainerCreateBody) -> String {
+    /// Makes and starts a container; without a network unless it says which, so as not to depend on the machine's default
+    /// bridge.
+    pub async fn run(&self, name: &str, mut body: ContainerCreateBody) -> String {
+        let host = body.host_config.get_or_insert_default();
+        host.network_mode.get_or_insert_with(|| "none".into());
         let options = CreateContainerOptionsBuilder::new().name(name).build();
         let id = self.api.create_container(Some(options), body).await.expect("created").id;
         self.api.start_container(&id, None).await.expect("started");
@@ -103,14 +106,8 @@ impl Docker {
 
     /// Makes and starts a container of this image with these labels, and nothing else of Carrel's.
     pub async fn run_labelled(&self, name: &str, image: &str, labels: HashMap<String, String>) -> String {
-        // Without a network: it shall not depend on the machine's default bridge.
-        let host_config = HostConfig { network_mode: Some("none".into()), ..Default::default() };
-        let body = ContainerCreateBody {
-            image: Some(image.to_owned()),
-            labels: Some(labels),
-            host_config: Some(host_config),
-            ..Default::default()
-        };
+        let body =
+            ContainerCreateBody { image: Some(image.to_owned()), labels: Some(labels), ..Default::default() };
         self.run(name, body).await
     }
 

@@ -101,7 +101,7 @@ async fn a_stop_that_is_asked_for_while_the_agent_is_away_happens_when_it_is_bac
     assert_eq!(cluster.containers().await, []);
 }
 
-/// A container like the one of a desk, under other labels. Its port is published as the agent does.
+/// A container like the one of a desk, in the same network, under other labels. Its port is published as the agent does.
 async fn imitate(cluster: &Cluster, name: &str, labels: HashMap<String, String>) -> String {
     let port = vec![PortBinding { host_ip: Some("127.0.0.1".into()), host_port: None }];
     let body = ContainerCreateBody {
@@ -110,6 +110,8 @@ async fn imitate(cluster: &Cluster, name: &str, labels: HashMap<String, String>)
         exposed_ports: Some(vec!["8080/tcp".into()]),
         host_config: Some(HostConfig {
             port_bindings: Some(HashMap::from([("8080/tcp".into(), Some(port))])),
+            network_mode: Some(format!("carrel-{}", &cluster.id()[..8])),
+            network_mode: Some(format!("carrel-{}", &cluster.id()[..8])),
             ..Default::default()
         }),
         ..Default::default()
