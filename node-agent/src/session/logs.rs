@@ -73,11 +73,19 @@ async fn tell_all<R: Runtime>(
     let options = LogOptions { lines: Some(wanted.lines), follow: wanted.follow };
     let mut output = host.runtime.logs(&container.container_id, options);
     let mut lines = Lines::default();
+    let mut told = false;
     while let Some(chunk) = output.next().await {
         let chunk = match chunk {
             Ok(chunk) => chunk,
+            // Docker refuses the log of a container that is being removed; its end was kept before that.
+            Err(error) if !told => {
+                let kept = saved(host, wanted, None, teller).await?;
+                let same = kept.is_empty() && teller.generation == container.generation;
+                return Ok(if same { String::new() } else { error.to_string() });
+            }
             Err(error) => return Ok(error.to_string()),
         };
+        told = true;
         for piece in lines.push(&chunk) {
             teller.text(piece).await?;
         }
