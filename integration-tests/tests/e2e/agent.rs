@@ -111,7 +111,6 @@ async fn imitate(cluster: &Cluster, name: &str, labels: HashMap<String, String>)
         host_config: Some(HostConfig {
             port_bindings: Some(HashMap::from([("8080/tcp".into(), Some(port))])),
             network_mode: Some(format!("carrel-{}", &cluster.id()[..8])),
-            network_mode: Some(format!("carrel-{}", &cluster.id()[..8])),
             ..Default::default()
         }),
         ..Default::default()
