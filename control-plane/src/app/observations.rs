@@ -4,7 +4,7 @@ use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{Observation, Observed};
 
 use super::settle::settle;
-use super::{App, Result};
+use super::{App, AppError, Result};
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::idle::{Activity, Look};
 use crate::domain::reconcile::Placement;
@@ -15,12 +15,23 @@ impl App {
     /// Commits a batch of reports; what may be acked: the highest sequence of each workspace.
     ///
     /// # Errors
-    /// [`super::AppError`]; then nothing of the batch is committed, and nothing may be acked.
-    pub async fn observe(&self, node: NodeId, batch: &[Observation]) -> Result<Vec<(WorkspaceUid, i64)>> {
-        settle!(self.observe_once(node, batch))
+    /// [`super::AppError`]; then nothing of the batch is committed, and nothing may be acked. A session that another one
+    /// has taken over from is refused: its late reports would undo what the new one told.
+    pub async fn observe(
+        &self,
+        node: NodeId,
+        session_epoch: i64,
+        batch: &[Observation],
+    ) -> Result<Vec<(WorkspaceUid, i64)>> {
+        settle!(self.observe_once(node, session_epoch, batch))
     }
 
-    async fn observe_once(&self, node: NodeId, batch: &[Observation]) -> Result<Vec<(WorkspaceUid, i64)>> {
+    async fn observe_once(
+        &self,
+        node: NodeId,
+        session_epoch: i64,
+        batch: &[Observation],
+    ) -> Result<Vec<(WorkspaceUid, i64)>> {
         let mut batch: Vec<_> = batch.iter().collect();
         // The order of ids is the order of locks.
         batch.sort_by_key(|o| (o.workspace, o.generation, o.sequence));
@@ -30,6 +41,10 @@ impl App {
             if let Some(change) = self.observe_one(&mut work, node, observation).await? {
                 changes.push(change);
             }
+        }
+        // With all locks held: what a newer session reported on any of these is seen here, or waits for this commit.
+        if !work.session_is_current(node, session_epoch).await? {
+            return Err(AppError::SessionSuperseded(node));
         }
         self.nudge.ring(&work.commit().await?);
         for (before, after) in &changes {

@@ -223,7 +223,7 @@ impl Session {
                 span
             })
             .collect();
-        let acked = self.app.observe(self.node, &batch).await?;
+        let acked = self.app.observe(self.node, self.epoch, &batch).await?;
         drop(spans);
         let acked = acked
             .into_iter()

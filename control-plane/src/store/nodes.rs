@@ -197,6 +197,23 @@ impl Work {
         })
     }
 
+    /// Whether this session is still the node's. Asked after the locks of what it reports on: whoever changed that for a
+    /// newer session has been accepted before.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn session_is_current(&mut self, id: NodeId, session_epoch: i64) -> Result<bool> {
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT 1 FROM nodes WHERE id = $1 AND session_epoch = $2",
+                [id.0.into(), session_epoch.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("look at a session"))?;
+        Ok(row.is_some())
+    }
+
     /// Commits a sign of life; `None` when another session has taken over.
     ///
     /// # Errors

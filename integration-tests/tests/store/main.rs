@@ -7,5 +7,6 @@ mod heartbeats;
 mod migrations;
 mod placing;
 mod policies;
+mod reports;
 mod requests;
 mod rig;

@@ -133,6 +133,25 @@ impl Rig {
         generation: Generation,
         state: Observed,
     ) {
+        self.try_report(node, self.epoch(node).await, uid, generation, state).await.unwrap();
+    }
+
+    /// The present session of a node.
+    pub(crate) async fn epoch(&self, node: NodeId) -> i64 {
+        let mut work = self.app.store.begin().await.unwrap();
+        let nodes = work.list_nodes().await.unwrap();
+        nodes.into_iter().find(|known| known.id == node).unwrap().session_epoch
+    }
+
+    /// A report in a session that may be over.
+    pub(crate) async fn try_report(
+        &self,
+        node: NodeId,
+        session_epoch: i64,
+        uid: WorkspaceUid,
+        generation: Generation,
+        state: Observed,
+    ) -> control_plane::app::Result<()> {
         let observation = Observation {
             workspace: uid,
             generation,
@@ -144,7 +163,7 @@ impl Rig {
             image_digest: "sha256:1".into(),
             traceparent: String::new(),
         };
-        self.app.observe(node, &[observation]).await.unwrap();
+        self.app.observe(node, session_epoch, &[observation]).await.map(|_| ())
     }
 
     /// What an agent does that obeys at once: everything of its desired set is so, and reported.
