@@ -39,12 +39,19 @@ impl OwnDocker {
         run("ip", &["link", "add", "name", &bridge, "type", "bridge"]);
         run("ip", &["addr", "add", &format!("10.{}.0.1/24", docker.pool), "dev", &bridge]);
         run("ip", &["link", "set", &bridge, "up"]);
-        docker.start_again().await;
+        // Only the first time: a daemon that comes back with pools of its own, and without live-restore, takes the
+        // machine's docker0 away. What has addresses keeps them.
+        let pool = format!("base=10.{}.0.0/16,size=24", docker.pool);
+        docker.launch(&["--default-address-pool", &pool]).await;
         docker
     }
 
     /// Starts it again after `kill`, and waits until it answers.
     pub async fn start_again(&mut self) {
+        self.launch(&[]).await;
+    }
+
+    async fn launch(&mut self, more: &[&str]) {
         let path = |name: &str| self.dir.path().join(name);
         // Left behind by a killed daemon; a process that has the number by now would keep this one from starting.
         for stale in ["pid", "exec/containerd/containerd.pid"] {
@@ -61,7 +68,7 @@ impl OwnDocker {
             .args(["--host", &self.host()])
             .args(["--bridge", &self.bridge(), "--iptables=false", "--ip6tables=false"])
             .args(["--ip-forward=false", "--ip-masq=false"])
-            .args(["--default-address-pool", &format!("base=10.{}.0.0/16,size=24", self.pool)]);
+            .args(more);
         // Where the daemon itself is in a container, its directory may lie on an overlay, which takes no other.
         if !overlay_works(self.dir.path()) {
             command.args(["--storage-driver", "vfs"]);

@@ -5,6 +5,7 @@
 //! keeps no connection open between calls anyway.
 
 mod body;
+mod ghosts;
 mod reply;
 
 use std::collections::HashMap;
@@ -288,11 +289,22 @@ impl Runtime for Docker {
         let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
         let remove = async |client: bollard::Docker| client.remove_container(id, Some(options)).await;
         match self.call("remove", self.inner.timeout, remove).await {
-            Ok(()) | Err(RuntimeError::NotFound { .. }) => Ok(()),
+            Ok(()) | Err(RuntimeError::NotFound { .. }) => {}
             // Somebody else removes it at this moment; the caller's listing shows when it is gone.
-            Err(RuntimeError::Refused { problem, .. }) if reply::is_removal_in_progress(&problem) => Ok(()),
-            Err(other) => Err(other),
+            Err(RuntimeError::Refused { problem, .. }) if reply::is_removal_in_progress(&problem) => {
+                return Ok(());
+            }
+            Err(other) => return Err(other),
         }
+        let removed = id.to_owned();
+        if let Ok(ended @ 1..) = tokio::task::spawn_blocking(move || ghosts::end(&removed)).await {
+            tracing::warn!(
+                container = id,
+                processes = ended,
+                "ended what Docker had forgotten of a removed container"
+            );
+        }
+        Ok(())
     }
 
     fn logs(&self, id: &str, options: LogOptions) -> BoxStream<'static, Result<Bytes, RuntimeError>> {
