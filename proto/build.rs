@@ -8,6 +8,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "carrel/v1/workspace_service.proto",
         "carrel/v1/event_service.proto",
         "carrel/v1/policy_service.proto",
+        "carrel/v1/node_service.proto",
         "carrel/v1/agent_service.proto",
     ];
     for file in files {

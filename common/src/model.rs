@@ -1,5 +1,6 @@
 //! Plain values that control plane and agent share. Always valid: what comes from outside is parsed in `wire`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,8 @@ pub enum Signal {
     EditorInput,
     /// "Keep working", or Start on a running workspace.
     KeepWorking,
+    /// A declared job, which keeps it awake for a while.
+    Job,
 }
 
 /// Who or what stopped a workspace.
@@ -69,6 +72,12 @@ pub enum StopReason {
     Idle,
     /// Its longest lifetime was over.
     MaxLifetime,
+    /// Its node was being drained.
+    Drain,
+    /// Its node was lost: fenced, or confirmed dead.
+    NodeLost,
+    /// An operator.
+    Operator,
     /// Out of its memory limit, too often.
     Oom,
     /// Its program ended, too often.
@@ -156,6 +165,12 @@ pub struct NodeFacts {
     pub max_workspaces: i64,
     /// IP address under which the agent's ports are reached.
     pub advertise_address: String,
+    /// Availability zone, as the operator named it; may be empty.
+    #[serde(default)]
+    pub zone: String,
+    /// Labels, as the operator named them.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// A container with our labels.
@@ -175,6 +190,8 @@ pub struct Container {
     pub node: NodeId,
     /// Whether its program runs.
     pub running: bool,
+    /// Label `carrel.placement`; `None` when the container is older than that label.
+    pub placement: Option<PlacementId>,
 }
 
 /// What a workspace should be on a node.
@@ -186,6 +203,8 @@ pub struct DesiredItem {
     pub student: StudentId,
     /// The incarnation of the container.
     pub generation: Generation,
+    /// Incarnation of the store in which the placement was made: a container's pair is (incarnation, generation).
+    pub incarnation: i64,
     /// The placement.
     pub placement: PlacementId,
     /// What to run; the same through the whole generation.

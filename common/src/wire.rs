@@ -103,7 +103,7 @@ macro_rules! enumeration {
     };
 }
 
-enumeration!("signal", Signal, pb::Signal, LmsInput, EditorInput, KeepWorking);
+enumeration!("signal", Signal, pb::Signal, LmsInput, EditorInput, KeepWorking, Job);
 enumeration!(
     "stop_reason",
     StopReason,
@@ -111,6 +111,9 @@ enumeration!(
     User,
     Idle,
     MaxLifetime,
+    Drain,
+    NodeLost,
+    Operator,
     Oom,
     Exited,
     Deleted,
@@ -194,6 +197,8 @@ impl From<NodeFacts> for pb::NodeFacts {
             memory_bytes: f.memory_bytes,
             max_workspaces: f.max_workspaces,
             advertise_address: f.advertise_address,
+            zone: f.zone,
+            labels: f.labels.into_iter().collect(),
         }
     }
 }
@@ -221,6 +226,8 @@ impl TryFrom<pb::NodeFacts> for NodeFacts {
             memory_bytes: f.memory_bytes,
             max_workspaces: f.max_workspaces,
             advertise_address: f.advertise_address,
+            zone: f.zone,
+            labels: f.labels.into_iter().collect(),
         })
     }
 }
@@ -235,6 +242,7 @@ impl From<Container> for pb::Container {
             incarnation: c.incarnation,
             node_id: c.node.to_string(),
             running: c.running,
+            placement_id: c.placement.map(|placement| placement.to_string()).unwrap_or_default(),
         }
     }
 }
@@ -242,7 +250,12 @@ impl From<Container> for pb::Container {
 impl TryFrom<pb::Container> for Container {
     type Error = WireError;
     fn try_from(c: pb::Container) -> Result<Self, WireError> {
+        let placement = match c.placement_id.as_str() {
+            "" => None,
+            id => Some(parse("container.placement_id", id)?),
+        };
         Ok(Self {
+            placement,
             workspace: parse("container.workspace_uid", &c.workspace_uid)?,
             student: parse("container.student_id", &c.student_id)?,
             generation: Generation(c.generation),
@@ -272,6 +285,7 @@ impl From<DesiredItem> for pb::DesiredItem {
             workspace_uid: item.workspace.to_string(),
             student_id: item.student.to_string(),
             generation: item.generation.0,
+            incarnation: item.incarnation,
             placement_id: item.placement.to_string(),
             spec: Some(item.spec.into()),
             traceparent: item.traceparent,
@@ -314,6 +328,7 @@ impl TryFrom<pb::DesiredItem> for DesiredItem {
             workspace: parse("item.workspace_uid", &m.workspace_uid)?,
             student: parse("item.student_id", &m.student_id)?,
             generation: Generation(m.generation),
+            incarnation: m.incarnation,
             placement: parse("item.placement_id", &m.placement_id)?,
             spec: present("item.spec", m.spec)?.try_into()?,
             run,
@@ -351,9 +366,10 @@ impl DesiredSet {
         let mut hash = Sha256::new();
         for item in &items {
             hash.update(format!(
-                "{} {} {} {} {} {:?}\n",
+                "{} {} {} {} {} {} {:?}\n",
                 item.workspace,
                 item.student,
+                item.incarnation,
                 item.generation,
                 item.placement,
                 item.spec.digest(),

@@ -138,7 +138,7 @@ pub fn save(state_dir: &Path, identity: &Identity) -> Result<(), EnrollError> {
 pub async fn enroll(endpoint: &Endpoint, facts: NodeFacts) -> Result<Identity, EnrollError> {
     let endpoint = endpoint.clone().timeout(DEADLINE);
     let channel = endpoint.connect().await.map_err(EnrollError::Unreachable)?;
-    let request = pb::EnrollRequest { facts: Some(facts.into()) };
+    let request = pb::EnrollRequest { facts: Some(facts.into()), ..Default::default() };
     let answer = AgentServiceClient::new(channel)
         .enroll(request)
         .await

@@ -65,6 +65,8 @@ pub fn of_node(host: &HostFacts, engine: Option<&EngineFacts>, max_workspaces: u
         max_workspaces: i64::from(max_workspaces),
         // Until agents have an ingress, their ports are on loopback.
         advertise_address: "127.0.0.1".to_owned(),
+        zone: String::new(),
+        labels: std::collections::BTreeMap::new(),
     }
 }
 

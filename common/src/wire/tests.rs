@@ -34,6 +34,7 @@ fn a_desired_set_comes_back_as_it_went() {
         workspace: WorkspaceUid::new(),
         student: "ada".parse().expect("valid"),
         generation: Generation(3),
+        incarnation: 1,
         placement: PlacementId::new(),
         spec: spec(),
         run,

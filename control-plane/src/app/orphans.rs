@@ -81,7 +81,9 @@ impl App {
         let uid = work.find_or_make(make).await?;
         let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(()) };
         let next = before.adopted(container.generation, node, now);
-        work.insert_placement(&next, node).await?;
+        // The share and the container know the placement by its name: a container that is adopted keeps it.
+        let placement = container.placement.unwrap_or_else(carrel_common::id::PlacementId::new);
+        work.insert_placement_as(placement, Some(container.incarnation), &next, node).await?;
         work.save(
             &before,
             next,

@@ -16,8 +16,10 @@ pub struct Placement {
     pub workspace: WorkspaceUid,
     /// The node.
     pub node: NodeId,
-    /// The incarnation it was made for.
+    /// The incarnation of the container it was made for.
     pub generation: Generation,
+    /// The incarnation of the store it was made in.
+    pub incarnation: i64,
     /// What that incarnation is made of.
     pub spec: WorkspaceSpec,
 }
@@ -47,6 +49,7 @@ pub fn desired_item(placement: &Placement, workspace: &Workspace, times: OrderTi
         workspace: workspace.uid,
         student: workspace.student.clone(),
         generation: placement.generation,
+        incarnation: placement.incarnation,
         placement: placement.id,
         spec: placement.spec.clone(),
         run,

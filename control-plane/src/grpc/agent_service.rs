@@ -46,7 +46,15 @@ impl AgentService for Agents {
             node_id: node.to_string(),
             secret,
             cluster_id: self.app.settings.cluster.to_string(),
+            ..pb::EnrollResponse::default()
         }))
+    }
+
+    async fn renew_certificate(
+        &self,
+        _: Request<pb::RenewCertificateRequest>,
+    ) -> Result<Response<pb::RenewCertificateResponse>, Status> {
+        Err(Status::unimplemented("there are no certificates in --dev"))
     }
 
     type SessionStream = ReceiverStream<Result<pb::SessionResponse, Status>>;

@@ -92,7 +92,12 @@ pub(super) fn workspace(view: WorkspaceView) -> pb::Workspace {
     let progress = w.stage.filter(|_| matches!(w.state, State::Pending | State::Starting)).map(|stage| {
         let stage = pb::progress::Stage::from(stage);
         let position = i32::try_from(view.queue_position).unwrap_or(i32::MAX);
-        pb::Progress { stage: stage.into(), percent: percent(stage), queue_position: position }
+        pb::Progress {
+            stage: stage.into(),
+            percent: percent(stage),
+            queue_position: position,
+            estimated_ready_time: None,
+        }
     });
     let mut message = pb::Workspace {
         name: format!("workspaces/{}", w.student),

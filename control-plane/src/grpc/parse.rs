@@ -175,6 +175,7 @@ pub(super) fn beat(request: &pb::RecordHeartbeatRequest) -> Parsed<Beat> {
         Ok(pb::Signal::Unspecified | pb::Signal::LmsInput) => Signal::LmsInput,
         Ok(pb::Signal::EditorInput) => Signal::EditorInput,
         Ok(pb::Signal::KeepWorking) => Signal::KeepWorking,
+        Ok(pb::Signal::Job) => return Err(WireError::new("signal", "jobs cannot be declared yet")),
         Err(_) => return Err(WireError::new("signal", format!("{} is not a signal", request.signal))),
     };
     let age = request.age.as_ref().map(|age| wire::span_of("age", age)).transpose()?.unwrap_or_default();
@@ -224,6 +225,7 @@ mod tests {
             name: "workspaces/ada".into(),
             signal: 0,
             age: Some(wire::duration(Duration::from_secs(3600))),
+            ..pb::RecordHeartbeatRequest::default()
         };
         assert_eq!(beat(&old).map(|b| b.age), Ok(OLDEST_AGE));
     }

@@ -152,7 +152,7 @@ impl WorkspaceService for Workspaces {
         let beat = parse::beat(request.get_ref()).map_err(bad_field)?;
         let mut answers = self.app.record(vec![beat]).await.map_err(to_status)?;
         let idle = answers.pop().unwrap_or(Err(AppError::ShuttingDown)).map_err(to_status)?;
-        Ok(Response::new(pb::RecordHeartbeatResponse { idle: Some(convert::idle(&idle)) }))
+        Ok(Response::new(pb::RecordHeartbeatResponse { idle: Some(convert::idle(&idle)), clamped: false }))
     }
 
     async fn record_heartbeats(

@@ -153,6 +153,7 @@ impl Session {
             incarnation: settings.incarnation,
             heartbeat_interval: Some(duration(settings.heartbeat_interval)),
             cluster_id: settings.cluster.to_string(),
+            ..pb::Welcome::default()
         };
         self.send(ToAgent::Welcome(welcome)).await
     }
@@ -185,6 +186,7 @@ impl Session {
                 Some(cancel) => self.send(ToAgent::LogCancel(cancel)).await,
                 None => Ok(()),
             },
+            FromAgent::IdleStateAck(_) | FromAgent::Withheld(_) => Ok(()),
             FromAgent::DesiredRefused(refused) => {
                 tracing::error!(node.id = %self.node, ?refused, "the agent refused a desired set");
                 Ok(())

@@ -67,6 +67,7 @@ pub(super) fn signal_name(signal: Signal) -> &'static str {
         Signal::LmsInput => "LMS_INPUT",
         Signal::EditorInput => "EDITOR_INPUT",
         Signal::KeepWorking => "KEEP_WORKING",
+        Signal::Job => "JOB",
     }
 }
 

@@ -28,6 +28,7 @@ fn read(row: &QueryResult) -> Result<Placement> {
         workspace: WorkspaceUid(row.try_get("", "workspace_id").map_err(&get)?),
         node: NodeId(row.try_get("", "node_id").map_err(&get)?),
         generation: Generation(row.try_get("", "generation").map_err(&get)?),
+        incarnation: row.try_get("", "incarnation").map_err(&get)?,
         spec: value::<WorkspaceSpec>("placements", row.try_get("", "spec").map_err(&get)?)?,
     })
 }
@@ -57,7 +58,7 @@ impl Store {
             .unwrap_or(0);
         let rows = tx
             .query_all_raw(sql(
-                "SELECT id AS placement_id, workspace_id, node_id, generation, spec FROM placements
+                "SELECT id AS placement_id, workspace_id, node_id, generation, incarnation, spec FROM placements
                  WHERE node_id = $1 AND released_at IS NULL",
                 [node.0.into()],
             ))
@@ -137,11 +138,27 @@ impl Work {
     /// [`StoreError::Conflict`] when the workspace has a placement already.
     pub async fn insert_placement(&mut self, workspace: &Workspace, node: NodeId) -> Result<PlacementId> {
         let id = PlacementId::new();
+        self.insert_placement_as(id, None, workspace, node).await?;
+        Ok(id)
+    }
+
+    /// Claims the place of what runs already, under the name and the incarnation of the store that its labels tell; `None` is
+    /// the present incarnation.
+    ///
+    /// # Errors
+    /// As [`Work::insert_placement`].
+    pub async fn insert_placement_as(
+        &mut self,
+        id: PlacementId,
+        incarnation: Option<i64>,
+        workspace: &Workspace,
+        node: NodeId,
+    ) -> Result<()> {
         let Resources { cpu_millicores, memory_bytes, .. } = workspace.spec.resources;
         self.tx
             .execute_raw(sql(
-                "INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                "INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes, incarnation)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, (SELECT incarnation FROM cluster)))",
                 [
                     id.0.into(),
                     workspace.uid.0.into(),
@@ -150,12 +167,13 @@ impl Work {
                     json("placements", &workspace.spec)?.into(),
                     cpu_millicores.into(),
                     memory_bytes.into(),
+                    incarnation.into(),
                 ],
             ))
             .await
             .map_err(StoreError::sort("claim a place"))?;
         self.touched.nodes.insert(node);
-        Ok(id)
+        Ok(())
     }
 
     /// The unreleased placement of a workspace.
@@ -166,7 +184,7 @@ impl Work {
         let row = self
             .tx
             .query_one_raw(sql(
-                "SELECT id AS placement_id, workspace_id, node_id, generation, spec FROM placements
+                "SELECT id AS placement_id, workspace_id, node_id, generation, incarnation, spec FROM placements
                  WHERE workspace_id = $1 AND released_at IS NULL",
                 [workspace.0.into()],
             ))

@@ -105,6 +105,8 @@ impl Rig {
             memory_bytes: gib * GIB,
             max_workspaces: 250,
             advertise_address: "127.0.0.1".into(),
+            zone: String::new(),
+            labels: std::collections::BTreeMap::new(),
         };
         let (node, _) = self.app.enroll(&facts).await.unwrap();
         let session = self.app.accept_session(node, &facts, true).await.unwrap();

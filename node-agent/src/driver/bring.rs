@@ -43,7 +43,6 @@ pub(super) enum Outcome {
 pub(super) struct Bring<'a, R> {
     pub(super) host: &'a Host<R>,
     pub(super) item: DesiredItem,
-    pub(super) incarnation: i64,
     pub(super) cancel: CancellationToken,
     /// The first exit found is not the program's fault: Docker or the host went down.
     pub(super) forgiven: bool,
@@ -211,12 +210,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
     async fn create_and_start(&mut self) -> Result<Step, End> {
         let permit = self.permit().await?;
         let project_dir = self.directory().await?;
-        let plan = Plan {
-            scope: self.host.scope,
-            incarnation: self.incarnation,
-            item: self.item.clone(),
-            project_dir,
-        };
+        let plan = Plan { scope: self.host.scope, item: self.item.clone(), project_dir };
         let begun = self.host.clock.monotonic();
         let span = tracing::info_span!("container.create", otel.kind = "client");
         let created = self.host.runtime.ensure_created(&plan).instrument(span).await;

@@ -294,8 +294,7 @@ impl<R: Runtime> Driver<R> {
                 let span = span_of(&item, &from, host.scope.node);
                 let cancel = cancel.clone();
                 let task = async move {
-                    let bring =
-                        Bring { host: &host, item, incarnation, cancel, forgiven, so_far: SoFar::default() };
+                    let bring = Bring { host: &host, item, cancel, forgiven, so_far: SoFar::default() };
                     (workspace, generation, bring.run(from).await)
                 };
                 let task = self.tasks.spawn(task.instrument(span));

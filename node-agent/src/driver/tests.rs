@@ -111,6 +111,7 @@ fn desk(student: &str, mode: &str) -> DesiredItem {
         workspace: WorkspaceUid::new(),
         student: student.parse().expect("valid"),
         generation: Generation(1),
+        incarnation: 1,
         placement: PlacementId::new(),
         spec: WorkspaceSpec {
             image: format!("tiny:{mode}"),

@@ -73,11 +73,11 @@ fn plan(scope: Scope, mode: &str, dir: &Path) -> Plan {
     let name = image.rsplit_once(':').map_or(image.as_str(), |(name, _)| name);
     Plan {
         scope,
-        incarnation: 4,
         item: DesiredItem {
             workspace: WorkspaceUid::new(),
             student: "ada".parse().expect("valid"),
             generation: Generation(3),
+            incarnation: 4,
             placement: PlacementId::new(),
             spec: WorkspaceSpec {
                 image: format!("{name}:{mode}"),

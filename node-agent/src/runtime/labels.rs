@@ -19,6 +19,8 @@ pub const WORKSPACE: &str = "carrel.workspace";
 pub const STUDENT: &str = "carrel.student";
 /// Label with the generation.
 pub const GENERATION: &str = "carrel.generation";
+/// Label with the id of the placement.
+pub const PLACEMENT: &str = "carrel.placement";
 /// Label with the digest of the spec.
 pub const SPEC: &str = "carrel.spec";
 
@@ -27,11 +29,12 @@ pub fn of_plan(plan: &Plan) -> HashMap<String, String> {
     let item = &plan.item;
     [
         (CLUSTER, plan.scope.cluster.to_string()),
-        (INCARNATION, plan.incarnation.to_string()),
+        (INCARNATION, item.incarnation.to_string()),
         (NODE, plan.scope.node.to_string()),
         (WORKSPACE, item.workspace.to_string()),
         (STUDENT, item.student.to_string()),
         (GENERATION, item.generation.to_string()),
+        (PLACEMENT, item.placement.to_string()),
         (SPEC, item.spec.digest()),
     ]
     .into_iter()
@@ -51,6 +54,7 @@ pub fn parse(id: &str, labels: &HashMap<String, String>, phase: Phase) -> Option
             incarnation: label(INCARNATION)?.parse().ok()?,
             node: label(NODE)?.parse().ok()?,
             running: phase == Phase::Running,
+            placement: label(PLACEMENT).and_then(|id| id.parse().ok()),
         },
         spec_digest: label(SPEC)?.to_owned(),
         phase,

@@ -56,8 +56,6 @@ pub struct EngineFacts {
 pub struct Plan {
     /// Whose it is.
     pub scope: Scope,
-    /// Incarnation of the store that ordered it.
-    pub incarnation: i64,
     /// The order.
     pub item: DesiredItem,
     /// The student's directory on this host; must exist.

@@ -261,6 +261,7 @@ impl<R: Runtime> Live<'_, R> {
                 }
                 Ok(())
             }
+            Down::IdleState(_) | Down::ImageOrder(_) => Ok(()),
             Down::Superseded(_) => Err(Ending::Superseded),
             Down::GoAway(leaving) => Err(Ending::GoAway(leaving.reason)),
             Down::Welcome(_) => Err(WireError::new("welcome", "came twice").into()),
@@ -319,6 +320,7 @@ impl<R: Runtime> Live<'_, R> {
             last_acked: self.last_acked,
             docker: Some(docker.into()),
             storage: Some(storage.into()),
+            ..pb::Heartbeat::default()
         }))
     }
 

@@ -210,7 +210,15 @@ impl AgentService for Service {
             node_id: state.node.to_string(),
             secret: state.secret.clone(),
             cluster_id: state.cluster.to_string(),
+            ..pb::EnrollResponse::default()
         }))
+    }
+
+    async fn renew_certificate(
+        &self,
+        _: Request<pb::RenewCertificateRequest>,
+    ) -> Result<Response<pb::RenewCertificateResponse>, Status> {
+        Err(Status::unimplemented("plaintext"))
     }
 
     type SessionStream = Pin<Box<dyn Stream<Item = Result<pb::SessionResponse, Status>> + Send>>;
@@ -270,6 +278,7 @@ impl State {
                     incarnation: 1,
                     heartbeat_interval: Some(prost_duration(Duration::from_millis(500))),
                     cluster_id: self.cluster.to_string(),
+                    ..pb::Welcome::default()
                 }));
                 if self.send_sets {
                     let set = self.set.clone();
@@ -310,6 +319,7 @@ impl State {
                 }
             }
             Up::LogPiece(piece) => self.heard.pieces.push(piece),
+            Up::IdleStateAck(_) | Up::Withheld(_) => {}
             Up::DesiredRefused(refused) => self.heard.refused.push(refused),
         }
     }

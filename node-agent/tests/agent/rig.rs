@@ -179,6 +179,7 @@ impl Rig {
             label("workspace", &item.workspace),
             label("student", &item.student),
             label("generation", &item.generation),
+            label("placement", &item.placement),
             label("spec", &item.spec.digest()),
         ];
         let name = format!("carrel-{}-g{}", item.workspace, item.generation);
@@ -221,6 +222,7 @@ pub(crate) fn desk(student: &str, mode: &str) -> DesiredItem {
         workspace: WorkspaceUid::new(),
         student: student.parse().expect("valid"),
         generation: Generation(1),
+        incarnation: 1,
         placement: PlacementId::new(),
         spec: spec(mode),
         run: Run::Running { start_timeout: Duration::from_secs(30) },

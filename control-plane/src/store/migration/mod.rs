@@ -4,6 +4,7 @@ use sea_orm_migration::prelude::*;
 
 mod m20261122_000001_foundation;
 mod m20261122_000002_policies;
+mod m20261124_000003_incarnations;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -11,6 +12,10 @@ pub(super) struct Migrator;
 
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        vec![Box::new(m20261122_000001_foundation::Migration), Box::new(m20261122_000002_policies::Migration)]
+        vec![
+            Box::new(m20261122_000001_foundation::Migration),
+            Box::new(m20261122_000002_policies::Migration),
+            Box::new(m20261124_000003_incarnations::Migration),
+        ]
     }
 }

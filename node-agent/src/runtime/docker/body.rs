@@ -109,11 +109,11 @@ mod tests {
         let uid = |n: u8| format!("0f0e0d0c-0000-4000-8000-0000000000{n:02}");
         Plan {
             scope: Scope { cluster: uid(1).parse().expect("uuid"), node: uid(2).parse().expect("uuid") },
-            incarnation: 4,
             item: DesiredItem {
                 workspace: uid(3).parse().expect("uuid"),
                 student: "ada@school".parse().expect("valid"),
                 generation: Generation(7),
+                incarnation: 4,
                 placement: PlacementId::new(),
                 spec: WorkspaceSpec {
                     image: "carrel/workspace:dev".into(),
@@ -143,6 +143,7 @@ mod tests {
                 "carrel.workspace": "0f0e0d0c-0000-4000-8000-000000000003",
                 "carrel.student": "ada@school",
                 "carrel.generation": "7",
+                "carrel.placement": plan.item.placement.to_string(),
                 "carrel.spec": plan.item.spec.digest(),
             },
             "ExposedPorts": { "8080/tcp": {} },
