@@ -21,11 +21,11 @@ const PREFIX: &str = "carrel-e2e-";
 /// How a cluster is to be. Flags are given without `--`; a later one of the same name replaces an earlier one.
 #[derive(Clone, Debug)]
 pub struct Options {
-    control_plane: Vec<(String, String)>,
-    agent: Vec<(String, String)>,
+    pub(crate) control_plane: Vec<(String, String)>,
+    pub(crate) agent: Vec<(String, String)>,
     docker_host: String,
     database_server: String,
-    environment: Vec<(String, String)>,
+    pub(crate) environment: Vec<(String, String)>,
     make_base: bool,
 }
 

@@ -33,7 +33,12 @@ impl Database {
 
     /// Where it is.
     pub fn url(&self) -> String {
-        let (address, options) = self.server.split_once('?').unwrap_or((&self.server, ""));
+        self.url_in(&self.server)
+    }
+
+    /// The same, when the server is reached in another way.
+    pub(crate) fn url_in(&self, server: &str) -> String {
+        let (address, options) = server.split_once('?').unwrap_or((server, ""));
         let (base, _) = address.rsplit_once('/').expect("a URL with a database");
         if options.is_empty() {
             format!("{base}/{}", self.name)

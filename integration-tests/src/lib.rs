@@ -1,8 +1,9 @@
 //! The harness of the end-to-end tests: Carrel as its users run it, with both binaries as processes of their own.
 //!
 //! `cluster` starts, kills and freezes them over a database and a base path of their own; `client` talks to them as an
-//! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill;
-//! `collector` keeps the spans they send; `printed` reads the commands of our documents. Everything made is removed again
+//! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill; `rig`
+//! is a fleet of hosts on this machine, and `writes` the check that a file never had two writers at once; `collector` keeps
+//! the spans they send; `printed` reads the commands of our documents. Everything made is removed again
 //! when its value is dropped, also when a test panics. A harness that cannot do its work panics and says why: there is
 //! nobody to return an error to.
 #![expect(
@@ -10,15 +11,19 @@
     reason = "a harness reads the real time, its environment, and spawns freely"
 )]
 
+pub mod chance;
 pub mod client;
 pub mod cluster;
 pub mod collector;
 pub mod database;
 pub mod docker;
+mod dockerd;
 pub mod http;
 mod leftovers;
 pub mod own_docker;
 pub mod own_postgres;
 pub mod printed;
 pub mod process;
+pub mod rig;
 pub mod settings;
+pub mod writes;

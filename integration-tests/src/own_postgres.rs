@@ -12,6 +12,9 @@ use crate::process::{Process, run};
 /// Of its directory below /tmp.
 const PREFIX: &str = "cp-";
 
+/// As Postgres calls its socket.
+pub(crate) const SOCKET: &str = ".s.PGSQL.5432";
+
 /// A Postgres cluster on a unix socket.
 #[derive(Debug)]
 pub struct OwnPostgres {
@@ -93,6 +96,16 @@ impl OwnPostgres {
             process.signal(crate::process::Signal::INT);
             process.wait(Duration::from_secs(30)).await;
         }
+    }
+
+    /// Its process, to be frozen.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("Postgres was started")
+    }
+
+    /// The socket it listens on.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.path().join(SOCKET)
     }
 
     /// Where it is.

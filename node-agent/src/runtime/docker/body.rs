@@ -28,6 +28,7 @@ pub(super) fn container_body(plan: &Plan, open_files: Option<i64>) -> ContainerC
         user: Some(USER.into()),
         env: Some(vec![
             format!("CARREL_STUDENT={}", plan.item.student),
+            format!("CARREL_INCARNATION={}", plan.item.incarnation),
             format!("CARREL_GENERATION={}", plan.item.generation),
         ]),
         labels: Some(labels::of_plan(plan)),
@@ -135,7 +136,7 @@ mod tests {
         let expected = json!({
             "Image": "carrel/workspace:dev",
             "User": "1000:1000",
-            "Env": ["CARREL_STUDENT=ada@school", "CARREL_GENERATION=7"],
+            "Env": ["CARREL_STUDENT=ada@school", "CARREL_INCARNATION=4", "CARREL_GENERATION=7"],
             "Labels": {
                 "carrel.cluster": "0f0e0d0c-0000-4000-8000-000000000001",
                 "carrel.incarnation": "4",

@@ -1,0 +1,327 @@
+//! A fleet on one machine: hosts with their own network, Docker and agent, replicas over one Postgres, one share.
+//!
+//! ```text
+//!  this machine's network              bridge cr-N, 198.18.N.1/24
+//!  ┌────────────────────────────┐       │
+//!  │ replica 0 … m    Postgres  ├───────┤
+//!  └────────────────────────────┘       ├── eth0 ┌ host 0 ─ network, mounts, host name, machine id, boot id ┐
+//!    share: a mount that every          │        │ dockerd (cr-N-h0)   agent                                │
+//!    host sees at the same path         │        └──────────────────────────────────────────────────────────┘
+//!                                       └── eth0 ┌ host 1 …
+//! ```
+//!
+//! Everything can be killed, frozen, cut off and started again, singly. What is made outside the rig's directory is
+//! called after its bridge, so that the next rig can clear up after one whose process was killed.
+
+mod cgroups;
+mod host;
+mod namespace;
+mod network;
+mod relay;
+mod replica;
+mod share;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+pub use self::host::{Host, Loss};
+pub use self::replica::Replica;
+pub use self::share::Share;
+
+use self::host::Parts;
+use self::network::Network;
+use self::relay::Relay;
+use crate::client::Client;
+use crate::cluster::Options;
+use crate::database::Database;
+use crate::docker::Found;
+use crate::leftovers::{left_behind, note, owned_dir};
+use crate::own_postgres::{OwnPostgres, SOCKET};
+use crate::settings;
+
+/// Of a rig's directory below /tmp. Short, as what lies below has to be.
+const PREFIX: &str = "cr-";
+
+/// How a rig is to be.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    hosts: u8,
+    replicas: usize,
+    options: Options,
+    images: Vec<String>,
+    live_restore: bool,
+}
+
+impl Shape {
+    /// So many hosts and replicas, with the tiny image and quick timers.
+    pub fn new(hosts: u8, replicas: usize) -> Self {
+        let images = vec![settings::tiny_image()];
+        Self { hosts, replicas, options: Options::new(), images, live_restore: true }
+    }
+
+    /// A flag of `control-plane serve`, the same for every replica.
+    #[must_use]
+    pub fn flag(mut self, name: &str, value: &str) -> Self {
+        self.options = self.options.flag(name, value);
+        self
+    }
+
+    /// A flag of `node-agent run`, the same on every host.
+    #[must_use]
+    pub fn agent_flag(mut self, name: &str, value: &str) -> Self {
+        self.options = self.options.agent_flag(name, value);
+        self
+    }
+
+    /// The image of the workspaces.
+    #[must_use]
+    pub fn image(mut self, image: &str) -> Self {
+        self.images.push(image.to_owned());
+        self.flag("workspace-image", image)
+    }
+
+    /// The workspaces write all the time; see [`crate::writes`].
+    #[must_use]
+    pub fn writers(self) -> Self {
+        self.image(&settings::tiny_image_that_is("writer"))
+    }
+
+    /// Containers end with their Docker.
+    #[must_use]
+    pub fn without_live_restore(mut self) -> Self {
+        self.live_restore = false;
+        self
+    }
+}
+
+/// The container of a running desk: equal to itself only as long as nobody stopped or started it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Desk {
+    /// Index of the host.
+    pub host: usize,
+    /// Docker's id.
+    pub id: String,
+    /// Its generation, by its label.
+    pub generation: i64,
+    /// When it was last started, by Docker.
+    pub started_at: String,
+}
+
+/// A running fleet. Everything it made goes when it is dropped.
+#[derive(Debug)]
+pub struct Rig {
+    // Dropped in this order: who looks after containers before who decides, before what both stand on.
+    hosts: Vec<Host>,
+    replicas: Vec<Replica>,
+    _relays: Vec<Relay>,
+    database: Database,
+    postgres: OwnPostgres,
+    share: Share,
+    network: Arc<Network>,
+    dir: TempDir,
+    cluster_id: String,
+}
+
+impl Rig {
+    /// Starts all of it, and returns once every agent is connected.
+    pub async fn start(shape: Shape) -> Self {
+        let mut rig = Self::start_without_agents(shape).await;
+        for index in 0..rig.hosts.len() {
+            rig.hosts[index].spawn_agent();
+        }
+        for index in 0..rig.hosts.len() {
+            rig.wait_for_agent(index, 0).await;
+        }
+        rig
+    }
+
+    /// Starts the hosts with their Docker, and the replicas.
+    pub async fn start_without_agents(shape: Shape) -> Self {
+        clear_up();
+        let dir = owned_dir(PREFIX);
+        let network = Arc::new(Network::new());
+        note(dir.path(), &[&network.bridge()]);
+        let share = Share::mount(&dir.path().join("share"));
+        let postgres = OwnPostgres::start().await;
+        let database = Database::create(&postgres.url()).await;
+        migrate(&database);
+        let cluster_id = database.text("SELECT cluster_id::text FROM cluster").await;
+
+        let mut replicas = Vec::new();
+        let mut relays = Vec::new();
+        for index in 0..shape.replicas {
+            let sockets = dir.path().join(format!("pg-{index}"));
+            std::fs::create_dir(&sockets).expect("a directory");
+            let way = Relay::unix(sockets.join(SOCKET), postgres.socket());
+            let server = format!("postgres://carrel@localhost/postgres?host={}", sockets.display());
+            let mut arguments = vec![format!("--database-url={}", database.url_in(&server))];
+            arguments.extend(flags(&shape.options.control_plane));
+            let mut replica =
+                Replica::new(index, arguments, shape.options.environment.clone(), way, dir.path());
+            replica.start().await;
+            let loopback = SocketAddr::from(([127, 0, 0, 1], replica.agent_port()));
+            relays.push(Relay::tcp(SocketAddr::from((network.hub(), replica.agent_port())), loopback).await);
+            replicas.push(replica);
+        }
+
+        let ports: Vec<_> = replicas.iter().map(Replica::agent_port).collect();
+        let endpoints: Vec<_> = ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect();
+        let images: Vec<_> = shape.images.iter().map(String::as_str).collect();
+        let booted = (0..shape.hosts).map(|index| {
+            let mut agent_arguments =
+                vec!["--dev".into(), format!("--control-plane={}", endpoints.join(","))];
+            agent_arguments.push(format!("--workspace-base-path={}", share.path().display()));
+            agent_arguments.extend(flags(&shape.options.agent));
+            let parts = Parts {
+                index,
+                dir: dir.path().join(index.to_string()),
+                network: Arc::clone(&network),
+                live_restore: shape.live_restore,
+                agent_arguments,
+                agent_ports: ports.clone(),
+            };
+            Host::boot(parts, &images)
+        });
+        let hosts = futures_util::future::join_all(booted).await;
+        Self { hosts, replicas, _relays: relays, database, postgres, share, network, dir, cluster_id }
+    }
+
+    /// A host.
+    pub fn host(&mut self, index: usize) -> &mut Host {
+        &mut self.hosts[index]
+    }
+
+    /// All hosts.
+    pub fn hosts(&self) -> &[Host] {
+        &self.hosts
+    }
+
+    /// A replica.
+    pub fn replica(&mut self, index: usize) -> &mut Replica {
+        &mut self.replicas[index]
+    }
+
+    /// All replicas.
+    pub fn replicas(&self) -> &[Replica] {
+        &self.replicas
+    }
+
+    /// Its Postgres, with nothing else in it.
+    pub fn postgres(&mut self) -> &mut OwnPostgres {
+        &mut self.postgres
+    }
+
+    /// Its database.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// What all hosts have mounted.
+    pub fn share(&self) -> &Share {
+        &self.share
+    }
+
+    /// Its id, as in the labels.
+    pub fn cluster_id(&self) -> &str {
+        &self.cluster_id
+    }
+
+    /// A directory of the test's own, with every log.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// A client of the first replica.
+    pub fn client(&self) -> Client {
+        self.replicas[0].client()
+    }
+
+    /// Its containers on every host whose Docker answers, running or not, each with the index of its host.
+    pub async fn containers(&self) -> Vec<(usize, Found)> {
+        let label = format!("carrel.cluster={}", self.cluster_id);
+        let mut all = Vec::new();
+        for (index, host) in self.hosts.iter().enumerate() {
+            if let Some(docker) = crate::docker::Docker::try_at(&host.docker_host()) {
+                let found = docker.try_list(&label).await.unwrap_or_default();
+                all.extend(found.into_iter().map(|container| (index, container)));
+            }
+        }
+        all
+    }
+
+    /// The containers of one student, running or not, each with the index of its host.
+    pub async fn containers_of(&self, student: &str) -> Vec<(usize, Found)> {
+        self.containers().await.into_iter().filter(|(_, found)| found.student == student).collect()
+    }
+
+    /// The one container of a student, which runs.
+    pub async fn desk(&self, student: &str) -> Desk {
+        let all = self.containers_of(student).await;
+        let [(host, found)] = &all[..] else { panic!("not one container of {student}: {all:#?}") };
+        assert!(found.running, "{student} does not run: {found:#?}");
+        let inspected = self.hosts[*host].docker().inspect(&found.id).await;
+        let started_at = inspected.state.and_then(|state| state.started_at).expect("it was started");
+        Desk { host: *host, id: found.id.clone(), generation: found.generation, started_at }
+    }
+
+    /// The sessions that a host's agent has had.
+    pub async fn sessions_of(&self, host: usize) -> i64 {
+        let name = self.hosts[host].name();
+        let query = format!(
+            "SELECT coalesce(max(session_epoch), 0)::text FROM nodes
+             WHERE facts->>'hostname' = '{name}' AND last_heartbeat_at IS NOT NULL"
+        );
+        self.database.text(&query).await.parse().expect("a number")
+    }
+
+    /// Waits until a host's agent has had more sessions than this and is heard.
+    pub async fn wait_for_agent(&mut self, host: usize, before: i64) {
+        let start = Instant::now();
+        while self.sessions_of(host).await <= before {
+            let agent = self.hosts[host].agent();
+            assert!(agent.ended().is_none(), "the agent ended:\n{}", agent.log_tail(30));
+            assert!(start.elapsed() < Duration::from_secs(30), "not connected:\n{}", agent.log_tail(30));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The address of this machine that hosts see.
+    pub fn hub(&self) -> std::net::Ipv4Addr {
+        self.network.hub()
+    }
+
+    /// The name of the rig's bridge, and of all that it makes outside its directory.
+    pub fn name(&self) -> String {
+        self.network.bridge()
+    }
+}
+
+fn flags(named: &[(String, String)]) -> impl Iterator<Item = String> {
+    named.iter().map(|(name, value)| format!("--{name}={value}"))
+}
+
+fn migrate(database: &Database) {
+    let output = Command::new(settings::binary("control-plane"))
+        .args(["migrate", "--database-url", &database.url()])
+        .output()
+        .expect("control-plane starts");
+    assert!(output.status.success(), "migrate: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Removes what rigs of killed tests left. Their own processes ended with them, containers did not.
+fn clear_up() {
+    for (dir, notes) in left_behind(PREFIX) {
+        if let [bridge] = &notes[..] {
+            let hosts = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());
+            host::clear_up(hosts, bridge);
+            network::clear_up(bridge);
+        }
+        share::clear_up(&dir.join("share"));
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}

@@ -1,0 +1,112 @@
+//! Carries connections from one address to another, until a test says otherwise.
+//!
+//! Each replica reaches Postgres through one of its own, so that it alone can be cut off. Agents without TLS reach replicas
+//! through one, since both speak plaintext on loopback only.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+/// What becomes of connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Carry,
+    /// They end, and new ones end at once.
+    Refuse,
+    /// They stay, and nothing moves: a black hole.
+    Swallow,
+}
+
+/// An address that leads to another. Ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Relay {
+    mode: watch::Sender<Mode>,
+    task: JoinHandle<()>,
+}
+
+impl Relay {
+    /// From a TCP address to another.
+    pub(crate) async fn tcp(from: SocketAddr, to: SocketAddr) -> Self {
+        let listener = TcpListener::bind(from).await.expect("a free port");
+        let (mode, seen) = watch::channel(Mode::Carry);
+        let task = tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                tokio::spawn(carry(near, TcpStream::connect(to), seen.clone()));
+            }
+        });
+        Self { mode, task }
+    }
+
+    /// From a socket to another.
+    pub(crate) fn unix(from: PathBuf, to: PathBuf) -> Self {
+        let listener = UnixListener::bind(from).expect("a free path");
+        let (mode, seen) = watch::channel(Mode::Carry);
+        let task = tokio::spawn(async move {
+            while let Ok((near, _)) = listener.accept().await {
+                tokio::spawn(carry(near, UnixStream::connect(to.clone()), seen.clone()));
+            }
+        });
+        Self { mode, task }
+    }
+
+    /// Ends all connections, and new ones at once.
+    pub(crate) fn refuse(&self) {
+        self.mode.send_replace(Mode::Refuse);
+    }
+
+    /// Keeps all connections, and lets nothing through.
+    pub(crate) fn swallow(&self) {
+        self.mode.send_replace(Mode::Swallow);
+    }
+
+    /// Carries again.
+    pub(crate) fn mend(&self) {
+        self.mode.send_replace(Mode::Carry);
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn carry<N, F>(near: N, far: impl Future<Output = std::io::Result<F>>, mode: watch::Receiver<Mode>)
+where
+    N: AsyncRead + AsyncWrite,
+    F: AsyncRead + AsyncWrite,
+{
+    let mut ended = mode.clone();
+    let both = async {
+        let far = far.await.ok()?;
+        let ((near_in, near_out), (far_in, far_out)) = (tokio::io::split(near), tokio::io::split(far));
+        // Either end closing ends both.
+        tokio::select! {
+            () = one_way(near_in, far_out, mode.clone()) => {}
+            () = one_way(far_in, near_out, mode) => {}
+        }
+        Some(())
+    };
+    tokio::select! {
+        _ = both => {}
+        _ = ended.wait_for(|mode| *mode == Mode::Refuse) => {}
+    }
+}
+
+async fn one_way(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    mut mode: watch::Receiver<Mode>,
+) {
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        let moves = mode.wait_for(|mode| *mode != Mode::Swallow).await.is_ok();
+        if !moves || to.write_all(&buffer[..read]).await.is_err() {
+            return;
+        }
+    }
+}

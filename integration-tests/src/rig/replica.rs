@@ -1,0 +1,128 @@
+//! One of the control plane's replicas.
+
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use super::relay::Relay;
+use crate::client::Client;
+use crate::process::Process;
+use crate::{http, settings};
+
+/// A replica, which a test may kill, freeze and start again. Killed when dropped.
+#[derive(Debug)]
+pub struct Replica {
+    name: String,
+    port: u16,
+    agent_port: u16,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    log: PathBuf,
+    process: Option<Process>,
+    /// Its way to Postgres.
+    database: Relay,
+}
+
+impl Replica {
+    pub(crate) fn new(
+        index: usize,
+        arguments: Vec<String>,
+        environment: Vec<(String, String)>,
+        database: Relay,
+        dir: &std::path::Path,
+    ) -> Self {
+        Self {
+            database,
+            name: format!("replica {index}"),
+            port: settings::free_port(),
+            agent_port: settings::free_port(),
+            arguments,
+            environment,
+            log: dir.join(format!("replica-{index}.log")),
+            process: None,
+        }
+    }
+
+    /// Where callers reach it.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Port for agents.
+    pub(crate) fn agent_port(&self) -> u16 {
+        self.agent_port
+    }
+
+    /// A client of this replica alone.
+    pub fn client(&self) -> Client {
+        Client::of(&self.address())
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        self.process.as_mut().expect("the replica was started")
+    }
+
+    /// Whether it was started and not killed.
+    pub fn is_up(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Starts it without waiting for it.
+    pub fn spawn(&mut self) {
+        let mut command = Command::new(settings::binary("control-plane"));
+        command
+            .args(["serve", "--dev", "--listen", &self.address()])
+            .args(["--agent-listen", &format!("{}:{}", Ipv4Addr::LOCALHOST, self.agent_port)])
+            .args(&self.arguments)
+            .envs(self.environment.clone());
+        self.process = Some(Process::spawn(&self.name, &mut command, &self.log));
+    }
+
+    /// Starts it and waits until it is ready.
+    pub async fn start(&mut self) {
+        self.spawn();
+        let start = Instant::now();
+        while !self.is_ready().await {
+            let process = self.process();
+            assert!(process.ended().is_none(), "{} ended:\n{}", process.name(), process.log_tail(30));
+            assert!(start.elapsed() < Duration::from_secs(20), "not ready:\n{}", process.log_tail(30));
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Whether it says that it can serve.
+    pub async fn is_ready(&self) -> bool {
+        http::is_ok(&format!("http://{}/readyz", self.address())).await
+    }
+
+    /// Cuts this replica off from Postgres: its connections end, new ones are refused.
+    pub fn cut_database(&self) {
+        self.database.refuse();
+    }
+
+    /// Cuts this replica off from Postgres in the way that is harder to notice: its connections stay, nothing moves.
+    pub fn swallow_database(&self) {
+        self.database.swallow();
+    }
+
+    /// Lets it reach Postgres again.
+    pub fn mend_database(&self) {
+        self.database.mend();
+    }
+
+    /// Kills it.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            process.kill();
+        }
+    }
+
+    /// Ends it in order, and waits until it has ended.
+    pub async fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            assert!(process.terminate().await.success(), "{} failed:\n{}", self.name, process.log_tail(20));
+        }
+    }
+}

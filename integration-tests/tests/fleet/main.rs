@@ -1,0 +1,25 @@
+//! The rows of the failure table on a fleet: hosts, replicas and Postgres that are killed, frozen and cut off.
+//!
+//! Each test is named by its row in `docs/failures.md` and has a rig of its own, with leases compressed to seconds. Moments
+//! and victims are drawn: `CARREL_SEED` gives those of a former run again. What takes long is in modules called `full`,
+//! which only `integration-tests/run full` runs.
+#![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
+
+mod agents;
+mod rig;
+
+use std::time::{Duration, Instant};
+
+/// Waits until something is so.
+async fn until<F: Future<Output = bool>>(
+    what: &str,
+    within: Duration,
+    mut is_so: impl FnMut() -> F,
+) -> Duration {
+    let start = Instant::now();
+    while !is_so().await {
+        assert!(start.elapsed() < within, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    start.elapsed()
+}
