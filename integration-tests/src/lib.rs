@@ -11,6 +11,7 @@
     reason = "a harness reads the real time, its environment, and spawns freely"
 )]
 
+pub mod callers;
 pub mod chance;
 pub mod client;
 pub mod cluster;

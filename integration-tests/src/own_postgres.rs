@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::leftovers::{left_behind, owned_dir};
-use crate::process::{Process, run};
+use crate::process::{Process, Signal, run};
 
 /// Of its directory below /tmp.
 const PREFIX: &str = "cp-";
@@ -93,14 +93,29 @@ impl OwnPostgres {
     /// Stops it as an operator would in a hurry: open sessions are ended.
     pub async fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
-            process.signal(crate::process::Signal::INT);
+            process.signal(Signal::INT);
             process.wait(Duration::from_secs(30)).await;
         }
     }
 
-    /// Its process, to be frozen.
-    pub fn process(&mut self) -> &mut Process {
-        self.process.as_mut().expect("Postgres was started")
+    /// Stops every process of the server where it stands; its connections stay.
+    pub fn freeze(&mut self) {
+        self.signal_all(Signal::STOP);
+    }
+
+    /// Lets them go on.
+    pub fn thaw(&mut self) {
+        self.signal_all(Signal::CONT);
+    }
+
+    /// The server has a process for each connection.
+    fn signal_all(&mut self, signal: Signal) {
+        let process = self.process.as_mut().expect("Postgres was started");
+        process.signal(signal);
+        for child in process.children() {
+            // One that has ended meanwhile needs none.
+            let _ = rustix::process::kill_process(child, signal);
+        }
     }
 
     /// The socket it listens on.

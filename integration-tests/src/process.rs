@@ -48,6 +48,20 @@ impl Process {
         self.child.id()
     }
 
+    /// Its children, as they are now.
+    pub(crate) fn children(&self) -> Vec<Pid> {
+        let own = self.id().to_string();
+        let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let children = processes.filter_map(|entry| {
+            let pid = entry.file_name().to_str()?.parse().ok()?;
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok()?;
+            // The command's name may hold blanks and brackets; after it come the state and the parent.
+            let parent = stat.rsplit_once(") ")?.1.split(' ').nth(1)?;
+            if parent == own { Pid::from_raw(pid) } else { None }
+        });
+        children.collect()
+    }
+
     /// Sends a signal. A process that has ended is left in peace.
     pub fn signal(&mut self, signal: Signal) {
         if self.ended().is_none() {

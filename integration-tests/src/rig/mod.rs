@@ -36,6 +36,7 @@ pub use self::share::Share;
 use self::host::Parts;
 use self::network::Network;
 use self::relay::Relay;
+use crate::callers::Callers;
 use crate::client::Client;
 use crate::cluster::Options;
 use crate::database::Database;
@@ -239,6 +240,11 @@ impl Rig {
     /// A client of the first replica.
     pub fn client(&self) -> Client {
         self.replicas[0].client()
+    }
+
+    /// A caller that knows all replicas.
+    pub fn callers(&self) -> Callers {
+        Callers::of(&self.replicas.iter().map(Replica::address).collect::<Vec<_>>())
     }
 
     /// Its containers on every host whose Docker answers, running or not, each with the index of its host.

@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use tonic::transport::Endpoint;
+
 use super::relay::Relay;
 use crate::client::Client;
 use crate::process::Process;
@@ -95,6 +97,16 @@ impl Replica {
     /// Whether it says that it can serve.
     pub async fn is_ready(&self) -> bool {
         http::is_ok(&format!("http://{}/readyz", self.address())).await
+    }
+
+    /// What it says by gRPC's health: whether it serves; `None` when it does not answer.
+    pub async fn health(&self) -> Option<bool> {
+        use tonic_health::pb::health_check_response::ServingStatus;
+        use tonic_health::pb::health_client::HealthClient;
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.address())).expect("an address");
+        let mut client = HealthClient::new(endpoint.connect().await.ok()?);
+        let answer = client.check(tonic_health::pb::HealthCheckRequest::default()).await.ok()?;
+        Some(answer.into_inner().status() == ServingStatus::Serving)
     }
 
     /// Cuts this replica off from Postgres: its connections end, new ones are refused.

@@ -6,19 +6,7 @@ use carrel_proto::v1::workspace::State;
 use integration_tests::chance::Chance;
 use integration_tests::rig::{Loss, Rig, Shape};
 
-use crate::until;
-
-/// A writer writes each 20 ms; a machine of two cores that is busy with a rig delays it by this much at most.
-const BUSY: Duration = Duration::from_millis(1500);
-
-/// The desks wrote on without a stop: each in one run, without a pause.
-fn assert_undisturbed(rig: &Rig, students: &[&str]) {
-    for student in students {
-        let history = rig.share().writes(student);
-        let [run] = &history.runs[..] else { panic!("{student} was stopped: {history:#?}") };
-        assert!(run.longest_pause < BUSY, "{student} stood still for {:?}", run.longest_pause);
-    }
-}
+use crate::{assert_undisturbed, until};
 
 #[tokio::test]
 async fn row_01_an_agent_that_is_killed_and_started_again_adopts_its_containers() {

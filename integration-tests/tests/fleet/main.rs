@@ -3,12 +3,16 @@
 //! Each test is named by its row in `docs/failures.md` and has a rig of its own, with leases compressed to seconds. Moments
 //! and victims are drawn: `CARREL_SEED` gives those of a former run again. What takes long is in modules called `full`,
 //! which only `integration-tests/run full` runs.
+#![expect(clippy::unwrap_used, reason = "also in what the tests share, a panic is a failed test")]
 #![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
 
 mod agents;
+mod replicas;
 mod rig;
 
 use std::time::{Duration, Instant};
+
+use integration_tests::rig::Rig;
 
 /// Waits until something is so.
 async fn until<F: Future<Output = bool>>(
@@ -22,4 +26,16 @@ async fn until<F: Future<Output = bool>>(
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     start.elapsed()
+}
+
+/// A writer writes each 20 ms; a machine of two cores that is busy with a rig delays it by this much at most.
+const BUSY: Duration = Duration::from_millis(1500);
+
+/// The desks wrote on without a stop: each in one run, without a pause.
+fn assert_undisturbed(rig: &Rig, students: &[&str]) {
+    for student in students {
+        let history = rig.share().writes(student);
+        let [run] = &history.runs[..] else { panic!("{student} was stopped: {history:#?}") };
+        assert!(run.longest_pause < BUSY, "{student} stood still for {:?}", run.longest_pause);
+    }
 }

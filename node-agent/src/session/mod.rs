@@ -137,7 +137,8 @@ impl<R: Runtime> Session<R> {
     /// Holds a session until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         let mut backoff = Backoff::default();
-        let mut attempt: usize = 0;
+        // Not all agents of a fleet begin with the replica that stands first in their list.
+        let mut attempt = rand::random_range(0..self.endpoints.len());
         let mut process_start = true;
         while !stop.is_cancelled() {
             let endpoint = self.endpoints[attempt % self.endpoints.len()].clone();
