@@ -1,10 +1,11 @@
 //! What both binaries of Carrel use. Anything that only one of them needs does not live here.
 //!
-//! `id` and `model` are plain values; `wire` turns them into messages and back; `clock` is the only place that reads
+//! `id`, `image` and `model` are plain values; `wire` turns them into messages and back; `clock` is the only place that reads
 //! the time; `telemetry` and `serve` are the set-up both binaries share.
 
 pub mod clock;
 pub mod id;
+pub mod image;
 pub mod model;
 pub mod serve;
 pub mod telemetry;

@@ -275,6 +275,8 @@ pub struct Observation {
     pub image_digest: String,
     /// W3C trace context of the order; empty when there is none.
     pub traceparent: String,
+    /// Share of the image that has been fetched, 0 to 100; with PULLING.
+    pub pull_percent: u8,
 }
 
 /// What a workspace does on a node.

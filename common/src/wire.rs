@@ -391,6 +391,7 @@ impl From<Observation> for pb::Observation {
             message: o.message,
             image_digest: o.image_digest,
             traceparent: o.traceparent,
+            pull_percent: i32::from(o.pull_percent),
             ..Self::default()
         };
         match o.state {
@@ -453,6 +454,8 @@ impl TryFrom<pb::Observation> for Observation {
             message: m.message,
             image_digest: m.image_digest,
             traceparent: m.traceparent,
+            pull_percent: u8::try_from(m.pull_percent.min(100))
+                .map_err(|_| WireError::new("observation.pull_percent", "must be 0 to 100"))?,
         })
     }
 }

@@ -12,6 +12,7 @@ use crate::app::Settings;
 use crate::domain::idle::IdlePolicy;
 use crate::domain::policy::Defaults;
 use crate::domain::reconcile::OrderTimes;
+use crate::domain::workspace::Stays;
 use crate::store::CandidateLimits;
 
 /// Carrel's control plane: decides which workspaces run where, and keeps all state in Postgres.
@@ -111,7 +112,10 @@ pub struct ServeArgs {
     /// Longest wait for a place.
     #[arg(long, env = "CARREL_LONGEST_PENDING", default_value = "30m", value_parser = humantime::parse_duration)]
     pub longest_pending: Duration,
-    /// Longest start, not counting the pull of an image.
+    /// Longest pull of an image. An agent gives up after 15 minutes and says why; this is the net for one that does not.
+    #[arg(long, env = "CARREL_LONGEST_PULLING", default_value = "16m", value_parser = humantime::parse_duration)]
+    pub longest_pulling: Duration,
+    /// Longest start, not counting the pull of an image and the wait for the node's turn.
     #[arg(long, env = "CARREL_LONGEST_STARTING", default_value = "120s", value_parser = humantime::parse_duration)]
     pub longest_starting: Duration,
     /// Longest stop.
@@ -214,6 +218,7 @@ impl ServeArgs {
             ("--warning-lead", self.warning_lead),
             ("--idle-sweep", self.idle_sweep),
             ("--longest-pending", self.longest_pending),
+            ("--longest-pulling", self.longest_pulling),
             ("--longest-starting", self.longest_starting),
             ("--longest-stopping", self.longest_stopping),
             ("--heartbeat-interval", self.heartbeat_interval),
@@ -256,10 +261,13 @@ impl ServeArgs {
                     quiet: vec![],
                 },
             },
-            longest_pending: self.longest_pending,
-            // The agent gives up at `longest_starting` and says why; this is the net for an agent that does not.
-            longest_starting: self.longest_starting + Duration::from_secs(5),
-            longest_stopping: self.longest_stopping,
+            stays: Stays {
+                pending: self.longest_pending,
+                pulling: self.longest_pulling,
+                // The agent gives up at `longest_starting` and says why; this is the net for an agent that does not.
+                starting: self.longest_starting + Duration::from_secs(5),
+                stopping: self.longest_stopping,
+            },
             orders: OrderTimes { start_timeout: self.longest_starting, stop_grace: self.stop_grace },
             limits: CandidateLimits {
                 cpu_overcommit: self.cpu_overcommit,

@@ -5,6 +5,7 @@
 //! | `carrel_agent_docker_call_seconds` | `verb`, `outcome` (`ok`, `refused`, `unknown`) | time of one Docker call |
 //! | `carrel_agent_start_seconds` | `phase` (`queue`, `storage`, `create`, `pull`, `start`, `probe`, `total`) | time a start spent in it |
 //! | `carrel_agent_starts_total` | `outcome` (`running`, or the reason of the failure) | starts that ended |
+//! | `carrel_agent_pulls_total` | `outcome` (`pulled`, `refused`, `unknown`) | pulls of an image that ended |
 //! | `carrel_agent_stops_total` | `kind` (`ordered`, `superseded`, `orphan`) | containers removed |
 //! | `carrel_agent_restarts_total` | `counted` | restarts after a program ended |
 //! | `carrel_agent_orphans_total` | `verdict` | verdicts received on orphans |
@@ -27,6 +28,7 @@ pub struct Metrics {
     docker_call: Histogram<f64>,
     start: Histogram<f64>,
     starts: Counter<u64>,
+    pulls: Counter<u64>,
     stops: Counter<u64>,
     restarts: Counter<u64>,
     orphans: Counter<u64>,
@@ -51,6 +53,7 @@ impl Metrics {
             docker_call: seconds("carrel_agent_docker_call", "Time of one Docker call"),
             start: seconds("carrel_agent_start", "Time a start spent in a phase"),
             starts: counter("carrel_agent_starts", "Starts that ended, by outcome"),
+            pulls: counter("carrel_agent_pulls", "Pulls of an image that ended, by outcome"),
             stops: counter("carrel_agent_stops", "Containers removed"),
             restarts: counter("carrel_agent_restarts", "Restarts after a program ended"),
             orphans: counter("carrel_agent_orphans", "Verdicts received on orphans"),
@@ -84,6 +87,11 @@ impl Metrics {
     /// A start ended.
     pub fn started(&self, outcome: &'static str) {
         self.starts.add(1, &[KeyValue::new("outcome", outcome)]);
+    }
+
+    /// A pull of an image ended.
+    pub fn pulled(&self, outcome: &'static str) {
+        self.pulls.add(1, &[KeyValue::new("outcome", outcome)]);
     }
 
     /// A container was removed.

@@ -24,6 +24,8 @@ pub struct Report {
     pub image_digest: String,
     /// W3C trace context.
     pub traceparent: String,
+    /// Share of the image that is here, 0 to 100; with PULLING.
+    pub pull_percent: u8,
 }
 
 impl Report {
@@ -36,6 +38,7 @@ impl Report {
             message: String::new(),
             image_digest: String::new(),
             traceparent: String::new(),
+            pull_percent: 0,
         }
     }
 }
@@ -77,7 +80,8 @@ impl Reports {
         let mut inner = self.lock();
         let sequence = inner.next;
         inner.next += 1;
-        let Report { state, exit_code, oom_killed, message, image_digest, traceparent } = report;
+        let Report { state, exit_code, oom_killed, message, image_digest, traceparent, pull_percent } =
+            report;
         let observation = Observation {
             workspace,
             generation,
@@ -88,6 +92,7 @@ impl Reports {
             message,
             image_digest,
             traceparent,
+            pull_percent,
         };
         inner.latest.insert((workspace, generation), Entry { observation, sent: false, acked: false });
         drop(inner);

@@ -19,7 +19,7 @@ use tonic::transport::Endpoint;
 
 use crate::config::Config;
 use crate::driver::host::{Host, Limits};
-use crate::driver::{self, Accepted, EngineState, Links};
+use crate::driver::{self, Accepted, EngineState, Links, images};
 use crate::enroll::{self, Identity};
 use crate::facts::{self, HostFacts};
 use crate::metrics::Metrics;
@@ -112,7 +112,9 @@ async fn start(
         reconcile_interval: config.reconcile_interval,
     };
     let state_dir = config.state_dir.clone();
-    let host = Arc::new(Host::new(docker, storage, state_dir, metrics, clock, scope, limits));
+    let (host, wanted) = Host::new(docker, storage, state_dir, metrics, clock, scope, limits);
+    let host = Arc::new(host);
+    tracker.spawn(images::run(Arc::clone(&host), wanted, stop.clone()));
     spawn_parts(config, host, identity, host_facts, endpoints, tracker, stop);
     Ok(())
 }

@@ -8,6 +8,7 @@ mod error;
 mod events;
 mod heartbeats;
 mod idle;
+mod images;
 mod logs;
 mod nodes;
 mod nudge;

@@ -134,7 +134,9 @@ fn concerns(placement: &Placement, workspace: &Workspace, seen: &Observation) ->
             Some(Report::Gone { purged: matches!(purge, Ok(true)), exit_code: seen.exit_code })
         }
         _ if !present => None,
-        Observed::Starting(stage) => Some(Report::Starting(*stage)),
+        Observed::Starting(stage) => {
+            Some(Report::Starting { stage: *stage, pull_percent: seen.pull_percent })
+        }
         Observed::Running { endpoint } => {
             Some(Report::Running { endpoint: endpoint.clone(), image_digest: seen.image_digest.clone() })
         }

@@ -6,6 +6,7 @@ use carrel_common::id::ClusterId;
 
 use crate::domain::policy::Defaults;
 use crate::domain::reconcile::OrderTimes;
+use crate::domain::workspace::Stays;
 use crate::store::CandidateLimits;
 
 /// Times, limits and defaults; the same on every replica.
@@ -19,12 +20,8 @@ pub struct Settings {
     pub incarnation: i64,
     /// What stands under every policy: times, resources, image.
     pub defaults: Defaults,
-    /// Longest stay in PENDING.
-    pub longest_pending: Duration,
-    /// Longest stay in STARTING.
-    pub longest_starting: Duration,
-    /// Longest stay in STOPPING.
-    pub longest_stopping: Duration,
+    /// The longest stays in states that move.
+    pub stays: Stays,
     /// Times that go into orders.
     pub orders: OrderTimes,
     /// How much more than it has a node may promise.

@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use super::settle::settle;
 use super::{App, AppError, IdleView, Result, WorkspaceView};
 use crate::domain::event::{Actor, Entry};
-use crate::domain::workspace::{Event, State, Step, Workspace};
+use crate::domain::workspace::{Event, Step, Workspace};
 use crate::store::{Locked, Replay, Work, WorkspaceQuery};
 
 /// What identifies a call, so that repeating it has one effect.
@@ -273,12 +273,7 @@ impl App {
     pub async fn end_overdue(&self, uid: WorkspaceUid) -> Result<()> {
         let mut work = self.store.begin().await?;
         let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(()) };
-        let longest = match before.state {
-            State::Pending => self.settings.longest_pending,
-            State::Starting => self.settings.longest_starting,
-            State::Stopping => self.settings.longest_stopping,
-            State::Stopped | State::Running | State::Failed | State::Unreachable => return Ok(()),
-        };
+        let Some(longest) = before.longest_stay(&self.settings.stays) else { return Ok(()) };
         if now < before.state_since + longest {
             return Ok(());
         }

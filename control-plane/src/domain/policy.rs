@@ -3,12 +3,13 @@
 //! A [`PolicyBook`] is all of them at one version; what holds for a workspace is asked of it, never stored. So a changed
 //! policy moves running workspaces too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use carrel_common::id::{CourseId, InvalidId, StudentId};
+use carrel_common::image::canonical;
 use carrel_common::model::{Resources, WorkspaceSpec};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -223,6 +224,16 @@ impl PolicyBook {
         }
     }
 
+    /// Every image that a next start may be made of, canonical and sorted: worth having on a node before anybody asks.
+    pub fn images(&self) -> Vec<String> {
+        // The default counts unless the site's policy stands before it for everybody.
+        let site = self.policies.get(&Scope::Site).and_then(|policy| policy.image.as_ref());
+        let default = site.unwrap_or(&self.defaults.spec.image);
+        let named = self.policies.values().filter_map(|policy| policy.image.as_ref());
+        let images: BTreeSet<_> = named.chain([default]).map(|image| canonical(image)).collect();
+        images.into_iter().collect()
+    }
+
     /// The shortest time from the basis of idleness to a warning, and from readiness to the warning of a lifetime's end,
     /// that any policy, or any mixture of them, can lead to: nobody younger needs to be looked at.
     pub fn shortest_until_warning(&self) -> (Duration, Option<Duration>) {
@@ -329,6 +340,19 @@ mod tests {
         let bob = "bob".parse().expect("valid");
         assert_eq!(book.times(Some(&course), &bob).idle_timeout, minutes(20));
         assert_eq!(book.spec(Some(&course), &bob).image, "big");
+    }
+
+    #[test]
+    fn the_images_of_all_policies_are_known_and_the_default_while_anybody_may_get_it() {
+        let of = |image: &str| Policy { image: Some(image.into()), ..Policy::default() };
+        assert_eq!(
+            book(&[("course-a", of("big:1")), ("student-ada", of("big:1"))]).images(),
+            ["big:1", "default:latest"]
+        );
+        assert_eq!(
+            book(&[("site", of("ours")), ("course-a", of("big:1"))]).images(),
+            ["big:1", "ours:latest"]
+        );
     }
 
     #[test]

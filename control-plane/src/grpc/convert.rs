@@ -80,7 +80,8 @@ pub(super) fn stop(stop: &Stop) -> pb::Stop {
 fn percent(stage: pb::progress::Stage) -> i32 {
     match stage {
         pb::progress::Stage::Unspecified | pb::progress::Stage::Queued => 0,
-        pb::progress::Stage::Pulling => 5,
+        // Told by the node itself.
+        pb::progress::Stage::Pulling => 0,
         pb::progress::Stage::Creating => 10,
         pb::progress::Stage::Starting => 20,
         pb::progress::Stage::Probing => 40,
@@ -94,7 +95,7 @@ pub(super) fn workspace(view: WorkspaceView) -> pb::Workspace {
         let position = i32::try_from(view.queue_position).unwrap_or(i32::MAX);
         pb::Progress {
             stage: stage.into(),
-            percent: percent(stage),
+            percent: percent(stage).max(i32::from(w.pull_percent)),
             queue_position: position,
             estimated_ready_time: None,
         }

@@ -53,6 +53,8 @@ pub(super) struct Session {
     superseded: CancellationToken,
     epoch: i64,
     sent: Option<DesiredPair>,
+    /// The images that were ordered last.
+    images: Option<Vec<String>>,
     tails: Tails,
 }
 
@@ -64,7 +66,8 @@ impl Session {
         stop: CancellationToken,
         superseded: CancellationToken,
     ) -> Self {
-        Self { app, node, to, stop, superseded, epoch: 0, sent: None, tails: Tails::default() }
+        let (sent, images, tails) = (None, None, Tails::default());
+        Self { app, node, to, stop, superseded, epoch: 0, sent, images, tails }
     }
 
     pub(super) async fn run(mut self, mut incoming: Streaming<pb::SessionRequest>) {
@@ -82,6 +85,7 @@ impl Session {
         let bell = self.app.nudge.node(self.node);
         let mut orders = self.app.log_tails.serve(self.node);
         self.publish().await?;
+        self.order_images().await?;
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let silence = self.app.settings.heartbeat_interval * MISSED_HEARTBEATS;
@@ -115,6 +119,7 @@ impl Session {
                     if self.sent.is_none_or(|sent| sent.generation != version) {
                         self.publish().await?;
                     }
+                    self.order_images().await?;
                     for cancel in self.tails.unwanted() {
                         self.send(ToAgent::LogCancel(cancel)).await?;
                     }
@@ -176,6 +181,16 @@ impl Session {
         self.send(ToAgent::Desired(set.into())).await
     }
 
+    /// Tells which images are to be ready, when that is news.
+    async fn order_images(&mut self) -> Result<(), End> {
+        let references = self.app.images_wanted();
+        if self.images.as_ref() == Some(&references) {
+            return Ok(());
+        }
+        self.images = Some(references.clone());
+        self.send(ToAgent::ImageOrder(pb::ImageOrder { references })).await
+    }
+
     async fn take(&mut self, message: FromAgent) -> Result<(), End> {
         match message {
             FromAgent::Hello(_) => Err(End::Told(Box::new(Status::invalid_argument("a second Hello")))),
@@ -197,6 +212,12 @@ impl Session {
     async fn heartbeat(&mut self, heartbeat: pb::Heartbeat) -> Result<(), End> {
         let health = |part: Option<pb::ComponentHealth>| Health::try_from(part.unwrap_or_default());
         let (docker, storage) = (health(heartbeat.docker)?, health(heartbeat.storage)?);
+        // Before the heartbeat's own commit: the ack says that both are kept.
+        if let Some(images) = heartbeat.images
+            && !self.app.note_images(self.node, self.epoch, &images.references).await?
+        {
+            return Err(AppError::SessionSuperseded(self.node).into());
+        }
         match self.app.heartbeat_node(self.node, self.epoch, &docker, &storage).await? {
             HeartbeatOutcome::Superseded => Err(AppError::SessionSuperseded(self.node).into()),
             outcome => {

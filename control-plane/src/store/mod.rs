@@ -9,6 +9,7 @@ mod entity;
 mod error;
 mod events;
 mod housekeeping;
+mod images;
 mod migration;
 mod nodes;
 mod placements;

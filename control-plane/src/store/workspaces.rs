@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::error::{Result, StoreError};
 use super::{Store, Work, entity, sql};
-use crate::domain::workspace::{State, Workspace};
+use crate::domain::workspace::{State, Stays, Workspace};
 
 /// Which workspaces; empty fields do not restrict.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -148,18 +148,16 @@ impl Store {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn overdue(
-        &self,
-        pending: Duration,
-        starting: Duration,
-        stopping: Duration,
-    ) -> Result<Vec<WorkspaceUid>> {
+    pub async fn overdue(&self, stays: &Stays) -> Result<Vec<WorkspaceUid>> {
+        // As `Workspace::longest_stay` has it; the transaction that ends a stay asks that again.
         self.uids(
             "SELECT id FROM workspaces WHERE state IN ('PENDING', 'STARTING', 'STOPPING') AND deleted_at IS NULL
-             AND state_since < clock_timestamp() - make_interval(secs => CASE state
-                 WHEN 'PENDING' THEN $1 WHEN 'STARTING' THEN $2 ELSE $3 END)
+             AND state_since < clock_timestamp() - make_interval(secs => CASE
+                 WHEN state = 'STOPPING' THEN $4
+                 WHEN state = 'PENDING' OR stage = '\"QUEUED\"' THEN $1
+                 WHEN stage = '\"PULLING\"' THEN $2 ELSE $3 END)
              ORDER BY state_since LIMIT 500",
-            [pending.as_secs_f64().into(), starting.as_secs_f64().into(), stopping.as_secs_f64().into()],
+            [stays.pending, stays.pulling, stays.starting, stays.stopping].map(|span| span.as_secs_f64().into()),
             "look for stays that are too long",
         )
         .await

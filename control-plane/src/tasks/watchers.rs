@@ -25,8 +25,7 @@ pub async fn place_waiting(app: App, stop: CancellationToken) {
 /// Ends stays in moving states that are too long.
 pub async fn end_overdue(app: App, stop: CancellationToken) {
     run_loop("end_overdue", SECOND, &Notify::new(), stop, || async {
-        let s = &app.settings;
-        let overdue = app.store.overdue(s.longest_pending, s.longest_starting, s.longest_stopping).await?;
+        let overdue = app.store.overdue(&app.settings.stays).await?;
         for uid in &overdue {
             app.end_overdue(*uid).await?;
         }

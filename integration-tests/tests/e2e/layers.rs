@@ -133,6 +133,7 @@ fn pure_parts_import_nothing_that_acts() {
         "serde::",
         "serde_json::",
         "carrel_common::id",
+        "carrel_common::image",
         "carrel_common::model",
         "super::",
         "crate::",

@@ -9,7 +9,7 @@ use control_plane::app::{App, Call, Heartbeats, LogTails, Nudge, Settings, Share
 use control_plane::domain::idle::IdlePolicy;
 use control_plane::domain::policy::Defaults;
 use control_plane::domain::reconcile::OrderTimes;
-use control_plane::domain::workspace::{State, Workspace};
+use control_plane::domain::workspace::{State, Stays, Workspace};
 use control_plane::metrics::Metrics;
 use control_plane::store::{CandidateLimits, Store};
 use integration_tests::database::Database;
@@ -53,9 +53,12 @@ impl Rig {
                     quiet: vec![],
                 },
             },
-            longest_pending: Duration::from_secs(60),
-            longest_starting: Duration::from_secs(60),
-            longest_stopping: Duration::from_secs(60),
+            stays: Stays {
+                pending: Duration::from_secs(60),
+                pulling: Duration::from_secs(60),
+                starting: Duration::from_secs(60),
+                stopping: Duration::from_secs(60),
+            },
             orders: OrderTimes {
                 start_timeout: Duration::from_secs(60),
                 stop_grace: Duration::from_secs(10),
@@ -164,6 +167,7 @@ impl Rig {
             message: String::new(),
             image_digest: "sha256:1".into(),
             traceparent: String::new(),
+            pull_percent: 0,
         };
         self.app.observe(node, session_epoch, &[observation]).await.map(|_| ())
     }

@@ -13,6 +13,7 @@ use tracing::Instrument as _;
 
 use super::failure::{self, Failure};
 use super::host::Host;
+use super::images::Pull;
 use crate::logs;
 use crate::reconcile::crash::Verdict;
 use crate::reconcile::{From, Settled};
@@ -26,6 +27,9 @@ const STORAGE_WITHIN: Duration = Duration::from_secs(10);
 /// Docker refuses for reasons that pass (a daemon that is going down, a port just taken); so long it is given to.
 const REFUSAL_PAUSES: [Duration; 3] =
     [Duration::from_millis(200), Duration::from_millis(500), Duration::from_secs(1)];
+
+/// A pull is told in steps of so many percent, and no faster than that: each word is a transaction of the control plane.
+const PULL_STEP: (u8, Duration) = (5, Duration::from_secs(1));
 
 /// Before a start whose last call has an unknown result is looked at again.
 const UNKNOWN_PAUSE: Duration = Duration::from_millis(500);
@@ -167,7 +171,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
             }
             From::Created(id) => {
                 self.report(Report::of(Observed::Starting(Stage::Starting)));
-                let permit = self.permit().await?;
+                let permit = self.permit(Some(Stage::Starting)).await?;
                 self.directory().await?;
                 let step = self.start(id).await;
                 drop(permit);
@@ -178,13 +182,24 @@ impl<'a, R: Runtime> Bring<'a, R> {
         }
     }
 
-    /// A place among the starts that may go on at once.
-    async fn permit(&self) -> Result<tokio::sync::SemaphorePermit<'a>, End> {
+    /// A place among the starts that may go on at once. With `then`, waiting for it is told, and so is what comes after: the time
+    /// that a start may take does not run while it waits for its turn.
+    async fn permit(&self, then: Option<Stage>) -> Result<tokio::sync::SemaphorePermit<'a>, End> {
+        if let Ok(permit) = self.host.starts.try_acquire() {
+            return Ok(permit);
+        }
+        if then.is_some() {
+            self.report(Report::of(Observed::Starting(Stage::Queued)));
+        }
         let begun = self.host.clock.monotonic();
         let permit = self.cancel.run_until_cancelled(self.host.starts.acquire()).await;
         self.phase("queue", begun);
         // The semaphore is never closed.
-        permit.and_then(Result::ok).ok_or(End::Cancelled)
+        let permit = permit.and_then(Result::ok).ok_or(End::Cancelled)?;
+        if let Some(stage) = then {
+            self.report(Report::of(Observed::Starting(stage)));
+        }
+        Ok(permit)
     }
 
     async fn directory(&self) -> Result<std::path::PathBuf, End> {
@@ -208,7 +223,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
     }
 
     async fn create_and_start(&mut self) -> Result<Step, End> {
-        let permit = self.permit().await?;
+        let permit = self.permit(Some(Stage::Creating)).await?;
         let project_dir = self.directory().await?;
         let plan = Plan { scope: self.host.scope, item: self.item.clone(), project_dir };
         let begun = self.host.clock.monotonic();
@@ -238,13 +253,42 @@ impl<'a, R: Runtime> Bring<'a, R> {
         step
     }
 
+    /// Waits for the image, which may be on its way already, and tells how far it is.
     async fn pull(&self) -> Result<(), End> {
-        self.report(Report::of(Observed::Starting(Stage::Pulling)));
+        let tell = |percent| {
+            self.report(Report { pull_percent: percent, ..Report::of(Observed::Starting(Stage::Pulling)) });
+        };
         let begun = self.host.clock.monotonic();
-        let span = tracing::info_span!("image.pull", otel.kind = "client");
-        let pulled = self.host.runtime.ensure_image(&self.item.spec.image).instrument(span).await;
-        self.phase("pull", begun);
-        Ok(pulled?)
+        let mut pull = self.host.images.want(&self.item.spec.image).await.ok_or(End::Cancelled)?;
+        tell(0);
+        let (mut told, mut told_at) = (0, begun);
+        loop {
+            let state = pull.borrow_and_update().clone();
+            let percent = match state {
+                Pull::Percent(percent) => percent,
+                Pull::Done(result) => {
+                    self.phase("pull", begun);
+                    return Ok(result?);
+                }
+            };
+            let now = self.host.clock.monotonic();
+            let worth = percent >= told + PULL_STEP.0;
+            let in_time = (told_at + PULL_STEP.1).saturating_sub(now);
+            if worth && in_time.is_zero() {
+                tell(percent);
+                (told, told_at) = (percent, now);
+            }
+            // Cancel-safe, all three: a watch loses nothing but what is overtaken.
+            tokio::select! {
+                () = self.cancel.cancelled() => return Err(End::Cancelled),
+                changed = pull.changed() => if changed.is_err() {
+                    // It died by a defect of the agent; the start is looked at again.
+                    let problem = "the pull broke off".to_owned();
+                    return Err(RuntimeError::Unreachable { operation: "pull", problem }.into());
+                },
+                () = tokio::time::sleep(in_time), if worth && !in_time.is_zero() => {}
+            }
+        }
     }
 
     /// Starts a container and finds where it is reached: one call each.
@@ -321,7 +365,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
             image_digest: end.image_id,
             ..Report::of(Observed::Restarting)
         });
-        let permit = self.permit().await?;
+        let permit = self.permit(None).await?;
         self.directory().await?;
         let step = self.start(id).await;
         drop(permit);

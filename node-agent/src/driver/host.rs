@@ -7,6 +7,7 @@ use std::time::Duration;
 use carrel_common::clock::Clock;
 use tokio::sync::{Semaphore, broadcast};
 
+use super::images::{Images, Inbox};
 use crate::logs::SavedLogs;
 use crate::metrics::Metrics;
 use crate::reconcile::crash::{Budget, Exits};
@@ -34,6 +35,8 @@ pub struct Host<R> {
     pub storage: Storage,
     /// What is to be told.
     pub reports: Reports,
+    /// The images here, and their pulls.
+    pub images: Images,
     /// Logs of containers that are gone.
     pub saved_logs: SavedLogs,
     /// The agent's numbers.
@@ -57,7 +60,7 @@ impl<T: Clock + std::fmt::Debug> ShareClock for T {}
 const HINTS_KEPT: usize = 256;
 
 impl<R: Runtime> Host<R> {
-    /// A host with nothing going on.
+    /// A host with nothing going on, and what `images::run` works from.
     pub fn new(
         runtime: R,
         storage: Storage,
@@ -66,10 +69,12 @@ impl<R: Runtime> Host<R> {
         clock: Arc<dyn ShareClock>,
         scope: Scope,
         limits: Limits,
-    ) -> Self {
-        Self {
+    ) -> (Self, Inbox) {
+        let (images, inbox) = Images::new();
+        let host = Self {
             runtime,
             storage,
+            images,
             reports: Reports::new(&*clock),
             saved_logs: SavedLogs::new(state_dir.join("logs")),
             metrics,
@@ -79,7 +84,8 @@ impl<R: Runtime> Host<R> {
             starts: Semaphore::new(limits.start_concurrency),
             hints: broadcast::channel(HINTS_KEPT).0,
             exits: Mutex::new(Exits::default()),
-        }
+        };
+        (host, inbox)
     }
 
     pub(super) fn exits(&self) -> std::sync::MutexGuard<'_, Exits> {

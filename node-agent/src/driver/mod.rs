@@ -5,6 +5,7 @@
 mod bring;
 mod failure;
 pub mod host;
+pub mod images;
 mod listing;
 mod probe;
 mod ready;

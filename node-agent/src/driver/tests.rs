@@ -19,12 +19,12 @@ use crate::storage::probe::Storage;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
-struct Bench {
-    engine: Fake,
-    host: Arc<Host<Fake>>,
+pub(super) struct Bench {
+    pub(super) engine: Fake,
+    pub(super) host: Arc<Host<Fake>>,
     accepted: watch::Sender<Accepted>,
     state: watch::Receiver<EngineState>,
-    told: Vec<Observation>,
+    pub(super) told: Vec<Observation>,
     generation: i64,
     _verdicts: mpsc::Sender<Vec<(String, Verdict)>>,
     _tasks: JoinSet<()>,
@@ -32,7 +32,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let dir = tempfile::tempdir().expect("tempdir");
         let base: PathBuf = dir.path().join("base");
         std::fs::create_dir(&base).expect("base");
@@ -47,8 +47,9 @@ impl Bench {
         let engine = Fake::new();
         let scope = Scope { cluster: ClusterId::new(), node: NodeId::new() };
         let state_dir = dir.path().join("state");
-        let host =
-            Arc::new(Host::new(engine.clone(), storage, state_dir, Metrics::new(), clock, scope, limits));
+        let (host, inbox) =
+            Host::new(engine.clone(), storage, state_dir, Metrics::new(), clock, scope, limits);
+        let host = Arc::new(host);
         let (accepted, from_session) = watch::channel(Accepted::default());
         let (verdicts, from_verdicts) = mpsc::channel(1);
         let (engine_state, state) = watch::channel(EngineState::default());
@@ -58,6 +59,7 @@ impl Bench {
         let watched = Arc::clone(&host);
         tasks.spawn(async move { watched.storage.watch(CancellationToken::new()).await });
         tasks.spawn(run(Arc::clone(&host), links, CancellationToken::new()));
+        tasks.spawn(images::run(Arc::clone(&host), inbox, CancellationToken::new()));
         Self {
             engine,
             host,
@@ -71,7 +73,7 @@ impl Bench {
         }
     }
 
-    fn want(&mut self, items: Vec<DesiredItem>) {
+    pub(super) fn want(&mut self, items: Vec<DesiredItem>) {
         self.generation += 1;
         let pair = DesiredPair { incarnation: 1, generation: self.generation };
         self.accepted
@@ -79,7 +81,7 @@ impl Bench {
     }
 
     /// The first report from now on about `item` that `is` holds of.
-    async fn until(&mut self, item: &DesiredItem, is: impl Fn(&Observed) -> bool) -> Observation {
+    pub(super) async fn until(&mut self, item: &DesiredItem, is: impl Fn(&Observed) -> bool) -> Observation {
         let wait = async {
             loop {
                 let unsent = self.host.reports.take_unsent();
@@ -95,18 +97,39 @@ impl Bench {
         tokio::time::timeout(PATIENCE, wait).await.expect("in time")
     }
 
-    async fn running(&mut self, item: &DesiredItem) -> Observation {
+    /// As `until`, but of all that was ever told, each word once: for several workspaces at a time.
+    pub(super) async fn until_told(
+        &mut self,
+        item: &DesiredItem,
+        is: impl Fn(&Observed) -> bool,
+    ) -> Observation {
+        let wait = async {
+            loop {
+                self.told.extend(self.host.reports.take_unsent());
+                let wanted = |o: &Observation| {
+                    o.workspace == item.workspace && o.generation == item.generation && is(&o.state)
+                };
+                if let Some(at) = self.told.iter().position(wanted) {
+                    return self.told.remove(at);
+                }
+                self.host.reports.news().await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, wait).await.expect("in time")
+    }
+
+    pub(super) async fn running(&mut self, item: &DesiredItem) -> Observation {
         self.until(item, |state| matches!(state, Observed::Running { .. })).await
     }
 
-    async fn engine_is(&mut self, healthy: bool) {
+    pub(super) async fn engine_is(&mut self, healthy: bool) {
         let state =
             self.state.wait_for(|state| state.asked_at.is_some() && state.problem.is_none() == healthy);
         tokio::time::timeout(PATIENCE, state).await.expect("in time").expect("the driver lives");
     }
 }
 
-fn desk(student: &str, mode: &str) -> DesiredItem {
+pub(super) fn desk(student: &str, mode: &str) -> DesiredItem {
     DesiredItem {
         workspace: WorkspaceUid::new(),
         student: student.parse().expect("valid"),
@@ -124,7 +147,7 @@ fn desk(student: &str, mode: &str) -> DesiredItem {
     }
 }
 
-fn stopped(item: &DesiredItem) -> DesiredItem {
+pub(super) fn stopped(item: &DesiredItem) -> DesiredItem {
     let run = Run::Stopped { reason: StopReason::User, grace: Duration::ZERO, purge_files: false };
     DesiredItem { run, ..item.clone() }
 }

@@ -170,10 +170,17 @@ async fn a_missing_image_is_told_and_nothing_is_made<R: Runtime>(bench: &Bench<R
     plan.item.spec.image = "carrel.invalid/none:1".into();
     let created = bench.engine.ensure_created(&plan).await;
     assert!(matches!(created, Err(RuntimeError::ImageMissing { .. })), "{created:?}");
-    let pulled = bench.engine.ensure_image("carrel.invalid/none:1").await;
+    let pulled = bench.engine.ensure_image("carrel.invalid/none:1", &|_| {}).await;
     assert!(matches!(pulled, Err(RuntimeError::ImageMissing { .. })), "{pulled:?}");
-    bench.engine.ensure_image(&bench.plan("test").item.spec.image).await.expect("that one is here");
+    bench.engine.ensure_image(&bench.plan("test").item.spec.image, &|_| {}).await.expect("that one is here");
     assert_eq!(bench.engine.list(bench.scope.cluster, None).await, Ok(vec![]));
+}
+
+async fn the_images_of_a_host_are_listed_by_their_names<R: Runtime>(bench: &Bench<R>) {
+    let listed = bench.engine.images().await.expect("images");
+    assert!(listed.is_sorted(), "{listed:?}");
+    let image = bench.plan("test").item.spec.image;
+    assert!(listed.contains(&image), "{image} is not in {listed:?}");
 }
 
 async fn a_listing_is_of_one_cluster_and_on_demand_of_one_workspace<R: Runtime>(bench: &Bench<R>) {
@@ -239,6 +246,7 @@ contract!(
     a_program_that_ends_by_itself_gives_a_hint_and_its_exit_code,
     a_removed_container_is_gone_and_may_be_removed_again,
     a_missing_image_is_told_and_nothing_is_made,
+    the_images_of_a_host_are_listed_by_their_names,
     a_listing_is_of_one_cluster_and_on_demand_of_one_workspace,
     a_log_tells_what_the_program_wrote,
 );

@@ -2,7 +2,7 @@
 //! Docker. Tests can take it down, or hang its calls for one student.
 //!
 //! An image's tag says how its program behaves, as with the tiny image: `test` answers, `deaf` does not, `crash` ends at once
-//! with 3; others are missing.
+//! with 3; others are missing. `carrel/tiny` and `tiny` are here; those of other names are pulled, each half when a test says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener as StdListener;
@@ -43,6 +43,8 @@ struct State {
     made: u32,
     down: bool,
     hung: BTreeSet<String>,
+    pulled: BTreeSet<String>,
+    halves: usize,
     calls: Vec<&'static str>,
 }
 
@@ -50,13 +52,20 @@ struct State {
 pub(crate) struct Fake {
     state: Arc<Mutex<State>>,
     hints: broadcast::Sender<Hint>,
+    /// Changes when more of a pull may come through.
+    pulls: watch::Sender<u32>,
     /// Changes when the daemon goes: subscribers of its events lose their connection.
     generation: watch::Sender<u32>,
 }
 
 impl Fake {
     pub(crate) fn new() -> Self {
-        Self { state: Arc::default(), hints: broadcast::channel(64).0, generation: watch::Sender::new(0) }
+        Self {
+            state: Arc::default(),
+            hints: broadcast::channel(64).0,
+            pulls: watch::Sender::new(0),
+            generation: watch::Sender::new(0),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -78,6 +87,28 @@ impl Fake {
     /// Calls about this student's container never come back.
     pub(crate) fn hang(&self, student: &str) {
         self.lock().hung.insert(student.to_owned());
+    }
+
+    /// So many halves of pulls come through from now on.
+    pub(crate) fn let_through(&self, halves: usize) {
+        self.lock().halves = halves;
+        self.pulls.send_modify(|n| *n += 1);
+    }
+
+    /// Waits for the next half of a pull.
+    async fn half(&self) {
+        let mut pulls = self.pulls.subscribe();
+        loop {
+            {
+                let mut state = self.lock();
+                if state.halves > 0 {
+                    state.halves -= 1;
+                    return;
+                }
+            }
+            // The sender lives in `self`.
+            let _ = pulls.changed().await;
+        }
     }
 
     /// The program ends by itself.
@@ -130,9 +161,23 @@ impl Kept {
     }
 }
 
+const MODES: [&str; 3] = ["test", "deaf", "crash"];
+
+/// Images that were never pulled.
+const HERE: [&str; 2] = ["carrel/tiny", "tiny"];
+
 fn mode(image: &str) -> Option<&str> {
     let (_, tag) = image.rsplit_once(':')?;
-    ["test", "deaf", "crash"].contains(&tag).then_some(tag)
+    MODES.contains(&tag).then_some(tag)
+}
+
+impl State {
+    fn images(&self) -> Vec<String> {
+        let made = HERE.iter().flat_map(|name| MODES.iter().map(move |mode| format!("{name}:{mode}")));
+        let mut all: Vec<_> = made.chain(self.pulled.iter().cloned()).collect();
+        all.sort();
+        all
+    }
 }
 
 async fn answer(listener: StdListener) {
@@ -175,7 +220,7 @@ impl Runtime for Fake {
             return Ok(Created { id: id.clone(), new: false });
         }
         let image = &plan.item.spec.image;
-        if mode(image).is_none() {
+        if !state.images().contains(image) {
             return Err(RuntimeError::ImageMissing {
                 image: image.clone(),
                 problem: "it is not here".into(),
@@ -196,14 +241,32 @@ impl Runtime for Fake {
         Ok(Created { id, new: true })
     }
 
-    async fn ensure_image(&self, image: &str) -> Result<(), RuntimeError> {
-        self.enter("pull", None).await?;
-        match mode(image) {
-            Some(_) => Ok(()),
-            None => {
-                Err(RuntimeError::ImageMissing { image: image.to_owned(), problem: "nobody has it".into() })
-            }
+    async fn images(&self) -> Result<Vec<String>, RuntimeError> {
+        self.enter("list_images", None).await?;
+        Ok(self.lock().images())
+    }
+
+    async fn ensure_image(
+        &self,
+        image: &str,
+        percent: &(dyn Fn(u8) + Send + Sync),
+    ) -> Result<(), RuntimeError> {
+        if self.lock().images().iter().any(|here| here == image) {
+            return Ok(());
         }
+        self.enter("pull", None).await?;
+        if mode(image).is_none() {
+            return Err(RuntimeError::ImageMissing {
+                image: image.to_owned(),
+                problem: "nobody has it".into(),
+            });
+        }
+        for done in [50, 100] {
+            self.half().await;
+            percent(done);
+        }
+        self.lock().pulled.insert(image.to_owned());
+        Ok(())
     }
 
     async fn ensure_started(&self, id: &str) -> Result<(), RuntimeError> {

@@ -227,8 +227,15 @@ pub trait Runtime: Send + Sync + 'static {
     /// `ImageMissing`, `NameTaken`, `Refused`, or an unknown result.
     fn ensure_created(&self, plan: &Plan) -> impl Future<Output = Result<Created, RuntimeError>> + Send;
 
-    /// The image is on this host; tries to pull it when it is not.
-    fn ensure_image(&self, image: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;
+    /// What the images on this host are called: canonical references by tag and by digest, sorted.
+    fn images(&self) -> impl Future<Output = Result<Vec<String>, RuntimeError>> + Send;
+
+    /// The image is on this host; pulls it when it is not, and tells `percent` how much of it is here, 0 to 100.
+    fn ensure_image(
+        &self,
+        image: &str,
+        percent: &(dyn Fn(u8) + Send + Sync),
+    ) -> impl Future<Output = Result<(), RuntimeError>> + Send;
 
     /// The container's program was started.
     fn ensure_started(&self, id: &str) -> impl Future<Output = Result<(), RuntimeError>> + Send;

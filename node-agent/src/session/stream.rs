@@ -20,6 +20,7 @@ use tonic::{Request, Status, Streaming};
 use super::accept::{Offer, judge};
 use super::{Ending, Session, logs};
 use crate::driver::Accepted;
+use crate::driver::images::References;
 use crate::facts;
 use crate::runtime::Runtime;
 
@@ -52,6 +53,14 @@ struct Live<'a, R> {
     last_acked: i64,
     progress_at: Duration,
     was_healthy: bool,
+    images: ImagesTold,
+}
+
+/// What the control plane knows of the images: told with a heartbeat when it is news, and known once that is acked.
+#[derive(Default)]
+struct ImagesTold {
+    acked: Option<References>,
+    sent: Option<(i64, References)>,
 }
 
 fn status(status: Status) -> Ending {
@@ -107,6 +116,7 @@ impl<R: Runtime> Session<R> {
             last_acked: 0,
             progress_at: now,
             was_healthy: true,
+            images: ImagesTold::default(),
         };
         Ok((live, down))
     }
@@ -179,6 +189,7 @@ impl<R: Runtime> Live<'_, R> {
         let mut beat_in = Duration::ZERO;
         let mut beat_from = self.now();
         let mut orphans_from = self.now();
+        let mut images = self.session.host.images.here();
         loop {
             let now = self.now();
             let beat = beat_in.saturating_sub(now.saturating_sub(beat_from));
@@ -200,6 +211,8 @@ impl<R: Runtime> Live<'_, R> {
                     self.heartbeat()
                 }
                 Ok(()) = self.session.engine.changed() => self.engine_changed(),
+                // At once: a placement waits for nothing that is here.
+                Ok(()) = images.changed() => self.heartbeat(),
                 Ok(()) = self.session.orphans.changed() => {
                     orphans_from = self.now();
                     self.orphans()
@@ -235,6 +248,7 @@ impl<R: Runtime> Live<'_, R> {
                 if ack.sequence > self.last_acked {
                     self.last_acked = ack.sequence;
                     self.progress_at = self.now();
+                    self.images.ack(ack.sequence);
                 }
                 Ok(())
             }
@@ -261,7 +275,11 @@ impl<R: Runtime> Live<'_, R> {
                 }
                 Ok(())
             }
-            Down::IdleState(_) | Down::ImageOrder(_) => Ok(()),
+            Down::ImageOrder(order) => {
+                self.session.host.images.order(order.references);
+                Ok(())
+            }
+            Down::IdleState(_) => Ok(()),
             Down::Superseded(_) => Err(Ending::Superseded),
             Down::GoAway(leaving) => Err(Ending::GoAway(leaving.reason)),
             Down::Welcome(_) => Err(WireError::new("welcome", "came twice").into()),
@@ -315,11 +333,14 @@ impl<R: Runtime> Live<'_, R> {
         let docker = self.docker_health();
         let storage = self.session.host.storage.health();
         self.was_healthy = docker.problem.is_none();
+        let here = self.session.host.images.here();
+        let images = self.images.news(self.sequence, here.borrow().as_ref());
         self.send(Up::Heartbeat(pb::Heartbeat {
             sequence: self.sequence,
             last_acked: self.last_acked,
             docker: Some(docker.into()),
             storage: Some(storage.into()),
+            images,
             ..pb::Heartbeat::default()
         }))
     }
@@ -353,6 +374,21 @@ impl<R: Runtime> Live<'_, R> {
         let handle = self.log_tasks.spawn(async move { logs::tell(&*host, wanted, pieces).await });
         self.log_handles.insert(request.request, handle);
         Ok(())
+    }
+}
+
+impl ImagesTold {
+    /// What a heartbeat has to tell; `None` while nothing is known, or nothing has changed since what was acked.
+    fn news(&mut self, sequence: i64, here: Option<&References>) -> Option<pb::ImageList> {
+        let here = here.filter(|here| self.acked.as_ref() != Some(here))?;
+        self.sent = Some((sequence, here.clone()));
+        Some(pb::ImageList { references: here.to_vec() })
+    }
+
+    fn ack(&mut self, sequence: i64) {
+        if let Some((_, here)) = self.sent.take_if(|(sent, _)| *sent <= sequence) {
+            self.acked = Some(here);
+        }
     }
 }
 

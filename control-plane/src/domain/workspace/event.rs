@@ -10,7 +10,12 @@ use crate::domain::event::Entry;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Report {
     /// On its way up.
-    Starting(Stage),
+    Starting {
+        /// How far.
+        stage: Stage,
+        /// Share of the image that is on the node, 0 to 100; while it is pulled.
+        pull_percent: u8,
+    },
     /// The editor answers.
     Running {
         /// host:port.
@@ -82,6 +87,13 @@ pub enum Event {
     Place {
         /// The node.
         node: NodeId,
+    },
+    /// The start has failed on its node, and another is to try it.
+    TryElsewhere {
+        /// Why it failed.
+        reason: StatusReason,
+        /// One sentence.
+        message: String,
     },
     /// No node took it, and why.
     Wait {

@@ -11,6 +11,7 @@
 mod event;
 mod moves;
 mod report;
+mod stays;
 mod step;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use time::OffsetDateTime;
 use super::event::Actor;
 
 pub use event::{Event, IllegalTransition, Report, Step};
+pub use stays::Stays;
 
 /// Where a workspace is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -147,6 +149,16 @@ pub struct Deletion {
     pub purge_files: bool,
 }
 
+/// Where one start has failed so far.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempts {
+    /// When the first of these nodes went about it.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// The nodes, in the order they were tried.
+    pub failed_on: Vec<NodeId>,
+}
+
 /// One student's desk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Workspace {
@@ -173,6 +185,10 @@ pub struct Workspace {
     pub status_message: String,
     /// How far a start is.
     pub stage: Option<Stage>,
+    /// Share of the image that is on the node, 0 to 100; while it is pulled.
+    pub pull_percent: u8,
+    /// Where this start has failed so far.
+    pub attempts: Option<Attempts>,
     /// The node of the unreleased placement.
     pub node: Option<NodeId>,
     /// The node that held it last, for its logs.
@@ -236,6 +252,8 @@ impl Workspace {
             status_reason: None,
             status_message: String::new(),
             stage: None,
+            pull_percent: 0,
+            attempts: None,
             node: None,
             last_node: None,
             spec,

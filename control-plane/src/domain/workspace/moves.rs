@@ -3,7 +3,7 @@
 use carrel_common::model::{Stage, StatusReason, StopReason, WorkspaceSpec};
 use time::OffsetDateTime;
 
-use super::{Deletion, Desired, IdleEvidence, State, Stop, Workspace};
+use super::{Attempts, Deletion, Desired, IdleEvidence, State, Stop, Workspace};
 use crate::domain::event::{Actor, Entry};
 
 impl Workspace {
@@ -12,6 +12,7 @@ impl Workspace {
         self.state_since = now;
         self.status_reason = None;
         self.status_message.clear();
+        self.pull_percent = 0;
         if !matches!(state, State::Pending | State::Starting) {
             self.stage = None;
         }
@@ -37,7 +38,7 @@ impl Workspace {
         self.spec = spec;
         self.traceparent = traceparent;
         self.image_digest.clear();
-        self.stage = Some(Stage::Queued);
+        (self.stage, self.attempts) = (Some(Stage::Queued), None);
         self.force = false;
         self.started_at = Some(now);
         (self.ready_at, self.extended_until, self.resumed_at) = (None, None, None);
@@ -46,6 +47,28 @@ impl Workspace {
             self.status_message = "Starts as soon as the container before it is gone.".into();
         }
         Entry::new("workspace.requested", actor)
+    }
+
+    /// The same start, on another node, once this one has proven that nothing of it is left: until then a generation of its own
+    /// keeps the two apart. Its place in the line and what it is made of stay.
+    pub(super) fn try_elsewhere(
+        &mut self,
+        reason: StatusReason,
+        message: String,
+        now: OffsetDateTime,
+    ) -> Vec<Entry> {
+        let mut attempts =
+            self.attempts.take().unwrap_or(Attempts { since: self.state_since, failed_on: vec![] });
+        attempts.failed_on.extend(self.node);
+        let entry = Entry::new("workspace.retried", Actor::ControlPlane)
+            .because(reason)
+            .with("message", message)
+            .with("attempt", attempts.failed_on.len());
+        let started_at = self.started_at;
+        self.begin(self.spec.clone(), self.traceparent.clone(), Actor::ControlPlane, now);
+        (self.started_at, self.attempts) = (started_at, Some(attempts));
+        self.status_message = "It could not be started on its host, and is tried on another.".into();
+        vec![entry]
     }
 
     /// What runs now has its own spec in its placement; this one is for the generation that follows.

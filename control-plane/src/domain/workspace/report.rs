@@ -9,15 +9,21 @@ use crate::domain::event::{Actor, Entry};
 impl Workspace {
     pub(super) fn report(&mut self, report: Report, now: OffsetDateTime) -> Vec<Entry> {
         match (self.state, report) {
-            (State::Starting | State::Running | State::Unreachable, Report::Starting(stage)) => {
+            (
+                State::Starting | State::Running | State::Unreachable,
+                Report::Starting { stage, pull_percent },
+            ) => {
                 if self.state == State::Starting && self.stage == Some(stage) {
+                    self.pull_percent = pull_percent;
                     return vec![];
                 }
-                // The longest stay is counted after the pull, and anew when a running one has to start again.
-                if self.state != State::Starting || self.stage == Some(Stage::Pulling) {
+                // The longest stay is counted after the wait for its turn and after the pull, and anew when a running one has to
+                // start again.
+                let waited = matches!(self.stage, Some(Stage::Queued | Stage::Pulling));
+                if self.state != State::Starting || waited {
                     self.enter(State::Starting, now);
                 }
-                self.stage = Some(stage);
+                (self.stage, self.pull_percent) = (Some(stage), pull_percent);
                 if stage == Stage::Probing {
                     return vec![Entry::new("workspace.started", Actor::Agent)];
                 }
@@ -30,6 +36,7 @@ impl Workspace {
             (before @ (State::Starting | State::Unreachable), Report::Running { endpoint, image_digest }) => {
                 self.enter(State::Running, now);
                 (self.endpoint, self.image_digest) = (Some(endpoint), image_digest);
+                self.attempts = None;
                 let first = self.ready_at.is_none();
                 self.ready_at = self.ready_at.or(Some(now));
                 if before == State::Unreachable {
@@ -57,7 +64,7 @@ impl Workspace {
             // A late word about a container that is to go, or has been given up: what counts is `Gone`.
             (
                 State::Stopped | State::Pending | State::Stopping | State::Failed,
-                Report::Starting(_)
+                Report::Starting { .. }
                 | Report::Running { .. }
                 | Report::Restarting { .. }
                 | Report::Failed { .. },

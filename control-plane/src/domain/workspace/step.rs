@@ -68,6 +68,7 @@ impl Workspace {
                 next.node = Some(node);
                 vec![]
             }
+            (Starting, Event::TryElsewhere { reason, message }) => next.try_elsewhere(reason, message, now),
             (Pending, Event::Wait { reason, message }) => {
                 (next.status_reason, next.status_message) = (Some(reason), message);
                 vec![]
@@ -117,6 +118,10 @@ impl Workspace {
                 state @ (Stopped | Starting | Running | Stopping | Failed | Unreachable),
                 Event::Wait { .. },
             ) => return Err(IllegalTransition::NotInThisState { state, event: "Wait" }),
+            (
+                state @ (Stopped | Pending | Running | Stopping | Failed | Unreachable),
+                Event::TryElsewhere { .. },
+            ) => return Err(IllegalTransition::NotInThisState { state, event: "TryElsewhere" }),
             (state, Event::Place { .. }) => {
                 return Err(IllegalTransition::NotInThisState { state, event: "Place" });
             }

@@ -60,8 +60,12 @@ fn events() -> Vec<(&'static str, Event)> {
         ("Delete", Event::Delete { purge_files: false }),
         ("Delete and purge", Event::Delete { purge_files: true }),
         ("Place", Event::Place { node: node() }),
+        (
+            "TryElsewhere",
+            Event::TryElsewhere { reason: StatusReason::RuntimeError, message: "Docker refused.".into() },
+        ),
         ("Wait", Event::Wait { reason: StatusReason::NoCapacity, message: "Full.".into() }),
-        ("Starting", Event::Report(Report::Starting(Stage::Probing))),
+        ("Starting", Event::Report(Report::Starting { stage: Stage::Probing, pull_percent: 0 })),
         ("Running", Event::Report(running())),
         (
             "Restarting",
@@ -145,6 +149,43 @@ fn a_stop_that_takes_too_long_is_told_and_ends_when_the_container_is_gone() {
     assert_eq!((w.state, w.status_reason), (State::Failed, Some(StatusReason::StopTimeout)));
     let (w, _) = w.apply(Event::Report(gone()), T0).expect("legal");
     assert_eq!((w.state, w.node), (State::Stopped, None));
+}
+
+#[test]
+fn a_start_that_is_tried_elsewhere_keeps_its_place_in_the_line_and_knows_where_it_failed() {
+    let failed_at = T0 + time::Duration::seconds(3);
+    let w = after([start(), Event::Place { node: node() }]);
+    let again = Event::TryElsewhere { reason: StatusReason::RuntimeError, message: String::new() };
+    let (w, _) = w.apply(again, failed_at).expect("legal");
+    assert_eq!((w.state, w.generation, w.node), (State::Pending, Generation(2), Some(node())));
+    assert_eq!((w.started_at, w.state_since), (Some(T0), failed_at));
+    assert_eq!(w.attempts, Some(super::Attempts { since: T0, failed_on: vec![node()] }));
+    let mut w = w;
+    for event in [gone(), Report::Gone { purged: false, exit_code: None }] {
+        w = w.apply(Event::Report(event), failed_at).expect("legal").0;
+    }
+    let (w, _) = w.apply(Event::Place { node: node() }, failed_at).expect("legal");
+    let (w, _) = w.apply(Event::Report(running()), failed_at).expect("legal");
+    assert_eq!((w.state, w.attempts), (State::Running, None));
+}
+
+#[test]
+fn the_longest_stay_of_a_start_begins_after_its_turn_and_after_the_pull() {
+    let at = |seconds| T0 + time::Duration::seconds(seconds);
+    let mut w = after([start(), Event::Place { node: node() }]);
+    for (seconds, stage, since) in [
+        (1, Stage::Creating, 0),
+        (2, Stage::Queued, 0),
+        (50, Stage::Creating, 50),
+        (51, Stage::Pulling, 50),
+        (90, Stage::Pulling, 50),
+        (300, Stage::Creating, 300),
+        (301, Stage::Probing, 300),
+    ] {
+        let report = Report::Starting { stage, pull_percent: 40 };
+        w = w.apply(Event::Report(report), at(seconds)).expect("legal").0;
+        assert_eq!((w.state, w.stage, w.state_since), (State::Starting, Some(stage), at(since)), "{seconds}");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@
 
 mod body;
 mod ghosts;
+mod pull;
 mod reply;
 
 use std::collections::HashMap;
@@ -16,7 +17,7 @@ use std::time::Duration;
 
 use bollard::query_parameters::{
     CreateContainerOptionsBuilder, CreateImageOptionsBuilder, EventsOptionsBuilder,
-    ListContainersOptionsBuilder, ListNetworksOptionsBuilder, LogsOptionsBuilder,
+    ListContainersOptionsBuilder, ListImagesOptions, ListNetworksOptionsBuilder, LogsOptionsBuilder,
     RemoveContainerOptionsBuilder, StopContainerOptionsBuilder,
 };
 use bytes::Bytes;
@@ -230,7 +231,17 @@ impl Runtime for Docker {
         Err(RuntimeError::Refused { operation: "create", problem: "the container's name stays taken".into() })
     }
 
-    async fn ensure_image(&self, image: &str) -> Result<(), RuntimeError> {
+    async fn images(&self) -> Result<Vec<String>, RuntimeError> {
+        let ask = async |client: bollard::Docker| client.list_images(None::<ListImagesOptions>).await;
+        let listed = self.call("list_images", self.inner.timeout, ask).await?;
+        Ok(reply::references(listed))
+    }
+
+    async fn ensure_image(
+        &self,
+        image: &str,
+        percent: &(dyn Fn(u8) + Send + Sync),
+    ) -> Result<(), RuntimeError> {
         let missing = |problem: String| RuntimeError::ImageMissing { image: image.to_owned(), problem };
         let look = async |client: bollard::Docker| client.inspect_image(image).await;
         match self.call("inspect_image", self.inner.timeout, look).await {
@@ -240,7 +251,14 @@ impl Runtime for Docker {
         }
         let options = reply::pull_options(CreateImageOptionsBuilder::default(), image);
         let pull = async |client: bollard::Docker| {
-            client.create_image(Some(options), None, None).try_for_each(|_| async { Ok(()) }).await
+            let mut progress = pull::Progress::default();
+            let lines = client.create_image(Some(options), None, None);
+            lines
+                .try_for_each(|line| {
+                    percent(progress.note(&line));
+                    std::future::ready(Ok(()))
+                })
+                .await
         };
         match self.call("pull", LONGEST_PULL, pull).await {
             Ok(()) => Ok(()),

@@ -3,9 +3,10 @@
 use bollard::errors::Error;
 use bollard::models::{
     ContainerInspectResponse, ContainerState, ContainerStateStatusEnum, ContainerSummary,
-    ContainerSummaryStateEnum, EventMessage,
+    ContainerSummaryStateEnum, EventMessage, ImageSummary,
 };
 use bollard::query_parameters::{CreateImageOptions, CreateImageOptionsBuilder};
+use carrel_common::image::canonical;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -74,6 +75,17 @@ pub(super) fn pull_options(builder: CreateImageOptionsBuilder, image: &str) -> C
         return builder.from_image(image).build();
     }
     builder.from_image(image).tag("latest").build()
+}
+
+/// What the images of a listing are called, canonical and sorted: a policy may name an image by tag or by digest.
+pub(super) fn references(images: Vec<ImageSummary>) -> Vec<String> {
+    let named = images.into_iter().flat_map(|image| image.repo_tags.into_iter().chain(image.repo_digests));
+    // What lost its name to a newer image is called so.
+    let mut references: Vec<_> =
+        named.filter(|name| !name.contains("<none>")).map(|name| canonical(&name)).collect();
+    references.sort();
+    references.dedup();
+    references
 }
 
 pub(super) fn found(summary: ContainerSummary) -> Option<Found> {
@@ -170,6 +182,21 @@ mod tests {
             };
             assert_eq!(told, expected, "{operation}: {message}");
         }
+    }
+
+    #[test]
+    fn images_are_listed_by_tag_and_by_digest_without_those_that_lost_their_name() {
+        let image = |tags: &[&str], digests: &[&str]| ImageSummary {
+            repo_tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
+            repo_digests: digests.iter().map(|digest| (*digest).to_owned()).collect(),
+            ..ImageSummary::default()
+        };
+        let listed = vec![
+            image(&["r:5000/desk:v1", "desk:v1"], &["r:5000/desk@sha256:1"]),
+            image(&["<none>:<none>"], &["<none>@<none>"]),
+            image(&["debian:12"], &[]),
+        ];
+        assert_eq!(references(listed), ["debian:12", "desk:v1", "r:5000/desk:v1", "r:5000/desk@sha256:1"]);
     }
 
     #[test]

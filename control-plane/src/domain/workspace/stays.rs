@@ -1,0 +1,33 @@
+//! The longest stays: every state that moves has one, so that nothing waits for an operator.
+
+use std::time::Duration;
+
+use carrel_common::model::Stage;
+
+use super::{State, Workspace};
+
+/// How long a workspace may be in a state that moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stays {
+    /// In PENDING, and in STARTING while its node has not begun with it.
+    pub pending: Duration,
+    /// In STARTING while the image is pulled.
+    pub pulling: Duration,
+    /// In STARTING from then on.
+    pub starting: Duration,
+    /// In STOPPING.
+    pub stopping: Duration,
+}
+
+impl Workspace {
+    /// How long it may stay as it is; `None` where it rests.
+    pub fn longest_stay(&self, stays: &Stays) -> Option<Duration> {
+        match (self.state, self.stage) {
+            (State::Pending, _) | (State::Starting, Some(Stage::Queued)) => Some(stays.pending),
+            (State::Starting, Some(Stage::Pulling)) => Some(stays.pulling),
+            (State::Starting, _) => Some(stays.starting),
+            (State::Stopping, _) => Some(stays.stopping),
+            (State::Stopped | State::Running | State::Failed | State::Unreachable, _) => None,
+        }
+    }
+}

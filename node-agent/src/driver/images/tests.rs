@@ -1,0 +1,96 @@
+//! Pulls against the fake engine, whose pulls come through in halves when a test says so.
+
+use carrel_common::model::{DesiredItem, Observed, Stage, StatusReason};
+
+use crate::driver::tests::{Bench, desk};
+
+/// A desk of an image that is not here yet.
+fn far(student: &str) -> DesiredItem {
+    let mut item = desk(student, "test");
+    item.spec.image = "registry/desk:test".into();
+    item
+}
+
+fn is_pulling(state: &Observed) -> bool {
+    *state == Observed::Starting(Stage::Pulling)
+}
+
+#[tokio::test]
+async fn many_starts_wait_for_one_pull_and_tell_how_far_it_is() {
+    let mut bench = Bench::new();
+    bench.engine_is(true).await;
+    let desks: Vec<_> = (0..5).map(|n| far(&format!("s{n}"))).collect();
+    bench.want(desks.clone());
+    for desk in &desks {
+        let told = bench.until_told(desk, is_pulling).await;
+        assert_eq!(told.pull_percent, 0);
+    }
+    bench.engine.let_through(1);
+    for desk in &desks {
+        assert_eq!(bench.until_told(desk, is_pulling).await.pull_percent, 50);
+    }
+    bench.engine.let_through(1);
+    for desk in &desks {
+        bench.until_told(desk, |state| matches!(state, Observed::Running { .. })).await;
+    }
+    assert_eq!(bench.engine.calls("pull"), 1);
+}
+
+#[tokio::test]
+async fn a_start_that_is_stopped_leaves_its_pull_to_the_others() {
+    let mut bench = Bench::new();
+    bench.engine_is(true).await;
+    let (ada, bob) = (far("ada"), far("bob"));
+    bench.want(vec![ada.clone(), bob.clone()]);
+    bench.until_told(&ada, is_pulling).await;
+    bench.until_told(&bob, is_pulling).await;
+    bench.want(vec![crate::driver::tests::stopped(&ada), bob.clone()]);
+    bench.until_told(&ada, |state| matches!(state, Observed::Gone { .. })).await;
+    bench.engine.let_through(2);
+    bench.until_told(&bob, |state| matches!(state, Observed::Running { .. })).await;
+    assert_eq!(bench.engine.calls("pull"), 1);
+}
+
+#[tokio::test]
+async fn an_image_that_nobody_has_fails_the_start_and_is_asked_for_again_by_the_next() {
+    let mut bench = Bench::new();
+    bench.engine_is(true).await;
+    for (n, student) in ["ada", "bob"].into_iter().enumerate() {
+        let mut item = far(student);
+        item.spec.image = "registry/desk:nonsense".into();
+        bench.want(vec![item.clone()]);
+        let failed = bench.until_told(&item, |state| matches!(state, Observed::Failed(_))).await;
+        assert_eq!(failed.state, Observed::Failed(StatusReason::ImageUnavailable));
+        assert_eq!(bench.engine.calls("pull"), n + 1);
+    }
+}
+
+#[tokio::test]
+async fn what_is_ordered_ahead_is_pulled_one_by_one_and_told_as_here() {
+    let mut bench = Bench::new();
+    bench.engine_is(true).await;
+    let (one, two) = ("registry/one:test".to_owned(), "registry/two:test".to_owned());
+    bench.host.images.order([two.clone(), "tiny:test".to_owned(), one.clone()]);
+    bench.engine.let_through(2);
+    let mut here = bench.host.images.here();
+    let has = |image: &str| {
+        let image = image.to_owned();
+        move |here: &Option<super::References>| here.as_ref().is_some_and(|here| here.contains(&image))
+    };
+    let first = here.wait_for(has(&one)).await.expect("the host lives").clone();
+    assert!(!has(&two)(&first), "one at a time");
+    bench.engine.let_through(2);
+    here.wait_for(has(&two)).await.expect("the host lives");
+    assert_eq!(bench.engine.calls("pull"), 2, "what is here is not pulled");
+}
+
+#[tokio::test]
+async fn a_start_does_not_wait_for_what_is_ordered_ahead() {
+    let mut bench = Bench::new();
+    bench.engine_is(true).await;
+    bench.host.images.order(["registry/ahead:test".to_owned()]);
+    let ada = desk("ada", "test");
+    bench.want(vec![ada.clone()]);
+    bench.until_told(&ada, |state| matches!(state, Observed::Running { .. })).await;
+    assert!(bench.engine.calls("pull") <= 1);
+}
