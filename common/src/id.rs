@@ -165,10 +165,12 @@ impl fmt::Display for Generation {
     }
 }
 
+/// Characters of a secret.
+pub const SECRET_LENGTH: usize = 64;
+
 /// A secret of 256 random bits, in hexadecimal; the store keeps only `secret_hash` of it.
-#[expect(clippy::disallowed_methods, reason = "random values are made here and nowhere else")]
 pub fn new_secret() -> String {
-    format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple())
+    hex(&rand::random::<[u8; SECRET_LENGTH / 2]>())
 }
 
 /// What is stored of a secret: its SHA-256 in hexadecimal. No salt: the secrets are random, not chosen by people.

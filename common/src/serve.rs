@@ -1,18 +1,24 @@
 //! The server of both binaries: gRPC and HTTP on one port, reflection, graceful end.
 //!
-//! The accept loop is our own, because tonic's cannot speak HTTP/1.1 upgrades and axum's cannot cut what does not end.
+//! The accept loop is our own, because tonic's cannot speak HTTP/1.1 upgrades nor change its certificate while it runs,
+//! and axum's cannot cut what does not end.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, header};
+use axum::http::{Extensions, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::server::Connected as _;
@@ -31,6 +37,8 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 const STREAMS_PER_CONNECTION: u32 = 4096;
 /// After `accept` failed, most likely for want of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// A peer that takes longer to agree on TLS is none of ours.
+const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// gRPC and HTTP as one router. A path of neither is UNIMPLEMENTED to a gRPC caller and a 404 problem to others.
 pub fn router(grpc: Routes, http: axum::Router) -> axum::Router {
@@ -92,6 +100,53 @@ pub async fn serve(
     router: axum::Router,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
+    accept(listener, &stop, |stream| {
+        let (router, stop) = (router.clone(), stop.clone());
+        async move {
+            let peer = stream.connect_info();
+            let stamp = move |extensions: &mut Extensions| _ = extensions.insert(peer.clone());
+            connection(stream, router, stamp, stop).await;
+        }
+    })
+    .await
+}
+
+/// As [`serve`], over TLS. Each connection is accepted by the configuration that is the newest at that moment.
+///
+/// gRPC handlers find the peer's certificates with `tonic::Request::peer_certs`.
+pub async fn serve_tls(
+    listener: TcpListener,
+    router: axum::Router,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    accept(listener, &stop, |stream| {
+        let (router, stop) = (router.clone(), stop.clone());
+        let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
+        async move {
+            let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
+            let stream = match stop.run_until_cancelled(shaken).await {
+                Some(Ok(Ok(stream))) => stream,
+                Some(Ok(Err(error))) => return tracing::info!(%error, "a connection was refused: no TLS"),
+                Some(Err(_)) | None => return,
+            };
+            let peer = stream.connect_info();
+            let stamp = move |extensions: &mut Extensions| {
+                extensions.insert(peer.get_ref().clone());
+                extensions.insert(peer.clone());
+            };
+            connection(stream, router, stamp, stop).await;
+        }
+    })
+    .await
+}
+
+/// Takes connections until `stop`, then waits for those that are open.
+async fn accept<C: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    stop: &CancellationToken,
+    connection: impl Fn(TcpStream) -> C,
+) -> std::io::Result<()> {
     let mut connections = JoinSet::new();
     loop {
         // Each arm is cancel-safe: `accept` takes no connection before it is ready, `join_next` loses nothing, a
@@ -100,9 +155,10 @@ pub async fn serve(
             () = stop.cancelled() => break,
             Some(_) = connections.join_next() => {}
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, router.clone(), stop.clone()));
-                }
+                Ok((stream, _)) => match stream.set_nodelay(true) {
+                    Ok(()) => _ = connections.spawn(connection(stream)),
+                    Err(error) => tracing::debug!(%error, "a connection ended before it began"),
+                },
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -119,14 +175,15 @@ pub async fn serve(
     Ok(())
 }
 
-async fn connection(stream: TcpStream, router: axum::Router, stop: CancellationToken) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection ended before it began");
-        return;
-    }
-    let peer = stream.connect_info();
+/// Serves one connection to its end; `stamp` says in each request who the peer is.
+async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    router: axum::Router,
+    stamp: impl Fn(&mut Extensions) + Clone + Send + 'static,
+    stop: CancellationToken,
+) {
     let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(peer.clone());
+        stamp(request.extensions_mut());
         request
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());

@@ -1,6 +1,7 @@
 //! Flags and environment, parsed and checked once.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use carrel_common::id::ClusterId;
@@ -31,7 +32,42 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Bring the database's schema up to date; safe when several start at once.
     Migrate(MigrateArgs),
+    /// The authority that vouches for nodes.
+    #[command(subcommand)]
+    Ca(CaCommand),
 }
+
+/// What to do with the authority.
+#[derive(Debug, Subcommand)]
+pub enum CaCommand {
+    /// Make one, in a directory that has none.
+    Init(CaDir),
+    /// Make a new one that signs from now on; the one before stays trusted, so nobody is cut off.
+    Rotate(CaDir),
+    /// Trust only the one that signs; for when every node has renewed its certificate since the rotation.
+    Prune {
+        /// The directory.
+        #[command(flatten)]
+        dir: CaDir,
+        /// Life of a node's certificate, as `serve` has it: refused until the rotation is that long ago.
+        #[arg(long, env = "CARREL_NODE_CERTIFICATE_TTL", default_value = NODE_CERTIFICATE_TTL, value_parser = humantime::parse_duration)]
+        node_certificate_ttl: Duration,
+        /// Do it now; nodes that have not renewed have to enrol again.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// Where the authority is.
+#[derive(Debug, Args)]
+pub struct CaDir {
+    /// Directory of the authority: its key, and the certificates that are trusted.
+    #[arg(long, env = "CARREL_CA_DIR")]
+    pub ca_dir: PathBuf,
+}
+
+/// A stolen certificate is good for a day at most; a node that is off for a night comes back by itself.
+const NODE_CERTIFICATE_TTL: &str = "24h";
 
 /// A database URL, which may hold a password: it is never printed.
 #[derive(Clone)]
@@ -73,7 +109,14 @@ pub struct ServeArgs {
     /// Address for node agents.
     #[arg(long, env = "CARREL_AGENT_LISTEN", default_value = "127.0.0.1:7301")]
     pub agent_listen: SocketAddr,
-    /// Plaintext, on loopback only: nodes may enrol, and the editor's loopback address is given out.
+    /// Directory of the authority that vouches for nodes (`control-plane ca init`): with it agents speak TLS, on any address.
+    #[arg(long, env = "CARREL_CA_DIR")]
+    pub ca_dir: Option<PathBuf>,
+    /// Life of a node's certificate; nodes renew it after 50 to 80 % of that.
+    #[arg(long, env = "CARREL_NODE_CERTIFICATE_TTL", default_value = NODE_CERTIFICATE_TTL, value_parser = humantime::parse_duration)]
+    pub node_certificate_ttl: Duration,
+    /// The API in plaintext, on loopback only; without --ca-dir the agents' listener too, where any node may enrol. The
+    /// editor's loopback address is given out.
     #[arg(long, env = "CARREL_DEV")]
     pub dev: bool,
     /// Image of a workspace.
@@ -150,6 +193,11 @@ pub struct ServeArgs {
     pub otlp_endpoint: Option<String>,
 }
 
+/// X.509 counts in whole seconds; below this a renewal has no time to be tried twice.
+const SHORTEST_TTL: Duration = Duration::from_secs(5);
+/// A month: nothing but its end takes a stolen certificate from whoever holds it, unless its node is removed.
+const LONGEST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// A configuration that means nothing, or is not safe.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{flag}: {problem}")]
@@ -193,11 +241,14 @@ impl ServeArgs {
                 "with --dev everything is plaintext, so the address must be a loopback address",
             );
         }
-        if !self.agent_listen.ip().is_loopback() {
+        if self.ca_dir.is_none() && !self.agent_listen.ip().is_loopback() {
             return bad(
                 "--agent-listen",
-                "with --dev everything is plaintext, so the address must be a loopback address",
+                "without --ca-dir agents speak plaintext, so the address must be a loopback address",
             );
+        }
+        if self.node_certificate_ttl < SHORTEST_TTL || self.node_certificate_ttl > LONGEST_TTL {
+            return bad("--node-certificate-ttl", "must be from 5s to 30days");
         }
         if self.warning_lead >= self.idle_timeout {
             return bad("--warning-lead", "must be shorter than --idle-timeout");
@@ -275,6 +326,7 @@ impl ServeArgs {
             },
             heartbeat_interval: self.heartbeat_interval,
             unreachable_after: self.unreachable_after,
+            node_certificate_ttl: self.node_certificate_ttl,
             events_kept: self.events_kept,
         }
     }
@@ -290,7 +342,7 @@ mod tests {
             .chain(flags.iter().copied());
         match Cli::try_parse_from(line).expect("parses").command {
             Command::Serve(args) => *args,
-            Command::Migrate(_) => panic!("serve was asked for"),
+            Command::Migrate(_) | Command::Ca(_) => panic!("serve was asked for"),
         }
     }
 
@@ -300,6 +352,9 @@ mod tests {
         assert!(parse(&[]).check().is_err());
         assert!(parse(&["--dev", "--listen", "0.0.0.0:7300"]).check().is_err());
         assert!(parse(&["--dev", "--agent-listen", "10.0.0.1:7301"]).check().is_err());
+        let tls = ["--dev", "--ca-dir", "/etc/carrel/ca", "--agent-listen", "10.0.0.1:7301"];
+        assert!(parse(&tls).check().is_ok());
+        assert!(parse(&[&tls[..], &["--listen", "10.0.0.1:7300"]].concat()).check().is_err());
     }
 
     #[test]

@@ -6,10 +6,13 @@
 //!  the clock ── tasks ─────┘                       └── store (Postgres, one transaction a use case)
 //! ```
 //!
+//! `authority` signs the nodes' certificates; `app` decides for whom.
+//!
 //! `grpc`, `http`, `tasks` and `sessions` call `app`; `app` asks `domain` what to do and `store` to do it; `domain`
 //! knows nobody. `run` builds and wires everything; `commands` are the subcommands of the binary.
 
 pub mod app;
+pub mod authority;
 pub mod commands;
 pub mod config;
 pub mod domain;

@@ -7,6 +7,7 @@ use control_plane::config::{Cli, Command};
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
+        Command::Ca(command) => commands::ca::ca(&command),
         Command::Serve(args) => commands::serve::serve(*args).await,
         Command::Migrate(args) => commands::migrate::migrate(&args).await,
     }

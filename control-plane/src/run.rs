@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use carrel_common::clock::SystemClock;
 use carrel_common::id::ClusterId;
 use carrel_common::serve;
 use carrel_common::telemetry::Telemetry;
@@ -18,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tonic_health::ServingStatus;
 
 use crate::app::{App, AppError, Heartbeats, LogTails, Nudge, SharedRules};
+use crate::authority::{Authorities, Renewal};
 use crate::config::ServeArgs;
 use crate::grpc::{Agents, Events, Following, Policies, Workspaces};
 use crate::http;
@@ -41,6 +43,8 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let listener = listen("--listen", args.listen).await?;
     let agent_listener = listen("--agent-listen", args.agent_listen).await?;
     let store = Store::open(&args.database_url.0, args.database_connections)?;
+    let authority = args.ca_dir.clone().map(open_authority).transpose()?;
+    let (authorities, renewal) = authority.unzip();
     let (cluster, incarnation) = wait_for_database(&store, &stop).await?;
 
     let (nudge, idle_due) = Nudge::new();
@@ -48,6 +52,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let settings = Arc::new(args.settings(cluster, incarnation));
     let app = App {
         store: store.clone(),
+        authorities: authorities.clone(),
         rules: SharedRules::new(settings.defaults.clone()),
         settings,
         nudge,
@@ -93,9 +98,22 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let api = serve::router(api, http::routes(ready.clone(), telemetry));
     let agents = serve::router(agents, axum::Router::new());
     tasks.spawn(report(serve::serve(listener, api, serving.clone()), "the API"));
-    tasks.spawn(report(serve::serve(agent_listener, agents, serving.clone()), "the agents' listener"));
+    match &authorities {
+        Some(authorities) => {
+            let tls = serve::serve_tls(agent_listener, agents, authorities.listener(), serving.clone());
+            tasks.spawn(report(tls, "the agents' listener"));
+        }
+        None => {
+            let plain = serve::serve(agent_listener, agents, serving.clone());
+            tasks.spawn(report(plain, "the agents' listener"));
+        }
+    }
+    if let Some(renewal) = renewal {
+        tasks.spawn(tasks::keep_authority(renewal, looping.clone()));
+    }
     tasks.spawn(tell_health(reporter.clone(), ready, serving.clone()));
-    tracing::info!(listen = %args.listen, agent_listen = %args.agent_listen, %cluster, "serving");
+    let tls = authorities.is_some();
+    tracing::info!(listen = %args.listen, agent_listen = %args.agent_listen, tls, %cluster, "serving");
 
     stop.cancelled().await;
     reporter.set_service_status("", ServingStatus::NotServing).await;
@@ -109,6 +127,11 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     }
     store.close().await;
     Ok(())
+}
+
+fn open_authority(dir: std::path::PathBuf) -> anyhow::Result<(Authorities, Renewal)> {
+    let opened = Authorities::open(dir, Arc::new(SystemClock::new()));
+    opened.context("--ca-dir cannot be used; `control-plane ca init` makes an authority")
 }
 
 async fn listen(flag: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {

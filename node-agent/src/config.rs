@@ -4,15 +4,18 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use carrel_common::join::{InvalidToken, JoinToken};
 use carrel_common::telemetry::LogFormat;
 use clap::Args;
 
+use crate::enroll::Entry;
 use crate::storage::check::Kind;
 
 /// `node-agent run`
 #[derive(Debug, Clone, Args)]
 pub struct Config {
-    /// Where the control plane's replicas listen for agents; more than one separated by commas.
+    /// Where the control plane's replicas listen for agents, https://<host>:<port>; more than one separated by commas. With
+    /// --dev in plaintext: http:// and an address of loopback.
     #[arg(
         long,
         env = "CARREL_CONTROL_PLANE",
@@ -38,6 +41,16 @@ pub struct Config {
     /// Where /metrics and /healthz are served.
     #[arg(long, env = "CARREL_METRICS_LISTEN", default_value = "127.0.0.1:7302")]
     pub metrics_listen: String,
+    /// What CreateJoinToken gave, to enrol with; used only while this host has no identity that counts. Other users of the
+    /// host can see a command line: better in a file.
+    #[arg(long, env = "CARREL_JOIN_TOKEN", hide_env_values = true, conflicts_with = "join_token_file")]
+    pub join_token: Option<GivenToken>,
+    /// File that holds it.
+    #[arg(long, env = "CARREL_JOIN_TOKEN_FILE")]
+    pub join_token_file: Option<PathBuf>,
+    /// To enrol, stop and remove containers that another node of this Carrel has left on this host.
+    #[arg(long, env = "CARREL_STOP_EXISTING", default_value_t = false)]
+    pub stop_existing: bool,
     /// Plaintext to a control plane on loopback; refused for any other address.
     #[arg(long, env = "CARREL_DEV", default_value_t = false)]
     pub dev: bool,
@@ -67,21 +80,47 @@ pub struct Config {
     pub otlp_endpoint: Option<String>,
 }
 
+/// A join token as it was given: a secret, never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct GivenToken(pub String);
+
+impl std::fmt::Debug for GivenToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl std::str::FromStr for GivenToken {
+    type Err = std::convert::Infallible;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
 /// Why the agent does not start.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// There is no TLS yet.
+    /// Plaintext is for development.
     #[error(
-        "this version can talk to a control plane on this machine only, in plaintext: run it with --dev (enrolment over TLS is not there yet)"
+        "--control-plane {0} is plaintext, which is for development on one machine: use https://, or --dev"
     )]
-    NeedsDev,
+    NeedsDev(String),
+    /// TLS and plaintext are two ways to have an identity.
+    #[error("--control-plane names addresses with https:// and with http://; they must be all the same")]
+    MixedSchemes,
+    /// The join token means nothing.
+    #[error("--join-token: {0}")]
+    Token(#[from] InvalidToken),
+    /// The join token cannot be read.
+    #[error("--join-token-file {0}: {1}")]
+    TokenFile(String, String),
     /// `--dev` is for loopback.
     #[error(
         "--dev talks in plaintext, which is for loopback addresses only, not {0}: use http://127.0.0.1:<port> or http://[::1]:<port>"
     )]
     NotLoopback(String),
     /// An address of the control plane cannot be used.
-    #[error("--control-plane {0:?} is not of the form http://<address>:<port>")]
+    #[error("--control-plane {0:?} is not of the form https://<host>:<port>")]
     Endpoint(String),
     /// Docker is used through its socket only.
     #[error(
@@ -99,14 +138,14 @@ impl Config {
     /// # Errors
     /// See [`ConfigError`].
     pub fn validate(&self) -> Result<(), ConfigError> {
-        if !self.dev {
-            return Err(ConfigError::NeedsDev);
-        }
         if self.control_plane.is_empty() {
             return Err(ConfigError::Endpoint(String::new()));
         }
         for endpoint in &self.control_plane {
-            check_loopback(endpoint)?;
+            check_endpoint(endpoint, self.dev)?;
+        }
+        if self.control_plane.iter().any(|endpoint| is_tls(endpoint) != self.over_tls()) {
+            return Err(ConfigError::MixedSchemes);
         }
         if !self.docker_host.starts_with("unix:///") {
             return Err(ConfigError::DockerHost(self.docker_host.clone()));
@@ -122,15 +161,55 @@ impl Config {
         }
         Ok(())
     }
+
+    fn over_tls(&self) -> bool {
+        self.control_plane.iter().any(|endpoint| is_tls(endpoint))
+    }
+
+    /// How this host enrols, if it has to. Reads the token's file.
+    ///
+    /// # Errors
+    /// When the token cannot be read, or is none.
+    pub fn entry(&self) -> Result<Entry, ConfigError> {
+        if !self.over_tls() {
+            return Ok(Entry::Dev);
+        }
+        let given = match (&self.join_token, &self.join_token_file) {
+            (Some(given), _) => Some(given.0.clone()),
+            (None, Some(path)) => match std::fs::read_to_string(path) {
+                Ok(text) => Some(text),
+                // Who has enrolled may remove the token: it is used up.
+                Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => None,
+                Err(error) => {
+                    return Err(ConfigError::TokenFile(path.display().to_string(), error.to_string()));
+                }
+            },
+            (None, None) => None,
+        };
+        let token = given.map(|text| text.parse::<JoinToken>()).transpose()?;
+        Ok(Entry::Tls { token, stop_existing: self.stop_existing })
+    }
+}
+
+fn is_tls(endpoint: &str) -> bool {
+    endpoint.starts_with("https://")
 }
 
 /// Names are not resolved: what `localhost` means is somebody else's configuration, but for that one name.
-fn check_loopback(endpoint: &str) -> Result<(), ConfigError> {
+fn check_endpoint(endpoint: &str, dev: bool) -> Result<(), ConfigError> {
     let bad = || ConfigError::Endpoint(endpoint.to_owned());
-    let authority = endpoint.strip_prefix("http://").ok_or_else(bad)?.trim_end_matches('/');
+    let plain = endpoint.strip_prefix("http://");
+    let authority =
+        plain.or_else(|| endpoint.strip_prefix("https://")).ok_or_else(bad)?.trim_end_matches('/');
     let (host, port) = authority.rsplit_once(':').ok_or_else(bad)?;
-    if port.parse::<u16>().is_err() || host.contains('/') {
+    if port.parse::<u16>().is_err() || host.is_empty() || host.contains('/') {
         return Err(bad());
+    }
+    if plain.is_none() {
+        return Ok(());
+    }
+    if !dev {
+        return Err(ConfigError::NeedsDev(endpoint.to_owned()));
     }
     let address = host.trim_start_matches('[').trim_end_matches(']');
     let loopback = address == "localhost" || address.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
@@ -155,8 +234,9 @@ mod tests {
     }
 
     #[test]
-    fn without_dev_it_says_what_is_missing() {
-        assert_eq!(config(&[]).validate(), Err(ConfigError::NeedsDev));
+    fn plaintext_needs_dev() {
+        let plain = "http://127.0.0.1:7301";
+        assert_eq!(config(&[]).validate(), Err(ConfigError::NeedsDev(plain.into())));
     }
 
     #[test]
@@ -169,10 +249,43 @@ mod tests {
             ("http://10.0.0.1:7301", Err(ConfigError::NotLoopback("10.0.0.1".into()))),
             ("http://127.0.0.1.evil.org:7301", Err(ConfigError::NotLoopback("127.0.0.1.evil.org".into()))),
             ("http://127.0.0.1", Err(ConfigError::Endpoint("http://127.0.0.1".into()))),
-            ("https://127.0.0.1:7301", Err(ConfigError::Endpoint("https://127.0.0.1:7301".into()))),
+            ("ftp://127.0.0.1:7301", Err(ConfigError::Endpoint("ftp://127.0.0.1:7301".into()))),
         ] {
             assert_eq!(config(&["--dev", "--control-plane", endpoint]).validate(), expected, "{endpoint}");
         }
+    }
+
+    #[test]
+    fn tls_is_for_any_address() {
+        for endpoint in ["https://carrel.example.edu:7301", "https://10.0.0.1:7301", "https://[fd00::1]:7301"]
+        {
+            assert_eq!(config(&["--control-plane", endpoint]).validate(), Ok(()), "{endpoint}");
+        }
+        for endpoint in ["https://10.0.0.1", "https://:7301", "https://a/b:7301"] {
+            let refused = Err(ConfigError::Endpoint(endpoint.into()));
+            assert_eq!(config(&["--control-plane", endpoint]).validate(), refused, "{endpoint}");
+        }
+        let both = config(&["--dev", "--control-plane", "https://127.0.0.1:1,http://127.0.0.1:2"]);
+        assert_eq!(both.validate(), Err(ConfigError::MixedSchemes));
+    }
+
+    #[test]
+    fn a_join_token_comes_from_a_file_that_may_be_gone_and_is_never_printed() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("token");
+        let path = file.to_str().expect("UTF-8");
+        let config = config(&["--control-plane", "https://10.0.0.1:1", "--join-token-file", path]);
+        assert!(matches!(config.entry(), Ok(Entry::Tls { token: None, .. })));
+        std::fs::write(&file, "nonsense").expect("write");
+        assert!(matches!(config.entry(), Err(ConfigError::Token(_))));
+        let secret = carrel_common::id::new_secret();
+        let cluster = carrel_common::id::ClusterId::new();
+        let token = JoinToken { cluster, secret: secret.clone(), authorities: vec![vec![1]] };
+        std::fs::write(&file, format!("{token}\n")).expect("write");
+        let entry = config.entry().expect("a token");
+        assert!(matches!(&entry, Entry::Tls { token: Some(read), .. } if *read == token));
+        let given = GivenToken(token.to_string());
+        assert!(!format!("{entry:?}{given:?}").contains(&secret));
     }
 
     #[test]

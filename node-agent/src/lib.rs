@@ -13,7 +13,7 @@
 //!
 //! Who may use whom: `run` and `commands` → all; `session` → `driver`'s links, `reports`, `logs`; `driver` → `reconcile`,
 //! `runtime`, `storage`, `reports`, `logs`; `reconcile` and `storage::check` are pure. `bollard` is named below `runtime/docker`
-//! only; `tonic::Status` and `carrel_proto` in `session/` and `enroll` only.
+//! only; `tonic::Status` and `carrel_proto` in `session/` and `enroll/` only.
 //!
 //! Two rules over everything: an agent that stops, stops no container; and nothing is removed without an order, the knowledge
 //! that it was superseded, or the control plane's word.

@@ -14,6 +14,7 @@
 //! | `carrel_agent_sessions_total` | `outcome` (how the session or the attempt ended) | session attempts; all but the first are reconnects |
 //! | `carrel_agent_refused_sets_total` | – | desired sets refused for their pair or digest |
 //! | `carrel_agent_docker_outages_total` | – | times Docker was lost |
+//! | `carrel_agent_certificate_expiry_timestamp_seconds` | – | when the node's certificate ends, in seconds since 1970 |
 
 use std::time::Duration;
 
@@ -37,6 +38,7 @@ pub struct Metrics {
     sessions: Counter<u64>,
     refused: Counter<u64>,
     outages: Counter<u64>,
+    certificate: Gauge<i64>,
 }
 
 impl Metrics {
@@ -65,6 +67,11 @@ impl Metrics {
             sessions: counter("carrel_agent_sessions", "Session attempts, by how they ended"),
             refused: counter("carrel_agent_refused_sets", "Desired sets refused for their pair or digest"),
             outages: counter("carrel_agent_docker_outages", "Times Docker was lost"),
+            certificate: meter
+                .i64_gauge("carrel_agent_certificate_expiry_timestamp")
+                .with_unit("s")
+                .with_description("When the node's certificate ends, since 1970")
+                .build(),
         }
     }
 
@@ -127,6 +134,11 @@ impl Metrics {
     /// A desired set was refused.
     pub fn refused_set(&self) {
         self.refused.add(1, &[]);
+    }
+
+    /// The node's certificate ends then.
+    pub fn certificate_expires(&self, at: time::OffsetDateTime) {
+        self.certificate.record(at.unix_timestamp(), &[]);
     }
 
     /// Docker was lost.

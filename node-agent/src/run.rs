@@ -20,20 +20,16 @@ use tonic::transport::Endpoint;
 use crate::config::Config;
 use crate::driver::host::{Host, Limits};
 use crate::driver::{self, Accepted, EngineState, Links, images};
-use crate::enroll::{self, Identity};
+use crate::enroll::{Identity, Obtain, Renewing};
 use crate::facts::{self, HostFacts};
 use crate::metrics::Metrics;
 use crate::reconcile::crash::Budget;
 use crate::runtime::docker::Docker;
-use crate::runtime::{EngineFacts, Runtime as _};
 use crate::session::{self, Session};
 use crate::storage::probe::Storage;
 
 /// Verdicts that may wait for the driver, which never waits for anything but its own tasks.
 const VERDICTS_WAITING: usize = 16;
-
-/// Between attempts to enrol.
-const ENROLL_AGAIN: Duration = Duration::from_secs(1);
 
 /// Parts get so long to end; a session says goodbye by closing its stream.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -96,9 +92,17 @@ async fn start(
     let endpoints =
         config.control_plane.iter().map(|url| session::endpoint(url)).collect::<Result<Vec<_>, _>>();
     let endpoints = endpoints.context("--control-plane")?;
-    let Some(identity) =
-        stop.run_until_cancelled(identity(config, &docker, &host_facts, &endpoints)).await.transpose()?
-    else {
+    let entry = config.entry()?;
+    let obtain = Obtain {
+        entry: &entry,
+        state_dir: &config.state_dir,
+        endpoints: &endpoints,
+        runtime: &docker,
+        host: &host_facts,
+        max_workspaces: config.max_workspaces,
+        clock: &*clock,
+    };
+    let Some(identity) = stop.run_until_cancelled(obtain.obtain()).await.transpose()? else {
         return Ok(());
     };
     let scope = identity.scope();
@@ -133,6 +137,15 @@ fn spawn_parts(
     let (orphans, from_orphans) = watch::channel(Vec::new());
     let (engine, from_engine) = watch::channel(EngineState::default());
     let links = Links { accepted: from_session, verdicts: from_verdicts, orphans, engine };
+    let (newest, identity) = watch::channel(Arc::new(identity));
+    let renewing = Renewing {
+        identity: newest,
+        endpoints: endpoints.clone(),
+        state_dir: config.state_dir.clone(),
+        clock: Arc::clone(&host.clock),
+        metrics: host.metrics.clone(),
+    };
+    tracker.spawn(renewing.run(stop.clone()));
     let session = Session {
         host: Arc::clone(&host),
         identity,
@@ -163,48 +176,4 @@ fn base_path(path: &Path) -> anyhow::Result<std::path::PathBuf> {
     let absolute =
         std::path::absolute(path).with_context(|| format!("WORKSPACE_BASE_PATH {}", path.display()))?;
     Ok(std::fs::canonicalize(&absolute).unwrap_or(absolute))
-}
-
-/// Who the node is: as kept, or enrolled now. Waits for Docker and the control plane as long as it takes.
-async fn identity(
-    config: &Config,
-    docker: &Docker,
-    host: &HostFacts,
-    endpoints: &[Endpoint],
-) -> anyhow::Result<Identity> {
-    let state_dir = config.state_dir.clone();
-    let kept = tokio::task::spawn_blocking(move || enroll::load(&state_dir)).await??;
-    if let Some(identity) = kept {
-        return Ok(identity);
-    }
-    // The identity is bound to the daemon's id, so it has to be known.
-    let engine = engine_facts(docker).await;
-    let facts = facts::of_node(host, Some(&engine), config.max_workspaces);
-    for endpoint in endpoints.iter().cycle() {
-        match enroll::enroll(endpoint, facts.clone()).await {
-            Ok(identity) => {
-                let (state_dir, kept) = (config.state_dir.clone(), identity.clone());
-                tokio::task::spawn_blocking(move || enroll::save(&state_dir, &kept)).await??;
-                return Ok(identity);
-            }
-            Err(error) if error.passes() => {
-                tracing::warn!(%error, endpoint = %endpoint.uri(), "not enrolled yet; trying again");
-            }
-            Err(error) => return Err(error.into()),
-        }
-        tokio::time::sleep(ENROLL_AGAIN).await;
-    }
-    anyhow::bail!("--control-plane names no address")
-}
-
-async fn engine_facts(docker: &Docker) -> EngineFacts {
-    loop {
-        match docker.facts().await {
-            Ok(facts) => return facts,
-            Err(error) => {
-                tracing::error!(%error, "Docker has to answer before this node can enrol; trying again")
-            }
-        }
-        tokio::time::sleep(ENROLL_AGAIN).await;
-    }
 }

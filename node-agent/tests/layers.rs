@@ -30,7 +30,7 @@ fn docker_is_spoken_to_in_one_folder() {
 #[test]
 fn messages_and_statuses_stay_at_the_edge() {
     assert_eq!(
-        trespassers(&["carrel_proto", "tonic::Status", "tonic::Code"], &["session/", "enroll.rs"]),
+        trespassers(&["carrel_proto", "tonic::Status", "tonic::Code"], &["session/", "enroll/"]),
         NOBODY
     );
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use carrel_common::id::{NodeId, StudentId};
 
+use crate::authority::AuthorityError;
 use crate::domain::policy::{Contradiction, Scope};
 use crate::domain::workspace::{IllegalTransition, State, Stop};
 use crate::store::StoreError;
@@ -74,8 +75,55 @@ pub enum AppError {
     #[error("without an ingress the editor's address is given out with --dev only")]
     AccessNeedsDev,
     /// Nodes cannot enrol.
-    #[error("nodes enrol with --dev only, over plaintext on loopback")]
+    #[error("nodes enrol over TLS, or with --dev over plaintext on loopback")]
     EnrollNeedsDev,
+    /// There is nobody to sign certificates.
+    #[error(
+        "there is no authority to vouch for nodes; make one with `control-plane ca init` and serve with --ca-dir"
+    )]
+    NoAuthority,
+    /// Over TLS a host enrols with a token only.
+    #[error("a host enrols with a join token; ask an operator for one (CreateJoinToken)")]
+    JoinTokenNeeded,
+    /// The join token is not good.
+    #[error("the join token is unknown, used or expired; ask an operator for a new one (CreateJoinToken)")]
+    JoinTokenInvalid,
+    /// A join token was made for this request already.
+    #[error(
+        "a join token was made for this request_id already, and is shown once only; send a new request_id"
+    )]
+    JoinTokenShown,
+    /// The host runs containers of another node.
+    #[error(
+        "the host has {others} containers of another node of this Carrel; start the agent with --stop-existing to stop them first"
+    )]
+    HostHasContainers {
+        /// How many.
+        others: usize,
+        /// The node that the host may enrol as; `None`: a new one.
+        node: Option<NodeId>,
+    },
+    /// The request for a certificate is none.
+    #[error("csr_pem: must be a certificate signing request (PKCS #10, PEM) signed by its own key")]
+    RequestForCertificate,
+    /// The node shows no certificate.
+    #[error("a node shows who it is with its certificate; this connection showed none")]
+    CertificateMissing,
+    /// The certificate does not count here.
+    #[error("the certificate does not count here: {why}")]
+    CertificateRefused {
+        /// Why.
+        why: &'static str,
+    },
+    /// The node was taken out for good.
+    #[error("node {0} was removed; its host can enrol as a new node with an empty state directory")]
+    NodeBanned(NodeId),
+    /// No such node.
+    #[error("there is no node {0}; ListNodes names those there are")]
+    NodeNotFound(NodeId),
+    /// The authority did not sign.
+    #[error(transparent)]
+    Authority(AuthorityError),
     /// Not a node of ours, or the wrong secret.
     #[error("node {0} is not known here, or its secret is wrong")]
     NodeUnknown(NodeId),

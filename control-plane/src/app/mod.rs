@@ -4,6 +4,7 @@
 //! chooses a gRPC code and nothing here writes SQL.
 
 mod access;
+mod enrolment;
 mod error;
 mod events;
 mod heartbeats;
@@ -21,6 +22,7 @@ mod settle;
 mod view;
 mod workspaces;
 
+pub use enrolment::{Applicant, Certified};
 pub use error::{AppError, Result};
 pub use heartbeats::Heartbeats;
 pub use idle::IdleCheck;
@@ -37,6 +39,7 @@ pub use crate::store::{Beat, EventQuery, Position, StoreError, StoredEvent, Stor
 
 use std::sync::Arc;
 
+use crate::authority::Authorities;
 use crate::metrics::Metrics;
 use crate::store::Store;
 
@@ -45,6 +48,8 @@ use crate::store::Store;
 pub struct App {
     /// The database.
     pub store: Store,
+    /// Who signs nodes' certificates; `None` in plaintext.
+    pub authorities: Option<Authorities>,
     /// Times, limits, defaults.
     pub settings: Arc<Settings>,
     /// The policies, and what could not be observed.

@@ -1,9 +1,9 @@
-//! Nodes: enrolment, sessions, heartbeats, silence, desired sets.
+//! Nodes: sessions, heartbeats, silence, desired sets.
 
-use carrel_common::id::{NodeId, new_secret, secret_hash};
+use carrel_common::id::NodeId;
 use carrel_common::model::{DesiredPair, DesiredSet, Health, NodeFacts};
-use subtle::ConstantTimeEq as _;
 
+use super::enrolment::{not_removed, same_host};
 use super::{App, AppError, Result};
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::node::{Node, NodeState};
@@ -27,38 +27,10 @@ fn about(node: NodeId) -> Subject {
 }
 
 impl App {
-    /// Gives a new node its identity and its secret.
-    ///
-    /// # Errors
-    /// [`AppError::EnrollNeedsDev`]; the database.
-    pub async fn enroll(&self, facts: &NodeFacts) -> Result<(NodeId, String)> {
-        if !self.settings.dev {
-            return Err(AppError::EnrollNeedsDev);
-        }
-        let (id, secret) = (NodeId::new(), new_secret());
-        let mut work = self.store.begin().await?;
-        work.insert_node(id, &secret_hash(&secret), facts).await?;
-        let entry = Entry::new("node.enrolled", Actor::Agent).with("hostname", facts.hostname.as_str());
-        work.append(about(id), entry).await?;
-        self.nudge.ring(&work.commit().await?);
-        tracing::info!(node.id = %id, hostname = facts.hostname, "node enrolled");
-        Ok((id, secret))
-    }
-
-    /// Whether a node is who it says.
-    ///
-    /// # Errors
-    /// [`AppError::NodeUnknown`]; the database.
-    pub async fn authenticate(&self, id: NodeId, secret: &str) -> Result<()> {
-        let known = self.store.node_secret_hash(id).await?.ok_or(AppError::NodeUnknown(id))?;
-        let same: bool = known.as_bytes().ct_eq(secret_hash(secret).as_bytes()).into();
-        if same { Ok(()) } else { Err(AppError::NodeUnknown(id)) }
-    }
-
     /// Accepts a session: the ones before it can no longer renew the node.
     ///
     /// # Errors
-    /// [`AppError::NodeIdentityChanged`]; the database.
+    /// [`AppError::NodeIdentityChanged`], [`AppError::NodeBanned`]; the database.
     pub async fn accept_session(
         &self,
         id: NodeId,
@@ -68,15 +40,12 @@ impl App {
         let mut work = self.store.begin().await?;
         let node = work.lock_node(id).await?.ok_or(AppError::NodeUnknown(id))?;
         let mut facts = facts.clone();
-        if node.facts.machine_id != facts.machine_id {
-            return Err(AppError::NodeIdentityChanged { node: id, what: "machine id" });
-        }
+        not_removed(&node)?;
+        same_host(&node, &facts)?;
         if facts.docker_id.is_empty() {
             // Its Docker does not answer now; what it was stays known.
             facts.docker_id.clone_from(&node.facts.docker_id);
             facts.docker_version.clone_from(&node.facts.docker_version);
-        } else if !node.facts.docker_id.is_empty() && node.facts.docker_id != facts.docker_id {
-            return Err(AppError::NodeIdentityChanged { node: id, what: "Docker daemon id" });
         }
         let session = work.accept_session(id, &facts, process_start).await?;
         let entry = Entry::new("node.connected", Actor::Agent).with("session_epoch", session.session_epoch);
@@ -89,7 +58,7 @@ impl App {
     /// Commits a sign of life.
     ///
     /// # Errors
-    /// The database.
+    /// [`AppError::NodeBanned`]; the database.
     pub async fn heartbeat_node(
         &self,
         id: NodeId,
@@ -99,6 +68,7 @@ impl App {
     ) -> Result<HeartbeatOutcome> {
         let mut work = self.store.begin().await?;
         let Some(before) = work.lock_node(id).await? else { return Ok(HeartbeatOutcome::Superseded) };
+        not_removed(&before)?;
         let state = Node::heard_state(docker, storage);
         if !work.renew_node(id, session_epoch, docker, storage, state).await? {
             return Ok(HeartbeatOutcome::Superseded);

@@ -30,6 +30,8 @@ pub struct Settings {
     pub heartbeat_interval: Duration,
     /// A node is silent after this long.
     pub unreachable_after: Duration,
+    /// Life of a node's certificate.
+    pub node_certificate_ttl: Duration,
     /// Events are kept this long.
     pub events_kept: Duration,
 }

@@ -1,4 +1,5 @@
 //! The subcommands of the binary, one file each.
 
+pub mod ca;
 pub mod migrate;
 pub mod serve;

@@ -6,6 +6,7 @@
 
 pub mod event;
 pub mod idle;
+pub mod join;
 pub mod node;
 pub mod placement;
 pub mod policy;

@@ -49,6 +49,10 @@ pub struct Node {
     pub desired_generation: i64,
     /// When the last heartbeat was committed.
     pub last_heartbeat_at: Option<OffsetDateTime>,
+    /// When the certificate ends that it was given last; `None` in `--dev`.
+    pub certificate_expires_at: Option<OffsetDateTime>,
+    /// When it was taken out for good.
+    pub removed_at: Option<OffsetDateTime>,
 }
 
 impl Node {

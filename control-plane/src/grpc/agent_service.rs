@@ -1,7 +1,9 @@
-//! `AgentService`: enrolment here, the stream in `sessions`.
+//! `AgentService`: who the caller is, enrolment and certificates here, the stream in `sessions`.
 
+use carrel_common::certificate::NodeCertificate;
 use carrel_common::id::NodeId;
-use carrel_common::model::NodeFacts;
+use carrel_common::model::{Container, NodeFacts};
+use carrel_common::wire::WireError;
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::agent_service_server::AgentService;
 use tokio_stream::wrappers::ReceiverStream;
@@ -9,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::status::bad_field;
 use super::to_status;
-use crate::app::App;
+use crate::app::{App, AppError, Applicant};
 use crate::sessions::Sessions;
 
 /// The service.
@@ -19,10 +21,44 @@ pub struct Agents {
     sessions: Sessions,
 }
 
+/// How a caller shows which node it is.
+enum Shown {
+    /// Over TLS.
+    Certificate(NodeCertificate),
+    /// In `--dev`, in plaintext on loopback.
+    Secret(NodeId, String),
+}
+
 impl Agents {
     /// Streams are held by `sessions`.
     pub fn new(app: App, sessions: Sessions) -> Self {
         Self { app, sessions }
+    }
+
+    fn over_tls(&self) -> bool {
+        self.app.authorities.is_some()
+    }
+
+    fn shown<T>(&self, request: &Request<T>) -> Result<Shown, Status> {
+        if self.over_tls() {
+            let certificates = request.peer_certs();
+            let own = certificates.as_ref().and_then(|all| all.first());
+            let own = own.ok_or_else(|| to_status(AppError::CertificateMissing))?;
+            let refused = |_| to_status(AppError::CertificateRefused { why: "it names no node" });
+            return NodeCertificate::from_der(own).map(Shown::Certificate).map_err(refused);
+        }
+        let node = metadata(request, "carrel-node-id")?
+            .parse()
+            .map_err(|_| Status::unauthenticated("metadata carrel-node-id is not a UUID"))?;
+        Ok(Shown::Secret(node, metadata(request, "carrel-node-secret")?.to_owned()))
+    }
+
+    async fn authenticate(&self, shown: Shown) -> Result<NodeId, Status> {
+        match shown {
+            Shown::Certificate(certificate) => self.app.authenticate_certificate(&certificate),
+            Shown::Secret(node, secret) => self.app.authenticate(node, &secret).await.map(|()| node),
+        }
+        .map_err(to_status)
     }
 }
 
@@ -34,27 +70,52 @@ fn metadata<'a, T>(request: &'a Request<T>, key: &str) -> Result<&'a str, Status
         .ok_or_else(|| Status::unauthenticated(format!("metadata {key} is missing")))
 }
 
+fn applicant(request: pb::EnrollRequest) -> Result<Applicant, WireError> {
+    let facts = NodeFacts::try_from(request.facts.unwrap_or_default())?;
+    if facts.docker_id.is_empty() {
+        return Err(WireError::new("facts.docker_id", "must be set: the node's identity is bound to it"));
+    }
+    let inventory =
+        request.inventory.into_iter().map(Container::try_from).collect::<Result<Vec<_>, WireError>>()?;
+    Ok(Applicant { facts, secret: request.join_token, csr_pem: request.csr_pem, inventory })
+}
+
 #[tonic::async_trait]
 impl AgentService for Agents {
     async fn enroll(
         &self,
         request: Request<pb::EnrollRequest>,
     ) -> Result<Response<pb::EnrollResponse>, Status> {
-        let facts = NodeFacts::try_from(request.into_inner().facts.unwrap_or_default()).map_err(bad_field)?;
+        let request = request.into_inner();
+        let cluster_id = self.app.settings.cluster.to_string();
+        if self.over_tls() {
+            let host = applicant(request).map_err(bad_field)?;
+            let made = self.app.enroll_with_token(&host).await.map_err(to_status)?;
+            return Ok(Response::new(pb::EnrollResponse {
+                node_id: made.node.to_string(),
+                secret: String::new(),
+                cluster_id,
+                certificate_pem: made.certificate_pem,
+                ca_pem: made.ca_pem,
+            }));
+        }
+        let facts = NodeFacts::try_from(request.facts.unwrap_or_default()).map_err(bad_field)?;
         let (node, secret) = self.app.enroll(&facts).await.map_err(to_status)?;
-        Ok(Response::new(pb::EnrollResponse {
-            node_id: node.to_string(),
-            secret,
-            cluster_id: self.app.settings.cluster.to_string(),
-            ..pb::EnrollResponse::default()
-        }))
+        let node_id = node.to_string();
+        Ok(Response::new(pb::EnrollResponse { node_id, secret, cluster_id, ..pb::EnrollResponse::default() }))
     }
 
     async fn renew_certificate(
         &self,
-        _: Request<pb::RenewCertificateRequest>,
+        request: Request<pb::RenewCertificateRequest>,
     ) -> Result<Response<pb::RenewCertificateResponse>, Status> {
-        Err(Status::unimplemented("there are no certificates in --dev"))
+        let node = self.authenticate(self.shown(&request)?).await?;
+        let made =
+            self.app.renew_certificate(node, &request.into_inner().csr_pem).await.map_err(to_status)?;
+        Ok(Response::new(pb::RenewCertificateResponse {
+            certificate_pem: made.certificate_pem,
+            ca_pem: made.ca_pem,
+        }))
     }
 
     type SessionStream = ReceiverStream<Result<pb::SessionResponse, Status>>;
@@ -63,11 +124,8 @@ impl AgentService for Agents {
         &self,
         request: Request<Streaming<pb::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
-        let node: NodeId = metadata(&request, "carrel-node-id")?
-            .parse()
-            .map_err(|_| Status::unauthenticated("metadata carrel-node-id is not a UUID"))?;
-        let secret = metadata(&request, "carrel-node-secret")?.to_owned();
-        self.app.authenticate(node, &secret).await.map_err(to_status)?;
+        let shown = self.shown(&request)?;
+        let node = self.authenticate(shown).await?;
         Ok(Response::new(self.sessions.open(node, request.into_inner())))
     }
 }

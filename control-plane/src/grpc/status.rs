@@ -41,6 +41,19 @@ fn classify(error: &AppError) -> (Code, String, Option<Duration>) {
         AppError::LimitsBeyondNodes { .. } => plain(Code::FailedPrecondition, "LIMITS_BEYOND_NODES"),
         AppError::AccessNeedsDev => plain(Code::FailedPrecondition, "ACCESS_NEEDS_DEV"),
         AppError::EnrollNeedsDev => plain(Code::FailedPrecondition, "ENROLL_NEEDS_DEV"),
+        AppError::NoAuthority => plain(Code::FailedPrecondition, "NO_AUTHORITY"),
+        AppError::JoinTokenNeeded => plain(Code::FailedPrecondition, "JOIN_TOKEN_NEEDED"),
+        AppError::JoinTokenInvalid => plain(Code::Unauthenticated, "JOIN_TOKEN_INVALID"),
+        AppError::JoinTokenShown => plain(Code::AlreadyExists, "JOIN_TOKEN_SHOWN"),
+        AppError::HostHasContainers { .. } => {
+            plain(Code::FailedPrecondition, "HOST_HAS_CONTAINERS_OF_ANOTHER_NODE")
+        }
+        AppError::RequestForCertificate => plain(Code::InvalidArgument, "INVALID_ARGUMENT"),
+        AppError::CertificateMissing => plain(Code::Unauthenticated, "CERTIFICATE_MISSING"),
+        AppError::CertificateRefused { .. } => plain(Code::Unauthenticated, "CERTIFICATE_REFUSED"),
+        AppError::NodeBanned(_) => plain(Code::PermissionDenied, "NODE_BANNED"),
+        AppError::NodeNotFound(_) => plain(Code::NotFound, "NODE_NOT_FOUND"),
+        AppError::Authority(_) => plain(Code::Internal, "INTERNAL"),
         AppError::NodeUnknown(_) => plain(Code::Unauthenticated, "NODE_UNKNOWN"),
         AppError::NodeIdentityChanged { .. } => plain(Code::FailedPrecondition, "NODE_IDENTITY_CHANGED"),
         AppError::SessionSuperseded(_) => plain(Code::Aborted, "SESSION_SUPERSEDED"),
@@ -80,6 +93,9 @@ fn metadata(error: &AppError) -> HashMap<String, String> {
                 told.insert("stop_time".to_owned(), at.unwrap_or_default());
             }
         }
+        AppError::HostHasContainers { node: Some(node), .. } => {
+            told.insert("node_id".to_owned(), node.to_string());
+        }
         _ => {}
     }
     told
@@ -103,6 +119,10 @@ pub(crate) fn to_status(error: AppError) -> Status {
     }
     if matches!(error, AppError::RequestIdReused) {
         details.add_bad_request_violation("request_id", "was used for another request");
+    }
+    if matches!(error, AppError::RequestForCertificate) {
+        details
+            .add_bad_request_violation("csr_pem", "must be a request signed by its own key, PKCS #10 in PEM");
     }
     if let Some(after) = retry {
         details.set_retry_info(Some(after));
@@ -150,6 +170,17 @@ mod tests {
             AppError::LimitsBeyondNodes { cpu_millicores: 1, memory_bytes: 1 },
             AppError::AccessNeedsDev,
             AppError::EnrollNeedsDev,
+            AppError::NoAuthority,
+            AppError::JoinTokenNeeded,
+            AppError::JoinTokenInvalid,
+            AppError::JoinTokenShown,
+            AppError::HostHasContainers { others: 1, node: None },
+            AppError::RequestForCertificate,
+            AppError::CertificateMissing,
+            AppError::CertificateRefused { why: "" },
+            AppError::NodeBanned(node),
+            AppError::NodeNotFound(node),
+            AppError::Authority(crate::authority::AuthorityError::KeyOfNone),
             AppError::NodeUnknown(node),
             AppError::NodeIdentityChanged { node, what: "machine id" },
             AppError::SessionSuperseded(node),

@@ -13,7 +13,7 @@ const PLACEMENTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 const ANSWERS_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 impl Store {
-    /// Drops old events (and remembers how far), answered requests and released placements; how many rows went.
+    /// Drops old events (and remembers how far), answered requests, join tokens that have ended, and released placements; how many rows went.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -33,6 +33,10 @@ impl Store {
         for (statement, kept) in [
             (
                 "DELETE FROM requests WHERE created_at < clock_timestamp() - make_interval(secs => $1)",
+                ANSWERS_KEPT,
+            ),
+            (
+                "DELETE FROM join_tokens WHERE expires_at < clock_timestamp() - make_interval(secs => $1)",
                 ANSWERS_KEPT,
             ),
             (

@@ -10,6 +10,7 @@ mod error;
 mod events;
 mod housekeeping;
 mod images;
+mod join_tokens;
 mod migration;
 mod nodes;
 mod placements;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use carrel_common::id::NodeId;
 use carrel_common::model::{Health, NodeFacts, Resources};
 use sea_orm::{ConnectionTrait, QueryResult};
+use time::OffsetDateTime;
 
 use super::entity::{json, value};
 use super::error::{Result, StoreError};
@@ -75,22 +76,27 @@ fn node(row: &QueryResult) -> Result<Node> {
         boot_epoch: row.try_get("", "boot_epoch").map_err(&get)?,
         desired_generation: row.try_get("", "desired_generation").map_err(&get)?,
         last_heartbeat_at: row.try_get("", "last_heartbeat_at").map_err(&get)?,
+        certificate_expires_at: row.try_get("", "certificate_expires_at").map_err(&get)?,
+        removed_at: row.try_get("", "removed_at").map_err(&get)?,
     })
 }
 
 const COLUMNS: &str =
     "SELECT id, facts, docker, storage, state, session_epoch, boot_epoch, desired_generation,
-                              last_heartbeat_at FROM nodes";
+                              last_heartbeat_at, certificate_expires_at, removed_at FROM nodes";
 
 impl Store {
-    /// What is stored of a node's secret.
+    /// What is stored of a node's secret; `None` for one that has a certificate instead.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn node_secret_hash(&self, id: NodeId) -> Result<Option<String>> {
         let row = self
             .db
-            .query_one_raw(sql("SELECT secret_hash FROM nodes WHERE id = $1", [id.0.into()]))
+            .query_one_raw(sql(
+                "SELECT secret_hash FROM nodes WHERE id = $1 AND secret_hash IS NOT NULL",
+                [id.0.into()],
+            ))
             .await
             .map_err(StoreError::sort("find a node"))?;
         row.map(|row| row.try_get("", "secret_hash").map_err(StoreError::sort("find a node"))).transpose()
@@ -130,11 +136,16 @@ impl Work {
         rows.iter().map(node).collect()
     }
 
-    /// A new node.
+    /// A new node, with the hash of its secret when that is how it shows who it is.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn insert_node(&mut self, id: NodeId, secret_hash: &str, facts: &NodeFacts) -> Result<()> {
+    pub async fn insert_node(
+        &mut self,
+        id: NodeId,
+        secret_hash: Option<&str>,
+        facts: &NodeFacts,
+    ) -> Result<()> {
         let unknown = Health {
             problem: Some(("NOT_CONNECTED".into(), "It has not connected yet.".into())),
             age: Duration::ZERO,
@@ -144,7 +155,7 @@ impl Work {
                 "INSERT INTO nodes (id, secret_hash, facts, docker, storage, state) VALUES ($1, $2, $3, $4, $4, $5)",
                 [
                     id.0.into(),
-                    secret_hash.into(),
+                    secret_hash.map(str::to_owned).into(),
                     json("nodes", facts)?.into(),
                     json("nodes", &unknown)?.into(),
                     NodeState::Unreachable.as_str().into(),
@@ -152,6 +163,21 @@ impl Work {
             ))
             .await
             .map_err(StoreError::sort("enrol a node"))?;
+        Ok(())
+    }
+
+    /// Notes when the certificate ends that a node has been given.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn note_certificate(&mut self, id: NodeId, expires_at: OffsetDateTime) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE nodes SET certificate_expires_at = $2 WHERE id = $1",
+                [id.0.into(), expires_at.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("note a certificate"))?;
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! The loops. Each waits for its tick, a nudge or the end, runs one idempotent step, and logs what it did; an error is
 //! logged and the next tick tries again. Tests call the steps.
 
+mod authority;
 mod idle_stopper;
 mod watchers;
 
@@ -10,6 +11,7 @@ use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+pub use authority::keep_authority;
 pub use idle_stopper::IdleStopper;
 pub use watchers::{drop_old, end_overdue, give_up_nodes, keep_pulse, place_waiting, watch_database};
 

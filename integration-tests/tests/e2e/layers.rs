@@ -95,7 +95,7 @@ fn names_stay_where_they_belong() {
             "control-plane/src/http",
             "control-plane/src/run.rs",
             "node-agent/src/session",
-            "node-agent/src/enroll.rs",
+            "node-agent/src/enroll",
         ],
     ));
     assert!(broken.is_empty(), "{}", broken.join("\n"));
@@ -108,7 +108,7 @@ fn tonics_status_and_code_are_chosen_at_the_edge_only() {
         "control-plane/src/sessions",
         "common/src/serve.rs",
         "node-agent/src/session",
-        "node-agent/src/enroll.rs",
+        "node-agent/src/enroll",
     ];
     let sources = product();
     let uses_them = |s: &Source| {

@@ -66,6 +66,7 @@ impl Rig {
             limits: CandidateLimits { cpu_overcommit: 100.0, memory_overcommit: 1.0 },
             heartbeat_interval: Duration::from_secs(10),
             unreachable_after: Duration::from_secs(30),
+            node_certificate_ttl: Duration::from_secs(86_400),
             events_kept: Duration::from_secs(3600),
         };
         change(&mut settings);
@@ -73,6 +74,7 @@ impl Rig {
         let (heartbeats, inbox) = Heartbeats::new();
         let app = App {
             store,
+            authorities: None,
             rules: SharedRules::new(settings.defaults.clone()),
             settings: Arc::new(settings),
             nudge,

@@ -21,7 +21,7 @@ use tonic::{Code, Status};
 use self::backoff::{Backoff, Ended};
 use crate::driver::host::Host;
 use crate::driver::{Accepted, EngineState};
-use crate::enroll::Identity;
+use crate::enroll::{Identity, causes};
 use crate::facts::HostFacts;
 use crate::runtime::Runtime;
 
@@ -36,8 +36,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Session<R> {
     /// The host it speaks for.
     pub host: Arc<Host<R>>,
-    /// Who the node is.
-    pub identity: Identity,
+    /// Who the node is, with its newest certificate.
+    pub identity: watch::Receiver<Arc<Identity>>,
     /// The control plane's replicas.
     pub endpoints: Vec<Endpoint>,
     /// What is known of the host.
@@ -72,7 +72,7 @@ pub fn endpoint(url: &str) -> Result<Endpoint, tonic::transport::Error> {
 enum Ending {
     #[error("the agent stops")]
     Stopped,
-    #[error("the control plane cannot be reached: {0}")]
+    #[error("the control plane cannot be reached: {}", causes(.0))]
     Unreachable(tonic::transport::Error),
     #[error("{}: {}", .0.code(), .0.message())]
     Status(Box<Status>),
@@ -150,20 +150,29 @@ impl<R: Runtime> Session<R> {
                 backoff.reset();
                 process_start = false;
             }
-            let pause = backoff.next(ending.class(), rand::random());
+            let ended = self.identity.borrow().has_ended(self.host.clock.now());
+            // With a certificate that has ended every attempt is refused.
+            let class = if ended { Ended::Refused } else { ending.class() };
+            let pause = backoff.next(class, rand::random());
             self.tell(&ending, &endpoint, pause);
             stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
     }
 
     fn tell(&self, ending: &Ending, endpoint: &Endpoint, pause: Duration) {
-        let (node, endpoint) = (self.identity.node, endpoint.uri());
+        let (node, endpoint) = (self.host.scope.node, endpoint.uri());
+        let ended = self.identity.borrow().has_ended(self.host.clock.now());
         match ending {
             Ending::Stopped => tracing::info!(node.id = %node, "session closed"),
+            other if ended => tracing::error!(
+                node.id = %node, %endpoint, ?pause,
+                "no session: {other}. The node's certificate has ended. All containers run on. To come back as the same node: ask an \
+                 operator for a join token for it (CreateJoinToken with node nodes/{node}) and restart the agent with --join-token-file"
+            ),
             Ending::Status(status) if status.code() == Code::Unauthenticated => tracing::error!(
                 node.id = %node, %endpoint, ?pause,
                 "the control plane does not know this node ({}): its database may have been emptied or restored. All containers \
-                 run on. To enrol this host anew, remove identity.json from the state directory and restart the agent",
+                 run on. To enrol this host anew, empty the state directory and restart the agent",
                 status.message()
             ),
             other if other.class() == Ended::Refused => {

@@ -1,6 +1,7 @@
 //! One session: from Hello to the end of the stream.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use carrel_common::model::{Container, DesiredSet, Health, Verdict};
@@ -21,6 +22,7 @@ use super::accept::{Offer, judge};
 use super::{Ending, Session, logs};
 use crate::driver::Accepted;
 use crate::driver::images::References;
+use crate::enroll::{Identity, Proof};
 use crate::facts;
 use crate::runtime::Runtime;
 
@@ -89,20 +91,22 @@ impl<R: Runtime> Session<R> {
         endpoint: &Endpoint,
         process_start: bool,
     ) -> Result<(Live<'_, R>, Streaming<pb::SessionResponse>), Ending> {
-        let channel = endpoint.connect().await.map_err(Ending::Unreachable)?;
+        let identity = Arc::clone(&self.identity.borrow());
+        let dialled = identity.endpoint(endpoint).map_err(Ending::Unreachable)?;
+        let channel = dialled.connect().await.map_err(Ending::Unreachable)?;
         let (up, from_up) = mpsc::channel(WAITING);
         let (log_pieces, from_logs) = mpsc::channel(LOG_PIECES_WAITING);
         let hello = self.hello(process_start).await;
         up.try_send(message(Up::Hello(hello))).map_err(|_| Ending::Stuck)?;
         let outgoing =
             futures_util::stream::select(ReceiverStream::new(from_up), ReceiverStream::new(from_logs));
-        let request = self.with_identity(Request::new(outgoing))?;
+        let request = with_secret(&identity, Request::new(outgoing))?;
         let (down, welcome) = tokio::time::timeout(WELCOME_WITHIN, first_answer(channel, request))
             .await
             .map_err(|_| Ending::NoWelcome)??;
         let interval = self.check_welcome(&welcome)?;
         let now = self.host.clock.monotonic();
-        let (node, epoch, boot) = (self.identity.node, welcome.session_epoch, welcome.boot_epoch);
+        let (node, epoch, boot) = (identity.node, welcome.session_epoch, welcome.boot_epoch);
         tracing::info!(node.id = %node, endpoint = %endpoint.uri(), epoch, boot, ?interval, "session stands");
         self.host.reports.renew();
         let live = Live {
@@ -121,16 +125,6 @@ impl<R: Runtime> Session<R> {
         Ok((live, down))
     }
 
-    fn with_identity<T>(&self, mut request: Request<T>) -> Result<Request<T>, Ending> {
-        let value = |text: &str| {
-            AsciiMetadataValue::try_from(text).map_err(|_| WireError::new("secret", "is not printable ASCII"))
-        };
-        let metadata = request.metadata_mut();
-        metadata.insert("carrel-node-id", value(&self.identity.node.to_string())?);
-        metadata.insert("carrel-node-secret", value(&self.identity.secret)?);
-        Ok(request)
-    }
-
     async fn hello(&mut self, process_start: bool) -> pb::Hello {
         // Whatever came of it: a node whose Docker is away says Hello, too.
         let asked = self.engine.wait_for(|engine| engine.asked_at.is_some());
@@ -146,7 +140,7 @@ impl<R: Runtime> Session<R> {
     }
 
     fn check_welcome(&self, welcome: &pb::Welcome) -> Result<Duration, Ending> {
-        let ours = self.identity.cluster.to_string();
+        let ours = self.host.scope.cluster.to_string();
         if welcome.cluster_id != ours {
             return Err(Ending::OtherCluster { ours, theirs: welcome.cluster_id.clone() });
         }
@@ -157,6 +151,18 @@ impl<R: Runtime> Session<R> {
             _ => Err(WireError::new("welcome.heartbeat_interval", "must be longer than nothing").into()),
         }
     }
+}
+
+/// In `--dev` the secret says who calls; over TLS the certificate has.
+fn with_secret<T>(identity: &Identity, mut request: Request<T>) -> Result<Request<T>, Ending> {
+    let Proof::Secret(secret) = &identity.proof else { return Ok(request) };
+    let value = |text: &str| {
+        AsciiMetadataValue::try_from(text).map_err(|_| WireError::new("secret", "is not printable ASCII"))
+    };
+    let metadata = request.metadata_mut();
+    metadata.insert("carrel-node-id", value(&identity.node.to_string())?);
+    metadata.insert("carrel-node-secret", value(&secret.0)?);
+    Ok(request)
 }
 
 type Outgoing =
@@ -291,7 +297,7 @@ impl<R: Runtime> Live<'_, R> {
         match judge(holds.as_deref(), &offered) {
             Offer::Take => {
                 tracing::debug!(pair = ?offered.pair, items = offered.items.len(), "desired set taken");
-                let set = Some(std::sync::Arc::new(offered));
+                let set = Some(Arc::new(offered));
                 self.session.accepted.send_replace(Accepted { set, fresh: true });
             }
             Offer::Same => self.session.accepted.send_modify(|accepted| accepted.fresh = true),
@@ -370,7 +376,7 @@ impl<R: Runtime> Live<'_, R> {
             lines: u32::try_from(request.lines).unwrap_or(0),
             follow: request.follow,
         };
-        let (host, pieces) = (std::sync::Arc::clone(&self.session.host), self.log_pieces.clone());
+        let (host, pieces) = (Arc::clone(&self.session.host), self.log_pieces.clone());
         let handle = self.log_tasks.spawn(async move { logs::tell(&*host, wanted, pieces).await });
         self.log_handles.insert(request.request, handle);
         Ok(())

@@ -5,6 +5,7 @@ use sea_orm_migration::prelude::*;
 mod m20261122_000001_foundation;
 mod m20261122_000002_policies;
 mod m20261124_000003_incarnations;
+mod m20261124_000004_certificates;
 mod m20261124_000008_placing;
 
 /// All steps, in order.
@@ -17,6 +18,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261122_000001_foundation::Migration),
             Box::new(m20261122_000002_policies::Migration),
             Box::new(m20261124_000003_incarnations::Migration),
+            Box::new(m20261124_000004_certificates::Migration),
             Box::new(m20261124_000008_placing::Migration),
         ]
     }

@@ -1,0 +1,228 @@
+//! How a host becomes a node and stays one: join tokens, enrolment, certificates.
+
+use std::time::Duration;
+
+use carrel_common::certificate::{NodeCertificate, NodeUri};
+use carrel_common::id::{NodeId, new_secret, secret_hash};
+use carrel_common::join::JoinToken;
+use carrel_common::model::{Container, NodeFacts};
+use subtle::ConstantTimeEq as _;
+use time::OffsetDateTime;
+
+use super::workspaces::rfc3339;
+use super::{App, AppError, Result};
+use crate::authority::{Authorities, AuthorityError, Request};
+use crate::domain::event::{Actor, Entry, Subject};
+use crate::domain::join::{Admission, Use, admit, of_other_nodes};
+use crate::domain::node::Node;
+use crate::store::Work;
+
+/// A host that wants to enrol with a join token.
+#[derive(Debug, Clone)]
+pub struct Applicant {
+    /// What it says of itself.
+    pub facts: NodeFacts,
+    /// The secret of its join token.
+    pub secret: String,
+    /// Its request for a certificate, PEM.
+    pub csr_pem: String,
+    /// All containers with this Carrel's label on it.
+    pub inventory: Vec<Container>,
+}
+
+/// What makes a host a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Certified {
+    /// The node.
+    pub node: NodeId,
+    /// Its certificate, PEM.
+    pub certificate_pem: String,
+    /// The authorities whose word counts, PEM.
+    pub ca_pem: String,
+}
+
+fn about(node: NodeId) -> Subject {
+    Subject { workspace: None, node: Some(node) }
+}
+
+/// A certificate is asked for by a request that its sender wrote.
+fn request(csr_pem: &str) -> Result<Request> {
+    Request::from_pem(csr_pem).map_err(|_| AppError::RequestForCertificate)
+}
+
+impl App {
+    fn authorities(&self) -> Result<&Authorities> {
+        self.authorities.as_ref().ok_or(AppError::NoAuthority)
+    }
+
+    /// A token with which one host can enrol within `ttl`: a new one, or the host of `node` once more.
+    ///
+    /// # Errors
+    /// [`AppError::NoAuthority`]; the node is unknown or removed; the database.
+    pub async fn create_join_token(
+        &self,
+        ttl: Duration,
+        node: Option<NodeId>,
+    ) -> Result<(JoinToken, OffsetDateTime)> {
+        let authorities = self.authorities()?;
+        let authorities = authorities.now().trusted().iter().map(|der| der.to_vec()).collect();
+        let token = JoinToken { cluster: self.settings.cluster, secret: new_secret(), authorities };
+        let mut work = self.store.begin().await?;
+        if let Some(id) = node {
+            let known = work.lock_node(id).await?.ok_or(AppError::NodeNotFound(id))?;
+            not_removed(&known)?;
+        }
+        let expires_at = work.insert_join_token(&secret_hash(&token.secret), node, ttl).await?;
+        let entry =
+            Entry::new("node.join_token_created", Actor::Caller).with("expire_time", rfc3339(expires_at));
+        work.append(Subject { workspace: None, node }, entry).await?;
+        self.nudge.ring(&work.commit().await?);
+        Ok((token, expires_at))
+    }
+
+    /// Makes a host a node, or the node it was once more.
+    ///
+    /// # Errors
+    /// The token is not good; the host is another than the node's, or runs containers of another node; the node was
+    /// removed; the request for a certificate is none; the database.
+    pub async fn enroll_with_token(&self, host: &Applicant) -> Result<Certified> {
+        let authorities = self.authorities()?;
+        if host.secret.is_empty() {
+            return Err(AppError::JoinTokenNeeded);
+        }
+        let request = request(&host.csr_pem)?;
+        let (key, hash) = (request.key_name(), secret_hash(&host.secret));
+        let mut work = self.store.begin().await?;
+        let token = work.lock_join_token(&hash).await?;
+        let now = work.now().await?;
+        let admission = admit(token.as_ref(), &key, now).ok_or(AppError::JoinTokenInvalid)?;
+        let (id, session_epoch) = match admission {
+            Admission::New => (NodeId::new(), 0),
+            Admission::As(id) | Admission::Again(id, _) => {
+                let node = work.lock_node(id).await?.ok_or(AppError::JoinTokenInvalid)?;
+                if matches!(admission, Admission::Again(_, epoch) if epoch != node.session_epoch) {
+                    return Err(AppError::JoinTokenInvalid);
+                }
+                not_removed(&node)?;
+                same_host(&node, &host.facts)?;
+                (id, node.session_epoch)
+            }
+        };
+        let known = (admission != Admission::New).then_some(id);
+        let others = of_other_nodes(&host.inventory, known);
+        if others > 0 {
+            return Err(AppError::HostHasContainers { others, node: known });
+        }
+        if known.is_none() {
+            work.insert_node(id, None, &host.facts).await?;
+        }
+        let certified = self.certify(&mut work, authorities, id, &request).await?;
+        work.spend_join_token(&hash, &Use { node: id, key, session_epoch }).await?;
+        let entry = Entry::new("node.enrolled", Actor::Agent)
+            .with("hostname", host.facts.hostname.as_str())
+            .with("came_back", known.is_some());
+        work.append(about(id), entry).await?;
+        self.nudge.ring(&work.commit().await?);
+        tracing::info!(node.id = %id, hostname = host.facts.hostname, came_back = known.is_some(), "node enrolled");
+        Ok(certified)
+    }
+
+    /// A new certificate for a node.
+    ///
+    /// # Errors
+    /// The node is unknown or was removed; the request for a certificate is none; the database.
+    pub async fn renew_certificate(&self, id: NodeId, csr_pem: &str) -> Result<Certified> {
+        let (authorities, request) = (self.authorities()?, request(csr_pem)?);
+        let mut work = self.store.begin().await?;
+        let node = work.lock_node(id).await?.ok_or(AppError::NodeUnknown(id))?;
+        not_removed(&node)?;
+        let certified = self.certify(&mut work, authorities, id, &request).await?;
+        self.nudge.ring(&work.commit().await?);
+        tracing::info!(node.id = %id, hostname = node.facts.hostname, "certificate renewed");
+        Ok(certified)
+    }
+
+    async fn certify(
+        &self,
+        work: &mut Work,
+        authorities: &Authorities,
+        node: NodeId,
+        request: &Request,
+    ) -> Result<Certified> {
+        let uri = NodeUri { cluster: self.settings.cluster, node };
+        let issued = authorities.issue_node(uri, request, self.settings.node_certificate_ttl)?;
+        work.note_certificate(node, issued.expires_at).await?;
+        Ok(Certified { node, certificate_pem: issued.pem, ca_pem: authorities.now().trusted_pem() })
+    }
+
+    /// The node that shows this certificate, which TLS has found to be signed by an authority of ours.
+    ///
+    /// # Errors
+    /// [`AppError::CertificateRefused`].
+    pub fn authenticate_certificate(&self, shown: &NodeCertificate) -> Result<NodeId> {
+        let authorities = self.authorities()?;
+        if shown.uri.cluster != self.settings.cluster {
+            return Err(AppError::CertificateRefused { why: "it is of another Carrel" });
+        }
+        // Looked at when the connection began, which may have been long ago.
+        if authorities.is_over(shown.validity.until) {
+            return Err(AppError::CertificateRefused { why: "it has ended" });
+        }
+        Ok(shown.uri.node)
+    }
+
+    /// Gives a new node its identity and its secret, in `--dev` on plaintext loopback.
+    ///
+    /// # Errors
+    /// [`AppError::EnrollNeedsDev`]; the database.
+    pub async fn enroll(&self, facts: &NodeFacts) -> Result<(NodeId, String)> {
+        if !self.settings.dev {
+            return Err(AppError::EnrollNeedsDev);
+        }
+        let (id, secret) = (NodeId::new(), new_secret());
+        let mut work = self.store.begin().await?;
+        work.insert_node(id, Some(&secret_hash(&secret)), facts).await?;
+        let entry = Entry::new("node.enrolled", Actor::Agent).with("hostname", facts.hostname.as_str());
+        work.append(about(id), entry).await?;
+        self.nudge.ring(&work.commit().await?);
+        tracing::info!(node.id = %id, hostname = facts.hostname, "node enrolled");
+        Ok((id, secret))
+    }
+
+    /// Whether a node is who it says, in `--dev` on plaintext loopback.
+    ///
+    /// # Errors
+    /// [`AppError::NodeUnknown`]; the database.
+    pub async fn authenticate(&self, id: NodeId, secret: &str) -> Result<()> {
+        let known = self.store.node_secret_hash(id).await?.ok_or(AppError::NodeUnknown(id))?;
+        let same: bool = known.as_bytes().ct_eq(secret_hash(secret).as_bytes()).into();
+        if same { Ok(()) } else { Err(AppError::NodeUnknown(id)) }
+    }
+}
+
+/// A node that was taken out does nothing any more.
+pub(super) fn not_removed(node: &Node) -> Result<()> {
+    match node.removed_at {
+        Some(_) => Err(AppError::NodeBanned(node.id)),
+        None => Ok(()),
+    }
+}
+
+/// An identity stays on the host and the Docker daemon that it was given to.
+pub(super) fn same_host(node: &Node, facts: &NodeFacts) -> Result<()> {
+    let changed = |what| Err(AppError::NodeIdentityChanged { node: node.id, what });
+    if node.facts.machine_id != facts.machine_id {
+        return changed("machine id");
+    }
+    let (known, told) = (&node.facts.docker_id, &facts.docker_id);
+    if !known.is_empty() && !told.is_empty() && known != told {
+        return changed("Docker daemon id");
+    }
+    Ok(())
+}
+
+impl From<AuthorityError> for AppError {
+    fn from(error: AuthorityError) -> Self {
+        Self::Authority(error)
+    }
+}

@@ -1,0 +1,171 @@
+//! Who the node is: as kept in its files, or enrolled now.
+
+use std::path::Path;
+use std::time::Duration;
+
+use carrel_common::id::{ClusterId, NodeId};
+use carrel_common::join::JoinToken;
+use carrel_common::model::{Container, NodeFacts};
+use futures_util::TryStreamExt as _;
+use tonic::transport::Endpoint;
+
+use super::{EnrollError, Identity, enroll, enroll_with_token, files};
+use crate::driver::host::ShareClock;
+use crate::facts::{self, HostFacts};
+use crate::runtime::{EngineFacts, Runtime, RuntimeError};
+
+/// Between attempts.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Time between SIGTERM and SIGKILL for what `--stop-existing` stops: what the control plane grants by default.
+const GRACE: Duration = Duration::from_secs(10);
+/// So many at once; more only wait inside the daemon.
+const STOPS_AT_ONCE: usize = 8;
+
+/// How a host enrols.
+#[derive(Debug, Clone)]
+pub enum Entry {
+    /// In `--dev`, in plaintext on loopback.
+    Dev,
+    /// Over TLS.
+    Tls {
+        /// With which token, when it has no identity that can be used.
+        token: Option<JoinToken>,
+        /// Containers of other nodes of this Carrel are stopped first.
+        stop_existing: bool,
+    },
+}
+
+/// What it takes to find out.
+#[derive(Debug)]
+pub struct Obtain<'a, R> {
+    /// How the host enrols.
+    pub entry: &'a Entry,
+    /// Where identities are kept.
+    pub state_dir: &'a Path,
+    /// The control plane's replicas.
+    pub endpoints: &'a [Endpoint],
+    /// The container engine: the identity is bound to it.
+    pub runtime: &'a R,
+    /// What is known of the host.
+    pub host: &'a HostFacts,
+    /// Workspaces at most.
+    pub max_workspaces: u16,
+    /// The time of day.
+    pub clock: &'a dyn ShareClock,
+}
+
+impl<R: Runtime> Obtain<'_, R> {
+    /// The identity. Waits for the container engine and the control plane as long as it takes. An identity whose certificate
+    /// has ended, without a token that helps, is given all the same: what runs goes on being looked after.
+    ///
+    /// # Errors
+    /// The files cannot be used; the host has none and no token; the control plane refuses.
+    pub async fn obtain(&self) -> Result<Identity, EnrollError> {
+        let dir = self.state_dir.to_owned();
+        let load = match self.entry {
+            Entry::Dev => files::load,
+            Entry::Tls { .. } => files::load_certified,
+        };
+        let kept = tokio::task::spawn_blocking(move || load(&dir)).await;
+        let kept = kept.map_err(|e| EnrollError::File {
+            path: self.state_dir.to_owned(),
+            source: std::io::Error::other(e),
+        })??;
+        match (self.entry, kept) {
+            (Entry::Dev, Some(kept)) | (Entry::Tls { token: None, .. }, Some(kept)) => Ok(kept),
+            (Entry::Dev, None) => self.insist(None).await,
+            (Entry::Tls { token: None, .. }, None) => Err(EnrollError::NotEnrolled),
+            (Entry::Tls { token: Some(token), stop_existing }, None) => {
+                self.insist(Some((token, *stop_existing))).await
+            }
+            (Entry::Tls { token: Some(_), .. }, Some(kept)) if !kept.has_ended(self.clock.now()) => {
+                tracing::info!(node.id = %kept.node, "this host has enrolled already: the join token is not used");
+                Ok(kept)
+            }
+            (Entry::Tls { token: Some(token), stop_existing }, Some(kept)) => {
+                match self.insist(Some((token, *stop_existing))).await {
+                    Ok(identity) => Ok(identity),
+                    Err(error) => {
+                        tracing::error!(node.id = %kept.node, "the join token did not help: {error}");
+                        Ok(kept)
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tries one replica after the other until one answers.
+    async fn insist(&self, join: Option<(&JoinToken, bool)>) -> Result<Identity, EnrollError> {
+        let facts = self.facts().await;
+        for endpoint in self.endpoints.iter().cycle() {
+            let answer = match join {
+                None => enroll(endpoint, facts.clone(), self.state_dir).await,
+                Some((token, stop_existing)) => self.join(endpoint, token, &facts, stop_existing).await,
+            };
+            match answer {
+                Err(error) if error.passes() => {
+                    tracing::warn!(%error, endpoint = %endpoint.uri(), "not enrolled yet; trying again");
+                }
+                done => return done,
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+        Err(EnrollError::NotEnrolled)
+    }
+
+    async fn join(
+        &self,
+        endpoint: &Endpoint,
+        token: &JoinToken,
+        facts: &NodeFacts,
+        stop_existing: bool,
+    ) -> Result<Identity, EnrollError> {
+        let inventory = self.inventory(token.cluster).await;
+        let answer =
+            enroll_with_token(endpoint, token, facts.clone(), inventory.clone(), self.state_dir).await;
+        let foreign = answer.as_ref().err().and_then(EnrollError::foreign_containers);
+        let (true, Some(own)) = (stop_existing, foreign) else { return answer };
+        self.stop_others(&inventory, own).await;
+        let inventory = self.inventory(token.cluster).await;
+        enroll_with_token(endpoint, token, facts.clone(), inventory, self.state_dir).await
+    }
+
+    /// The identity is bound to the engine's id, so it has to be known.
+    async fn facts(&self) -> NodeFacts {
+        let engine: EngineFacts = self.engine_answers(|| self.runtime.facts()).await;
+        facts::of_node(self.host, Some(&engine), self.max_workspaces)
+    }
+
+    async fn inventory(&self, cluster: ClusterId) -> Vec<Container> {
+        let found = self.engine_answers(|| self.runtime.list(cluster, None)).await;
+        found.into_iter().map(|found| found.container).collect()
+    }
+
+    async fn engine_answers<T, F: Future<Output = Result<T, RuntimeError>>>(&self, ask: impl Fn() -> F) -> T {
+        loop {
+            match ask().await {
+                Ok(answer) => return answer,
+                Err(error) => {
+                    tracing::error!(%error, "Docker has to answer before this node can enrol; trying again");
+                }
+            }
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// Stops and removes all containers but those of `own`. What cannot be removed is found again by the next attempt.
+    async fn stop_others(&self, inventory: &[Container], own: Option<NodeId>) {
+        let others = inventory.iter().filter(|container| Some(container.node) != own);
+        let stopped: Result<(), RuntimeError> = futures_util::stream::iter(others.map(Ok))
+            .try_for_each_concurrent(STOPS_AT_ONCE, |container| async move {
+                let (id, student) = (&container.container_id, &container.student);
+                tracing::warn!(%student, container = id, node.id = %container.node, "stopping a container of another node");
+                self.runtime.ensure_stopped(id, GRACE).await?;
+                self.runtime.ensure_removed(id).await
+            })
+            .await;
+        if let Err(error) = stopped {
+            tracing::error!(%error, "not all containers of other nodes are stopped");
+        }
+    }
+}
