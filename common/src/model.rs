@@ -174,7 +174,7 @@ pub struct NodeFacts {
 }
 
 /// A container with our labels.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Container {
     /// Docker's id.
     pub container_id: String,
@@ -314,6 +314,8 @@ pub struct Health {
 pub enum Verdict {
     /// Its generation is known to be over.
     Stop,
+    /// An operator's word: stop it whatever is known, and however many at once.
+    StopByOrder,
     /// It was taken into the store.
     Adopt,
     /// Leave it alone.

@@ -2,6 +2,8 @@
 //!
 //! Only what both binaries exchange is here; the public API is rendered in the control plane's `grpc::convert`.
 
+mod container;
+
 use std::time::Duration;
 
 use carrel_proto::v1 as pb;
@@ -9,8 +11,8 @@ use time::OffsetDateTime;
 
 use crate::id::Generation;
 use crate::model::{
-    Container, DesiredItem, DesiredPair, DesiredSet, Health, NodeFacts, Observation, Observed, Resources,
-    Run, Signal, Stage, StatusReason, StopReason, Verdict, WorkspaceSpec,
+    DesiredItem, DesiredPair, DesiredSet, Health, NodeFacts, Observation, Observed, Resources, Run, Signal,
+    Stage, StatusReason, StopReason, WorkspaceSpec,
 };
 
 /// A message that means nothing: which field, and why.
@@ -232,41 +234,6 @@ impl TryFrom<pb::NodeFacts> for NodeFacts {
     }
 }
 
-impl From<Container> for pb::Container {
-    fn from(c: Container) -> Self {
-        Self {
-            container_id: c.container_id,
-            workspace_uid: c.workspace.to_string(),
-            student_id: c.student.to_string(),
-            generation: c.generation.0,
-            incarnation: c.incarnation,
-            node_id: c.node.to_string(),
-            running: c.running,
-            placement_id: c.placement.map(|placement| placement.to_string()).unwrap_or_default(),
-        }
-    }
-}
-
-impl TryFrom<pb::Container> for Container {
-    type Error = WireError;
-    fn try_from(c: pb::Container) -> Result<Self, WireError> {
-        let placement = match c.placement_id.as_str() {
-            "" => None,
-            id => Some(parse("container.placement_id", id)?),
-        };
-        Ok(Self {
-            placement,
-            workspace: parse("container.workspace_uid", &c.workspace_uid)?,
-            student: parse("container.student_id", &c.student_id)?,
-            generation: Generation(c.generation),
-            incarnation: c.incarnation,
-            node: parse("container.node_id", &c.node_id)?,
-            running: c.running,
-            container_id: c.container_id,
-        })
-    }
-}
-
 impl From<DesiredPair> for pb::DesiredPair {
     fn from(pair: DesiredPair) -> Self {
         Self { incarnation: pair.incarnation, desired_generation: pair.generation }
@@ -475,8 +442,6 @@ impl TryFrom<pb::ComponentHealth> for Health {
         Ok(Self { problem: (!m.healthy).then_some((m.reason, m.message)), age })
     }
 }
-
-enumeration!("verdict", Verdict, pb::orphan_verdict::Verdict, Stop, Adopt, Hold);
 
 #[cfg(test)]
 mod tests;

@@ -179,6 +179,10 @@ pub struct ServeArgs {
     /// A node that has been silent for this long is UNREACHABLE; at least three heartbeat intervals.
     #[arg(long, env = "CARREL_UNREACHABLE_AFTER", default_value = "30s", value_parser = humantime::parse_duration)]
     pub unreachable_after: Duration,
+    /// A workspace leaves a node that is being drained when it had no input for this long (long enough to read a page,
+    /// short enough to empty a host within a lesson).
+    #[arg(long, env = "CARREL_DRAIN_IDLE_MOMENT", default_value = "2m", value_parser = humantime::parse_duration)]
+    pub drain_idle_moment: Duration,
     /// Events are kept this long.
     #[arg(long, env = "CARREL_EVENTS_KEPT", default_value = "90days", value_parser = humantime::parse_duration)]
     pub events_kept: Duration,
@@ -310,6 +314,7 @@ impl ServeArgs {
                     max_lifetime: self.max_lifetime,
                     extension_budget: self.extension_budget,
                     quiet: vec![],
+                    drain: None,
                 },
             },
             stays: Stays {
@@ -327,6 +332,7 @@ impl ServeArgs {
             heartbeat_interval: self.heartbeat_interval,
             unreachable_after: self.unreachable_after,
             node_certificate_ttl: self.node_certificate_ttl,
+            drain_idle_moment: self.drain_idle_moment,
             events_kept: self.events_kept,
         }
     }

@@ -69,7 +69,7 @@ impl Metrics {
     /// An orphan was judged.
     pub fn orphan(&self, verdict: Verdict) {
         let name = match verdict {
-            Verdict::Stop => "stop",
+            Verdict::Stop | Verdict::StopByOrder => "stop",
             Verdict::Adopt => "adopt",
             Verdict::Hold => "hold",
         };

@@ -10,6 +10,7 @@ use carrel_common::serve;
 use carrel_common::telemetry::Telemetry;
 use carrel_proto::v1::agent_service_server::AgentServiceServer;
 use carrel_proto::v1::event_service_server::EventServiceServer;
+use carrel_proto::v1::node_service_server::NodeServiceServer;
 use carrel_proto::v1::policy_service_server::PolicyServiceServer;
 use carrel_proto::v1::workspace_service_server::WorkspaceServiceServer;
 use tokio::net::TcpListener;
@@ -21,7 +22,7 @@ use tonic_health::ServingStatus;
 use crate::app::{App, AppError, Heartbeats, LogTails, Nudge, SharedRules};
 use crate::authority::{Authorities, Renewal};
 use crate::config::ServeArgs;
-use crate::grpc::{Agents, Events, Following, Policies, Workspaces};
+use crate::grpc::{Agents, Events, Following, Nodes, Policies, Workspaces};
 use crate::http;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
@@ -32,6 +33,14 @@ use crate::tasks;
 const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
 /// Everything has to be down this long after it was told to stop.
 const SHUTDOWN: Duration = Duration::from_secs(15);
+/// What gRPC health speaks of; the empty name is the server.
+const SERVICES: [&str; 5] = [
+    "",
+    "carrel.v1.WorkspaceService",
+    "carrel.v1.EventService",
+    "carrel.v1.PolicyService",
+    "carrel.v1.NodeService",
+];
 /// Load balancers get this long to see NOT_SERVING before connections are refused.
 const DEREGISTER: Duration = Duration::from_millis(200);
 
@@ -75,6 +84,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     tasks.spawn(tasks::place_waiting(app.clone(), looping.clone()));
     tasks.spawn(tasks::end_overdue(app.clone(), looping.clone()));
     tasks.spawn(tasks::give_up_nodes(app.clone(), looping.clone()));
+    tasks.spawn(tasks::see_to_drains(app.clone(), looping.clone()));
     tasks.spawn(tasks::drop_old(app.clone(), looping.clone()));
     tasks.spawn(tasks::watch_database(app.clone(), ready_now, looping.clone()));
     let writer = app.clone();
@@ -92,7 +102,8 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
             tasks.clone(),
         )))
         .add_service(EventServiceServer::new(Events::new(app.clone(), following, tasks.clone())))
-        .add_service(PolicyServiceServer::new(Policies::new(app.clone())));
+        .add_service(PolicyServiceServer::new(Policies::new(app.clone())))
+        .add_service(NodeServiceServer::new(Nodes::new(app.clone())));
     let sessions = Sessions::new(app.clone(), serving.clone(), tasks.clone());
     let agents = tonic::service::Routes::new(AgentServiceServer::new(Agents::new(app.clone(), sessions)));
     let api = serve::router(api, http::routes(ready.clone(), telemetry));
@@ -189,8 +200,7 @@ async fn tell_health(
     loop {
         let status =
             if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", "carrel.v1.WorkspaceService", "carrel.v1.EventService", "carrel.v1.PolicyService"]
-        {
+        for service in SERVICES {
             reporter.set_service_status(service, status).await;
         }
         tokio::select! {

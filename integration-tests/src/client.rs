@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use carrel_proto::v1::event_service_client::EventServiceClient;
+use carrel_proto::v1::node_service_client::NodeServiceClient;
 use carrel_proto::v1::workspace_change::Kind;
 use carrel_proto::v1::workspace_service_client::WorkspaceServiceClient;
 use carrel_proto::v1::{self as pb, workspace::State};
@@ -21,6 +22,8 @@ pub struct Client {
     pub workspaces: WorkspaceServiceClient<Channel>,
     /// `EventService`.
     pub events: EventServiceClient<Channel>,
+    /// `NodeService`.
+    pub nodes: NodeServiceClient<Channel>,
 }
 
 /// The resource name of a student's workspace.
@@ -55,7 +58,8 @@ impl Client {
             .connect_lazy();
         Self {
             workspaces: WorkspaceServiceClient::new(channel.clone()),
-            events: EventServiceClient::new(channel),
+            events: EventServiceClient::new(channel.clone()),
+            nodes: NodeServiceClient::new(channel),
         }
     }
 

@@ -213,21 +213,25 @@ impl Cluster {
 
     /// Starts the agent without waiting for it.
     pub fn spawn_agent(&mut self) {
+        let mut command = self.agent_command(&self.options.docker_host, self.metrics_port);
+        command.arg("--state-dir").arg(self.dir.path().join("state"));
+        self.agent = Some(Process::spawn("node-agent", &mut command, &self.log("node-agent")));
+    }
+
+    fn agent_command(&self, docker_host: &str, metrics_port: u16) -> Command {
         let mut command = Command::new(settings::binary("node-agent"));
         command
             .args(["run", "--dev"])
             .args(["--control-plane", &format!("http://127.0.0.1:{}", self.agent_port)])
-            .args(["--docker-host", &self.options.docker_host])
-            .args(["--metrics-listen", &format!("127.0.0.1:{}", self.metrics_port)])
+            .args(["--docker-host", docker_host])
+            .args(["--metrics-listen", &format!("127.0.0.1:{metrics_port}")])
             .arg("--workspace-base-path")
-            .arg(self.base())
-            .arg("--state-dir")
-            .arg(self.dir.path().join("state"));
+            .arg(self.base());
         for (name, value) in &self.options.agent {
             command.arg(format!("--{name}={value}"));
         }
         command.envs(self.options.environment.clone());
-        self.agent = Some(Process::spawn("node-agent", &mut command, &self.log("node-agent")));
+        command
     }
 
     /// Starts the agent and waits until the control plane has heard how it is.
@@ -241,6 +245,23 @@ impl Cluster {
             assert!(start.elapsed() < Duration::from_secs(20), "not connected:\n{}", process.log_tail(30));
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Starts another agent on another Docker daemon and waits until it is in service. What it makes goes with that
+    /// daemon.
+    pub async fn start_other_agent(&self, docker_host: &str, more: &[&str]) -> Process {
+        let healthy = "SELECT count(*)::text FROM nodes WHERE state = 'READY'";
+        let before = self.database.text(healthy).await;
+        let name = format!("node-agent-{}", settings::free_port());
+        let mut command = self.agent_command(docker_host, settings::free_port());
+        command.arg("--state-dir").arg(self.dir.path().join(&name)).args(more);
+        let process = Process::spawn("node-agent", &mut command, &self.log(&name));
+        let start = Instant::now();
+        while self.database.text(healthy).await == before {
+            assert!(start.elapsed() < Duration::from_secs(20), "not connected:\n{}", process.log_tail(30));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        process
     }
 
     /// Heartbeats of the agent so far.
@@ -320,6 +341,11 @@ impl Cluster {
     /// Its containers, running or not.
     pub async fn containers(&self) -> Vec<Found> {
         self.docker.of_cluster(&self.cluster_id).await
+    }
+
+    /// Its containers on another Docker daemon, running or not.
+    pub async fn containers_on(&self, docker_host: &str) -> Vec<Found> {
+        Docker::at(docker_host).of_cluster(&self.cluster_id).await
     }
 
     /// The containers of one student, running or not.

@@ -9,6 +9,7 @@ use carrel_common::telemetry::LogFormat;
 use clap::Args;
 
 use crate::enroll::Entry;
+use crate::facts::Told;
 use crate::storage::check::Kind;
 
 /// `node-agent run`
@@ -57,6 +58,15 @@ pub struct Config {
     /// Workspaces at most. A bridge network slows down beyond some 250.
     #[arg(long, env = "CARREL_MAX_WORKSPACES", default_value_t = 250, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_workspaces: u16,
+    /// Availability zone of this host, for people and for placement; may be empty.
+    #[arg(long, env = "CARREL_ZONE", default_value = "")]
+    pub zone: String,
+    /// A label of this host, key=value, for people: the flag again for another, or separated by commas.
+    #[arg(long = "label", env = "CARREL_LABELS", value_delimiter = ',', value_parser = parse_label)]
+    pub labels: Vec<(String, String)>,
+    /// Address under which the editors' ports on this host are reached. Until there is an ingress they are on loopback.
+    #[arg(long, env = "CARREL_ADVERTISE_ADDRESS", default_value = "127.0.0.1")]
+    pub advertise_address: IpAddr,
     /// Creations and starts of containers at once; more of them only wait inside the daemon.
     #[arg(long, env = "CARREL_START_CONCURRENCY", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..))]
     pub start_concurrency: u16,
@@ -132,7 +142,25 @@ pub enum ConfigError {
     Zero(&'static str),
 }
 
+/// `key=value`.
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.trim().to_owned())),
+        _ => Err(format!("{text:?} is not of the form key=value")),
+    }
+}
+
 impl Config {
+    /// What it says of the host.
+    pub fn told(&self) -> Told {
+        Told {
+            max_workspaces: self.max_workspaces,
+            zone: self.zone.clone(),
+            labels: self.labels.iter().cloned().collect(),
+            advertise_address: self.advertise_address,
+        }
+    }
+
     /// Refuses what cannot work or is not safe.
     ///
     /// # Errors
@@ -286,6 +314,17 @@ mod tests {
         assert!(matches!(&entry, Entry::Tls { token: Some(read), .. } if *read == token));
         let given = GivenToken(token.to_string());
         assert!(!format!("{entry:?}{given:?}").contains(&secret));
+    }
+
+    #[test]
+    fn labels_are_pairs_from_flags_or_one_list() {
+        let told = |labels: &[(&str, &str)]| {
+            labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect::<Vec<_>>()
+        };
+        let two = told(&[("disk", "ssd"), ("row", "7")]);
+        assert_eq!(config(&["--label", "disk=ssd", "--label", "row=7"]).labels, two);
+        assert_eq!(config(&["--label", "disk=ssd,row=7"]).labels, two);
+        assert!(parse_label("ssd").is_err() && parse_label("=ssd").is_err());
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! What the agent knows of its host.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::IpAddr;
 
 use carrel_common::model::NodeFacts;
 
@@ -20,6 +22,19 @@ pub struct HostFacts {
     pub cpu_millicores: i64,
     /// Memory, in bytes.
     pub memory_bytes: i64,
+}
+
+/// What the operator says of the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// Workspaces at most.
+    pub max_workspaces: u16,
+    /// Availability zone; may be empty.
+    pub zone: String,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Where the agent's ports are reached.
+    pub advertise_address: IpAddr,
 }
 
 /// Reads them. Blocking, from `/proc` and `/etc` only.
@@ -50,7 +65,7 @@ fn memory_total(meminfo: &str) -> Option<i64> {
 
 /// Everything the control plane is told. The engine's word on processors and memory counts where there is one: it is what
 /// containers can have.
-pub fn of_node(host: &HostFacts, engine: Option<&EngineFacts>, max_workspaces: u16) -> NodeFacts {
+pub fn of_node(host: &HostFacts, engine: Option<&EngineFacts>, told: &Told) -> NodeFacts {
     let said = |number: Option<i64>| number.filter(|number| *number > 0);
     let cpus = said(engine.map(|engine| engine.cpus)).map(|cpus| cpus.saturating_mul(1000));
     NodeFacts {
@@ -62,11 +77,10 @@ pub fn of_node(host: &HostFacts, engine: Option<&EngineFacts>, max_workspaces: u
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         cpu_millicores: cpus.unwrap_or(host.cpu_millicores),
         memory_bytes: said(engine.map(|engine| engine.memory_bytes)).unwrap_or(host.memory_bytes),
-        max_workspaces: i64::from(max_workspaces),
-        // Until agents have an ingress, their ports are on loopback.
-        advertise_address: "127.0.0.1".to_owned(),
-        zone: String::new(),
-        labels: std::collections::BTreeMap::new(),
+        max_workspaces: i64::from(told.max_workspaces),
+        advertise_address: told.advertise_address.to_string(),
+        zone: told.zone.clone(),
+        labels: told.labels.clone(),
     }
 }
 

@@ -93,13 +93,14 @@ async fn start(
         config.control_plane.iter().map(|url| session::endpoint(url)).collect::<Result<Vec<_>, _>>();
     let endpoints = endpoints.context("--control-plane")?;
     let entry = config.entry()?;
+    let told = config.told();
     let obtain = Obtain {
         entry: &entry,
         state_dir: &config.state_dir,
         endpoints: &endpoints,
         runtime: &docker,
         host: &host_facts,
-        max_workspaces: config.max_workspaces,
+        told: &told,
         clock: &*clock,
     };
     let Some(identity) = stop.run_until_cancelled(obtain.obtain()).await.transpose()? else {
@@ -151,7 +152,7 @@ fn spawn_parts(
         identity,
         endpoints,
         host_facts,
-        max_workspaces: config.max_workspaces,
+        told: config.told(),
         accepted,
         verdicts,
         orphans: from_orphans,

@@ -9,6 +9,7 @@ use carrel_common::model::{Container, NodeFacts};
 use subtle::ConstantTimeEq as _;
 use time::OffsetDateTime;
 
+use super::node_admin::about;
 use super::workspaces::rfc3339;
 use super::{App, AppError, Result};
 use crate::authority::{Authorities, AuthorityError, Request};
@@ -39,10 +40,6 @@ pub struct Certified {
     pub certificate_pem: String,
     /// The authorities whose word counts, PEM.
     pub ca_pem: String,
-}
-
-fn about(node: NodeId) -> Subject {
-    Subject { workspace: None, node: Some(node) }
 }
 
 /// A certificate is asked for by a request that its sender wrote.

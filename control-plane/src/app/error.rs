@@ -118,9 +118,6 @@ pub enum AppError {
     /// The node was taken out for good.
     #[error("node {0} was removed; its host can enrol as a new node with an empty state directory")]
     NodeBanned(NodeId),
-    /// No such node.
-    #[error("there is no node {0}; ListNodes names those there are")]
-    NodeNotFound(NodeId),
     /// The authority did not sign.
     #[error(transparent)]
     Authority(AuthorityError),
@@ -136,6 +133,48 @@ pub enum AppError {
         node: NodeId,
         /// Machine id or Docker daemon id.
         what: &'static str,
+    },
+    /// No such node.
+    #[error("there is no node {0}; ListNodes names those there are")]
+    NodeNotFound(NodeId),
+    /// The node was taken out for good: told to an operator.
+    #[error("node {0} was removed; its host can come back only as a new node")]
+    NodeRemoved(NodeId),
+    /// Something is still placed there.
+    #[error("{remaining} workspaces are still placed on node {node}; drain it first, or confirm it dead")]
+    NodeNotEmpty {
+        /// The node.
+        node: NodeId,
+        /// Unreleased placements.
+        remaining: i64,
+    },
+    /// A drain that could not warn everyone.
+    #[error("within: must be at least {longest_lead:?}, the longest warning lead of those who work there")]
+    DrainTooShort {
+        /// The longest lead.
+        longest_lead: std::time::Duration,
+    },
+    /// A drain that would end in an exam.
+    #[error("the deadline falls into a quiet window of {} students; choose another, or force it", students.len())]
+    DrainInQuietWindow {
+        /// Whose, sorted.
+        students: Vec<StudentId>,
+    },
+    /// No such orphan, or not any more.
+    #[error(
+        "there is no container {container_id} on node {node} that waits for an operator; it is gone, or was resolved"
+    )]
+    OrphanNotFound {
+        /// The node.
+        node: NodeId,
+        /// Docker's id.
+        container_id: String,
+    },
+    /// It would take the place of something else.
+    #[error("the container cannot be adopted: {why}")]
+    OrphanCannotBeAdopted {
+        /// Why.
+        why: &'static str,
     },
     /// Another session of the node took over.
     #[error("another session of node {0} took over")]

@@ -40,13 +40,15 @@ impl App {
         let (idle, lifetime) = rules.book.shortest_until_warning();
         let (idle, lifetime) =
             (idle.saturating_sub(horizon), lifetime.map(|span| span.saturating_sub(horizon)));
-        let (rows, now) = self.store.running_for(idle, lifetime).await?;
+        let emptied = rules.drains.keys().copied().collect();
+        let (rows, now) = self.store.running_for(idle, lifetime, emptied).await?;
         let due = |row: RunningRow| {
             let times = rules.book.times(row.course.as_ref(), &row.student);
             let idle = row.basis_at + times.idle_timeout;
             let over = (!times.max_lifetime.is_zero()).then(|| row.ready_at + times.max_lifetime);
             let at = over.map_or(idle, |over| over.min(idle)) - times.warning_lead;
-            (row.uid, if row.warned { now } else { at })
+            let leaves = row.node.is_some_and(|node| rules.drains.contains_key(&node));
+            (row.uid, if row.warned || leaves { now } else { at })
         };
         let soon = rows.into_iter().map(due).filter(|(_, at)| *at <= now + horizon).collect();
         Ok((soon, now))
@@ -84,24 +86,33 @@ impl App {
                 let entry = Entry::new("workspace.warning", Actor::Policy)
                     .because(warning.reason)
                     .with("deadline_time", rfc3339(deadline_at))
-                    .with("deadline_version", warning.version);
+                    .with("deadline_version", warning.version)
+                    .with("why", policy.drain.as_ref().map_or("", |drain| drain.reason.as_str()));
                 (Workspace { warning: Some(warning), ..before.clone() }, vec![entry], Some(deadline_at))
             }
             Verdict::Stop { reason, evidence } => {
                 let lateness = (now - evidence.deadline_at).as_seconds_f64();
-                let message = match reason {
-                    StopReason::MaxLifetime => {
-                        format!("Stopped because it had run for {}.", spoken(policy.max_lifetime))
-                    }
-                    _ => format!("Stopped because nobody worked in it for {}.", spoken(policy.idle_timeout)),
-                };
                 let data = [
                     ("deadline_time", rfc3339(evidence.deadline_at)),
                     ("warning_time", rfc3339(evidence.warned_at)),
                     ("last_active_time", evidence.last_active_at.map(rfc3339).unwrap_or_default()),
                 ];
-                let stop = Event::Stop { reason, force: false, message, evidence: Some(evidence) };
-                let (next, log) = before.apply(stop, now)?;
+                let event = match reason {
+                    StopReason::Drain => self.leaves(&rules, &look, evidence),
+                    StopReason::MaxLifetime => {
+                        let message =
+                            format!("Stopped because it had run for {}.", spoken(policy.max_lifetime));
+                        Event::Stop { reason, force: false, message, evidence: Some(evidence) }
+                    }
+                    _ => {
+                        let message = format!(
+                            "Stopped because nobody worked in it for {}.",
+                            spoken(policy.idle_timeout)
+                        );
+                        Event::Stop { reason, force: false, message, evidence: Some(evidence) }
+                    }
+                };
+                let (next, log) = before.apply(event, now)?;
                 let log = log
                     .into_iter()
                     .map(|entry| {

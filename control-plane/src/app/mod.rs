@@ -4,6 +4,7 @@
 //! chooses a gRPC code and nothing here writes SQL.
 
 mod access;
+mod drains;
 mod enrolment;
 mod error;
 mod events;
@@ -11,6 +12,7 @@ mod heartbeats;
 mod idle;
 mod images;
 mod logs;
+mod node_admin;
 mod nodes;
 mod nudge;
 mod observations;
@@ -22,6 +24,7 @@ mod settle;
 mod view;
 mod workspaces;
 
+pub use drains::{DrainOrder, Drained};
 pub use enrolment::{Applicant, Certified};
 pub use error::{AppError, Result};
 pub use heartbeats::Heartbeats;
@@ -29,13 +32,16 @@ pub use idle::IdleCheck;
 pub use logs::{LogOrder, LogPart, LogTails};
 pub use nodes::HeartbeatOutcome;
 pub use nudge::{IdleDue, Nudge};
+pub use orphans::{Judged, Resolution};
 pub use rules::{Explained, Rules, SharedRules, policy_etag};
 pub use settings::Settings;
 pub use view::{IdleView, WorkspaceView};
 pub use workspaces::{Call, Extent};
 
 // What the use cases take and give that is the store's: the doors know `app` alone.
-pub use crate::store::{Beat, EventQuery, Position, StoreError, StoredEvent, StoredPolicy, WorkspaceQuery};
+pub use crate::store::{
+    Beat, EventQuery, NodeLoad, Orphan, Position, StoreError, StoredEvent, StoredPolicy, WorkspaceQuery,
+};
 
 use std::sync::Arc;
 

@@ -4,8 +4,9 @@ use carrel_common::id::NodeId;
 use carrel_common::model::{DesiredPair, DesiredSet, Health, NodeFacts};
 
 use super::enrolment::{not_removed, same_host};
+use super::node_admin::about;
 use super::{App, AppError, Result};
-use crate::domain::event::{Actor, Entry, Subject};
+use crate::domain::event::{Actor, Entry};
 use crate::domain::node::{Node, NodeState};
 use crate::domain::reconcile::desired_item;
 use crate::domain::workspace::Event;
@@ -20,10 +21,6 @@ pub enum HeartbeatOutcome {
     BackFromSilence,
     /// Another session of the node took over.
     Superseded,
-}
-
-fn about(node: NodeId) -> Subject {
-    Subject { workspace: None, node: Some(node) }
 }
 
 impl App {
@@ -95,9 +92,10 @@ impl App {
     /// The complete desired set of a node.
     ///
     /// # Errors
-    /// The database.
+    /// [`AppError::NodeBanned`] when it was taken out; the database.
     pub async fn desired_set(&self, node: NodeId) -> Result<DesiredSet> {
-        let (generation, placements) = self.store.placements_on(node).await?;
+        let found = self.store.placements_on(node).await?;
+        let (generation, placements) = found.ok_or(AppError::NodeBanned(node))?;
         let items = placements.iter().map(|(p, w)| desired_item(p, w, self.settings.orders)).collect();
         Ok(DesiredSet::new(DesiredPair { incarnation: self.settings.incarnation, generation }, items))
     }

@@ -1,46 +1,79 @@
 //! Containers that no order names.
 
 use carrel_common::id::NodeId;
-use carrel_common::model::{Container, Verdict};
+use carrel_common::model::{Container, StopReason, Verdict};
 
 use super::settle::settle;
-use super::{App, Result};
+use super::workspaces::replay;
+use super::{App, AppError, Call, Result};
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::reconcile::judge_orphan;
+use crate::domain::reconcile::{judge_orphan, may_adopt};
 use crate::domain::workspace::Workspace;
-use crate::store::Locked;
+use crate::store::{Locked, Orphan, Work};
+
+/// What was decided about one orphan.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judged {
+    /// Docker's id.
+    pub container_id: String,
+    /// What is to be done.
+    pub verdict: Verdict,
+    /// Why: stable.
+    pub reason: &'static str,
+}
+
+/// What an operator wants done with an orphan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Resolution {
+    /// Stop and remove it.
+    Stop,
+    /// Take it into the store.
+    Adopt,
+}
+
+/// The reason of an operator's verdict.
+const BY_ORDER: &str = "OPERATOR";
+
+fn about(node: NodeId, container: &Container) -> Subject {
+    Subject { workspace: Some((container.workspace, container.student.clone())), node: Some(node) }
+}
 
 impl App {
-    /// What is to be done with an orphan; an adopted one has been taken into the store.
+    /// What is to be done with everything that a node reports; what it no longer reports is forgotten.
     ///
     /// # Errors
-    /// [`super::AppError`]; then nothing is to be done with it.
-    pub async fn judge(&self, node: NodeId, container: &Container) -> Result<(Verdict, &'static str)> {
-        let (verdict, reason) = settle!(self.judge_once(node, container))?;
-        self.metrics.orphan(verdict);
-        tracing::warn!(
-            node.id = %node, workspace.id = %container.workspace, generation = container.generation.0,
-            container.id = %container.container_id, ?verdict, reason, "an orphan was judged",
-        );
-        Ok((verdict, reason))
+    /// [`AppError`]; then nothing is to be done with any of them.
+    pub async fn judge_report(&self, node: NodeId, containers: &[Container]) -> Result<Vec<Judged>> {
+        let mut judged = Vec::with_capacity(containers.len());
+        for container in containers {
+            let (verdict, reason) = settle!(self.judge_once(node, container))?;
+            self.metrics.orphan(verdict);
+            tracing::warn!(
+                node.id = %node, workspace.id = %container.workspace, generation = container.generation.0,
+                container.id = %container.container_id, ?verdict, reason, "an orphan was judged",
+            );
+            judged.push(Judged { container_id: container.container_id.clone(), verdict, reason });
+        }
+        let reported = containers.iter().map(|container| container.container_id.clone()).collect();
+        self.store.forget_orphans_but(node, reported).await?;
+        Ok(judged)
+    }
+
+    /// What operators want done with the orphans of a node.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn resolved_orphans(&self, node: NodeId) -> Result<Vec<Judged>> {
+        let stop = |container_id| Judged { container_id, verdict: Verdict::StopByOrder, reason: BY_ORDER };
+        Ok(self.store.orphans_to_stop(node).await?.into_iter().map(stop).collect())
     }
 
     async fn judge_once(&self, node: NodeId, container: &Container) -> Result<(Verdict, &'static str)> {
-        let known = match self.store.find_workspace(&container.student).await? {
-            Some(workspace) => Some(workspace),
-            None => self.store.find_tombstone(&container.student).await?,
-        };
         let mut work = self.store.begin().await?;
-        // Looked at again under the lock, unless there is nothing to lock.
-        let locked = match &known {
-            Some(workspace) => work.lock(workspace.uid).await?,
-            None => None,
-        };
-        let placed = match &known {
-            Some(workspace) => work.find_placement(workspace.uid).await?.is_some(),
-            None => false,
-        };
-        let known = locked.map(|l| l.workspace).or(known);
+        if work.is_to_stop(node, &container.container_id).await? {
+            return Ok((Verdict::StopByOrder, BY_ORDER));
+        }
+        let (known, placed) = self.known(&mut work, container).await?;
         let (mut verdict, mut reason) = judge_orphan(container, known.as_ref(), placed);
         if verdict == Verdict::Adopt && known.as_ref().is_some_and(|w| w.uid != container.workspace) {
             (verdict, reason) = (Verdict::Hold, "OF_ANOTHER_DESK");
@@ -48,27 +81,122 @@ impl App {
         if verdict == Verdict::Adopt && container.node != node {
             (verdict, reason) = (Verdict::Hold, "MADE_BY_ANOTHER_NODE");
         }
-        if verdict == Verdict::Adopt {
+        // What is reported again and again is told once.
+        let news = if verdict == Verdict::Adopt {
             self.adopt(&mut work, node, container).await?;
-        }
-        let kind = match verdict {
-            Verdict::Stop => "orphan.stopped",
-            Verdict::Adopt => "orphan.adopted",
-            Verdict::Hold => "orphan.held",
+            work.forget_orphan(node, &container.container_id).await?;
+            true
+        } else {
+            work.keep_orphan(node, container, verdict, reason).await?
         };
-        let entry = Entry::new(kind, Actor::ControlPlane)
-            .because(reason)
-            .with("container_id", container.container_id.as_str())
-            .with("generation", container.generation.0);
-        let subject =
-            Subject { workspace: Some((container.workspace, container.student.clone())), node: Some(node) };
-        work.append(subject, entry).await?;
+        if news {
+            let kind = match verdict {
+                Verdict::Stop | Verdict::StopByOrder => "orphan.stopped",
+                Verdict::Adopt => "orphan.adopted",
+                Verdict::Hold => "orphan.held",
+            };
+            let entry = Entry::new(kind, Actor::ControlPlane)
+                .because(reason)
+                .with("container_id", container.container_id.as_str())
+                .with("generation", container.generation.0);
+            work.append(about(node, container), entry).await?;
+        }
         self.nudge.ring(&work.commit().await?);
         Ok((verdict, reason))
     }
 
+    /// What the store knows of an orphan's student, locked, and whether anything of it is placed.
+    async fn known(&self, work: &mut Work, container: &Container) -> Result<(Option<Workspace>, bool)> {
+        let known = match work.find_uid(&container.student).await? {
+            Some(uid) => work.lock(uid).await?.map(|locked| locked.workspace),
+            None => work.find_tombstone(&container.student).await?,
+        };
+        let placed = match &known {
+            Some(workspace) => work.find_placement(workspace.uid).await?.is_some(),
+            None => false,
+        };
+        Ok((known, placed))
+    }
+
+    /// A page of the orphans that wait for an operator, and the place to ask for the next with.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn orphans(
+        &self,
+        node: Option<NodeId>,
+        after: Option<(NodeId, String)>,
+        page_size: usize,
+    ) -> Result<(Vec<Orphan>, Option<(NodeId, String)>)> {
+        let limit = i64::try_from(page_size).unwrap_or(i64::MAX).saturating_add(1);
+        let mut found = self.store.list_orphans(node, after, limit).await?;
+        let more = found.len() > page_size;
+        found.truncate(page_size);
+        let next = found.last().filter(|_| more);
+        let next = next.map(|orphan| (orphan.node, orphan.container.container_id.clone()));
+        Ok((found, next))
+    }
+
+    /// Does with an orphan what an operator says.
+    ///
+    /// # Errors
+    /// [`AppError::OrphanNotFound`], [`AppError::OrphanCannotBeAdopted`]; the database.
+    pub async fn resolve_orphan(
+        &self,
+        call: &Call,
+        (node, container_id): (NodeId, &str),
+        resolution: Resolution,
+        why: &str,
+        validate_only: bool,
+    ) -> Result<Orphan> {
+        let once = || async {
+            let mut work = self.store.begin().await?;
+            if let Some(answer) = replay(&mut work, call).await? {
+                return Ok(answer);
+            }
+            let missing = || AppError::OrphanNotFound { node, container_id: container_id.to_owned() };
+            let orphan = work.find_orphan(node, container_id).await?.ok_or_else(missing)?;
+            let container = &orphan.container;
+            if resolution == Resolution::Adopt {
+                let (known, placed) = self.known(&mut work, container).await?;
+                may_adopt(container, known.as_ref(), placed)
+                    .map_err(|why| AppError::OrphanCannotBeAdopted { why })?;
+            }
+            // After the workspace, in the order of locks; somebody may have been first.
+            work.lock_orphan(node, container_id).await?.ok_or_else(missing)?;
+            if validate_only {
+                return Ok(orphan);
+            }
+            let word = match resolution {
+                Resolution::Stop => {
+                    work.stop_orphan(node, container_id).await?;
+                    "STOP"
+                }
+                Resolution::Adopt => {
+                    self.adopt(&mut work, node, container).await?;
+                    work.forget_orphan(node, container_id).await?;
+                    "ADOPT"
+                }
+            };
+            let entry = Entry::new("orphan.resolved", Actor::Operator)
+                .because(StopReason::Operator)
+                .with("resolution", word)
+                .with("container_id", container_id)
+                .with("generation", container.generation.0)
+                .with("why", why);
+            work.append(about(node, container), entry).await?;
+            if let Some(request) = call.request_id {
+                work.answer(call.rpc, request, &orphan).await?;
+            }
+            self.nudge.ring(&work.commit().await?);
+            tracing::warn!(node.id = %node, container.id = container_id, resolution = word, "an operator resolved an orphan");
+            Ok(orphan)
+        };
+        settle!(once())
+    }
+
     /// Takes what runs into the store: its row is made or raised, and its idle clock begins when it answers.
-    async fn adopt(&self, work: &mut crate::store::Work, node: NodeId, container: &Container) -> Result<()> {
+    async fn adopt(&self, work: &mut Work, node: NodeId, container: &Container) -> Result<()> {
         let now = work.now().await?;
         let spec = self.rules.get().book.spec(None, &container.student);
         let make = Workspace::new(

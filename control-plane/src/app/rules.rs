@@ -2,41 +2,55 @@
 //!
 //! What is shown may be a second old; what is decided is decided by the version that the deciding transaction finds.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use carrel_common::id::{CourseId, StudentId};
+use carrel_common::id::{CourseId, NodeId, StudentId};
 use time::OffsetDateTime;
 
 use super::settle::settle;
-use super::{App, AppError, Result};
+use super::{App, AppError, Result, Settings};
+use crate::domain::drain::Drain;
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::idle::{Activity, Clock, IdlePolicy, Look, Pause, Times};
 use crate::domain::policy::{Defaults, Effective, Policy, PolicyBook, Scope};
 use crate::domain::workspace::Workspace;
-use crate::store::{Pulse, StoredPolicy, StoredRules, Work};
+use crate::store::{Pulse, StoredDrain, StoredPolicy, StoredRules, Work};
 
 /// Signs of life come each second; this much without one is an outage.
 pub(super) const PULSE_TOLERANCE: Duration = Duration::from_secs(3);
 
-/// The policies and what could not be observed, at one version.
+/// The policies, what could not be observed, and which nodes are being emptied, at one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// The policies.
     pub book: PolicyBook,
     /// What could not be observed lately, sorted.
     pub pauses: Vec<Pause>,
+    /// Nodes that are being emptied.
+    pub drains: BTreeMap<NodeId, Drain>,
 }
 
 impl Rules {
-    fn new(defaults: Defaults, stored: StoredRules) -> Self {
-        let StoredRules { version, policies, pauses } = stored;
-        Self { book: PolicyBook { version, defaults, policies }, pauses }
+    fn new(settings: &Settings, stored: StoredRules) -> Self {
+        let StoredRules { version, policies, pauses, drains } = stored;
+        let idle_moment = settings.drain_idle_moment;
+        let drain =
+            |StoredDrain { node, deadline_at, reason }| (node, Drain { deadline_at, reason, idle_moment });
+        Self {
+            book: PolicyBook { version, defaults: settings.defaults.clone(), policies },
+            pauses,
+            drains: drains.into_iter().map(drain).collect(),
+        }
     }
 
     /// The times that hold for a workspace.
     pub fn times(&self, workspace: &Workspace) -> IdlePolicy {
-        self.book.times(workspace.course.as_ref(), &workspace.student)
+        IdlePolicy {
+            drain: workspace.node.and_then(|node| self.drains.get(&node)).cloned(),
+            ..self.book.times(workspace.course.as_ref(), &workspace.student)
+        }
     }
 
     /// When a workspace is stopped, as callers are told.
@@ -59,7 +73,7 @@ pub struct SharedRules(Arc<RwLock<Arc<Rules>>>);
 impl SharedRules {
     /// Only the defaults, until they are read.
     pub fn new(defaults: Defaults) -> Self {
-        let rules = Rules { book: PolicyBook::new(defaults), pauses: vec![] };
+        let rules = Rules { book: PolicyBook::new(defaults), pauses: vec![], drains: BTreeMap::new() };
         Self(Arc::new(RwLock::new(Arc::new(rules))))
     }
 
@@ -68,7 +82,7 @@ impl SharedRules {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    fn put(&self, rules: Rules) -> Arc<Rules> {
+    pub(super) fn put(&self, rules: Rules) -> Arc<Rules> {
         let rules = Arc::new(rules);
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
         if known.book.version < rules.book.version {
@@ -98,10 +112,6 @@ pub struct Explained {
 }
 
 impl App {
-    fn defaults(&self) -> Defaults {
-        self.settings.defaults.clone()
-    }
-
     /// Reads the rules when they have changed; whether they had.
     ///
     /// # Errors
@@ -110,7 +120,7 @@ impl App {
         if self.store.rules_version().await? == self.rules.get().book.version {
             return Ok(false);
         }
-        self.rules.put(Rules::new(self.defaults(), self.store.rules().await?));
+        self.rules.put(Rules::new(&self.settings, self.store.rules().await?));
         Ok(true)
     }
 
@@ -125,7 +135,12 @@ impl App {
         if known.book.version == version {
             return Ok(Some(known));
         }
-        Ok(Some(self.rules.put(Rules::new(self.defaults(), work.rules().await?))))
+        Ok(Some(self.rules.put(Rules::new(&self.settings, work.rules().await?))))
+    }
+
+    /// The rules as a transaction that changes them leaves them.
+    pub(super) async fn rules_after(&self, work: &mut Work) -> Result<Rules> {
+        Ok(Rules::new(&self.settings, work.rules().await?))
     }
 
     /// A sign of life of this replica, and the rules as they are then; whether they had changed.
@@ -177,7 +192,7 @@ impl App {
             None if before.is_none() => return Err(AppError::PolicyNotFound(scope.clone())),
             None => work.delete_policy(scope).await?,
         }
-        let rules = Rules::new(self.defaults(), work.rules().await?);
+        let rules = self.rules_after(&mut work).await?;
         rules.book.check()?;
         let entry = Entry::new("policy.changed", Actor::Caller)
             .with("policy", format!("policies/{scope}"))

@@ -32,6 +32,8 @@ pub struct Settings {
     pub unreachable_after: Duration,
     /// Life of a node's certificate.
     pub node_certificate_ttl: Duration,
+    /// A workspace leaves a node that is being emptied when it had no input for this long.
+    pub drain_idle_moment: Duration,
     /// Events are kept this long.
     pub events_kept: Duration,
 }

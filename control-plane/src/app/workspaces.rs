@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use carrel_common::id::{CourseId, RequestId, StudentId, WorkspaceUid};
 use carrel_common::model::{Signal, StopReason};
+use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
 use super::settle::settle;
@@ -201,7 +202,7 @@ impl App {
         let once = || async {
             let mut work = self.store.begin().await?;
             let missing = || AppError::WorkspaceNotFound(student.clone());
-            let replayed = replay(&mut work, call).await?.is_some();
+            let replayed = replay::<Workspace>(&mut work, call).await?.is_some();
             let uid = work.find_uid(student).await?.ok_or_else(missing)?;
             let Locked { workspace: before, mut activity, now } =
                 work.lock(uid).await?.ok_or_else(missing)?;
@@ -285,7 +286,8 @@ impl App {
     }
 }
 
-async fn replay(work: &mut Work, call: &Call) -> Result<Option<Workspace>> {
+/// The answer that was given to the same call before.
+pub(super) async fn replay<T: DeserializeOwned>(work: &mut Work, call: &Call) -> Result<Option<T>> {
     let Some(id) = call.request_id else { return Ok(None) };
     match work.reserve(call.rpc, id, &call.fingerprint).await? {
         Replay::New => Ok(None),

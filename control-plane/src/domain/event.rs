@@ -12,6 +12,8 @@ pub enum Actor {
     Policy,
     /// A node agent's report.
     Agent,
+    /// An operator, through `NodeService`.
+    Operator,
     /// Carrel itself: a longest stay, a silent node, a free place.
     ControlPlane,
 }
@@ -23,6 +25,7 @@ impl Actor {
             Self::Caller => "caller",
             Self::Policy => "policy",
             Self::Agent => "agent",
+            Self::Operator => "operator",
             Self::ControlPlane => "control-plane",
         }
     }

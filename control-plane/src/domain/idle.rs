@@ -9,6 +9,7 @@ use std::time::Duration;
 use carrel_common::model::{Signal, StopReason};
 use time::OffsetDateTime;
 
+use super::drain::Drain;
 use super::workspace::{IdleEvidence, State, Warning, Workspace};
 
 /// The idle clock stands still for at most this long in one go: a node that is gone for days must not keep a
@@ -28,6 +29,8 @@ pub struct IdlePolicy {
     pub extension_budget: Duration,
     /// Times without stops, sorted.
     pub quiet: Vec<(OffsetDateTime, OffsetDateTime)>,
+    /// The node it is on is being emptied.
+    pub drain: Option<Drain>,
 }
 
 /// A time during which nobody's activity could be recorded: the database or every replica was away, or its clock
@@ -71,7 +74,7 @@ pub struct Times {
     pub warning_at: OffsetDateTime,
     /// When it is stopped.
     pub deadline_at: OffsetDateTime,
-    /// Why: IDLE or MAX_LIFETIME.
+    /// Why: IDLE, MAX_LIFETIME or DRAIN.
     pub reason: StopReason,
 }
 
@@ -122,7 +125,7 @@ pub enum Verdict {
     },
     /// Stop now.
     Stop {
-        /// IDLE or MAX_LIFETIME.
+        /// IDLE, MAX_LIFETIME or DRAIN.
         reason: StopReason,
         /// What it was decided on.
         evidence: IdleEvidence,
@@ -170,7 +173,18 @@ impl Look<'_> {
         Some((seen + lost).min(self.now))
     }
 
+    /// Whether somebody worked in it within the idle timeout, or asked for it to be kept: then it is to run elsewhere
+    /// when its node is not to run it any more.
+    pub fn worked_in_lately(&self) -> bool {
+        let kept = self.workspace.extended_until.is_some_and(|until| until > self.now);
+        kept || self.basis().is_some_and(|basis| basis + self.policy.idle_timeout > self.now)
+    }
+
     fn due(&self) -> Option<Due> {
+        if let Some(drain) = &self.policy.drain {
+            // Activity moves the moment, not what the warning speaks of.
+            return Some(Due { at: drain.deadline_at, reason: StopReason::Drain });
+        }
         let by_activity = self.basis()? + self.policy.idle_timeout;
         let idle = Due {
             at: self.workspace.extended_until.map_or(by_activity, |until| until.max(by_activity)),
@@ -182,13 +196,25 @@ impl Look<'_> {
         Some(over.filter(|over| over.at < idle.at).unwrap_or(idle))
     }
 
+    /// When it is stopped whose warning will have been out for the whole lead at `lead_over_at`.
+    fn deadline(&self, due: Due, lead_over_at: OffsetDateTime) -> OffsetDateTime {
+        match (&self.policy.drain, self.basis()) {
+            (Some(drain), Some(basis)) => {
+                drain.leaves_at(self.policy, lead_over_at, basis, self.workspace.extended_until)
+            }
+            _ => due.at.max(lead_over_at),
+        }
+    }
+
     /// The warning that is out, if it still speaks of this stop, and could be seen all the while.
     fn standing_warning(&self, due: Due) -> Option<Warning> {
         let warning = self.workspace.warning?;
-        let deadline = due.at.max(warning.at + self.policy.warning_lead);
+        let deadline = self.deadline(due, warning.at + self.policy.warning_lead);
         // Looked at late, the stop itself would fall into the window.
         let until = deadline.max(self.now);
-        let quiet = self.policy.quiet.iter().any(|(start, end)| *start < until && *end > warning.at);
+        // A drain is announced in an exam, too: it takes long, and its deadline holds.
+        let quiet = due.reason != StopReason::Drain
+            && self.policy.quiet.iter().any(|(start, end)| *start < until && *end > warning.at);
         let lost = self.pauses.iter().any(|pause| pause.to > warning.at);
         (warning.nominal_deadline == due.at && warning.reason == due.reason && !quiet && !lost)
             .then_some(warning)
@@ -208,7 +234,12 @@ impl Look<'_> {
         let times = match self.standing_warning(due) {
             Some(warning) => Times {
                 warning_at: warning.at,
-                deadline_at: due.at.max(warning.at + lead),
+                deadline_at: self.deadline(due, warning.at + self.policy.warning_lead),
+                reason: due.reason,
+            },
+            None if due.reason == StopReason::Drain => Times {
+                warning_at: self.now,
+                deadline_at: self.deadline(due, self.now + lead),
                 reason: due.reason,
             },
             None => {

@@ -28,8 +28,39 @@ impl NodeState {
     }
 }
 
+/// What a node can be used for, as operators see it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Standing {
+    /// Heard of and healthy.
+    Ready,
+    /// Heard of, but not healthy.
+    Degraded,
+    /// Not heard of.
+    Unreachable,
+    /// Being emptied.
+    Draining,
+    /// Empty after a drain.
+    Drained,
+    /// Taken out for good.
+    Removed,
+}
+
+/// A node being emptied, or emptied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeDrain {
+    /// Everything is gone from it by then.
+    #[serde(with = "time::serde::rfc3339")]
+    pub deadline_at: OffsetDateTime,
+    /// Why.
+    pub reason: String,
+    /// When it was empty.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub drained_at: Option<OffsetDateTime>,
+}
+
 /// A Docker host.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Node {
     /// Identity.
     pub id: NodeId,
@@ -48,11 +79,21 @@ pub struct Node {
     /// Version of its desired set.
     pub desired_generation: i64,
     /// When the last heartbeat was committed.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub last_heartbeat_at: Option<OffsetDateTime>,
     /// When the certificate ends that it was given last; `None` in `--dev`.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub certificate_expires_at: Option<OffsetDateTime>,
+    /// Why nothing is placed there; `None`: it is schedulable.
+    pub cordon: Option<String>,
+    /// The drain under way, or done.
+    pub drain: Option<NodeDrain>,
     /// When it was taken out for good.
+    #[serde(with = "time::serde::rfc3339::option")]
     pub removed_at: Option<OffsetDateTime>,
+    /// When it enrolled.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
 }
 
 impl Node {
@@ -65,8 +106,92 @@ impl Node {
         }
     }
 
+    /// What it can be used for: what is final first, then silence, then what an operator wants, then health.
+    pub fn standing(&self) -> Standing {
+        if self.removed_at.is_some() {
+            return Standing::Removed;
+        }
+        match (self.state, &self.drain) {
+            (NodeState::Unreachable, _) => Standing::Unreachable,
+            (_, Some(NodeDrain { drained_at: Some(_), .. })) => Standing::Drained,
+            (_, Some(_)) => Standing::Draining,
+            (NodeState::Degraded, None) => Standing::Degraded,
+            (NodeState::Ready, None) => Standing::Ready,
+        }
+    }
+
+    /// Everything wrong with it: stable reasons, each with a sentence.
+    pub fn problems(&self) -> Vec<(String, String)> {
+        [&self.docker, &self.storage].into_iter().filter_map(|health| health.problem.clone()).collect()
+    }
+
     /// The first thing wrong with it: a stable reason, and a sentence with the next step.
     pub fn problem(&self) -> Option<(String, String)> {
         self.docker.problem.clone().or_else(|| self.storage.problem.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
+
+    fn node() -> Node {
+        let healthy = Health { problem: None, age: std::time::Duration::ZERO };
+        let facts = NodeFacts {
+            hostname: "h".into(),
+            machine_id: "m".into(),
+            boot_id: "b".into(),
+            docker_id: "d".into(),
+            docker_version: "20".into(),
+            agent_version: "0".into(),
+            cpu_millicores: 2000,
+            memory_bytes: 1 << 30,
+            max_workspaces: 250,
+            advertise_address: "127.0.0.1".into(),
+            zone: String::new(),
+            labels: std::collections::BTreeMap::new(),
+        };
+        Node {
+            id: NodeId(uuid::Uuid::nil()),
+            facts,
+            docker: healthy.clone(),
+            storage: healthy,
+            state: NodeState::Ready,
+            session_epoch: 1,
+            boot_epoch: 1,
+            desired_generation: 1,
+            last_heartbeat_at: Some(T0),
+            certificate_expires_at: None,
+            cordon: None,
+            drain: None,
+            removed_at: None,
+            created_at: T0,
+        }
+    }
+
+    #[test]
+    fn what_is_final_is_shown_first_then_silence_then_a_drain_then_health() {
+        let mut node = node();
+        assert_eq!(node.standing(), Standing::Ready);
+        node.state = NodeState::Degraded;
+        assert_eq!(node.standing(), Standing::Degraded);
+        node.drain = Some(NodeDrain { deadline_at: T0, reason: "new kernel".into(), drained_at: None });
+        assert_eq!(node.standing(), Standing::Draining);
+        node.drain = Some(NodeDrain { deadline_at: T0, reason: "new kernel".into(), drained_at: Some(T0) });
+        assert_eq!(node.standing(), Standing::Drained);
+        node.state = NodeState::Unreachable;
+        assert_eq!(node.standing(), Standing::Unreachable);
+        node.removed_at = Some(T0);
+        assert_eq!(node.standing(), Standing::Removed);
+    }
+
+    #[test]
+    fn a_cordon_is_no_state_of_its_own() {
+        let cordoned = Node { cordon: Some("a disk makes noises".into()), ..node() };
+        assert_eq!(cordoned.standing(), Standing::Ready);
     }
 }

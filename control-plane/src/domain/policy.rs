@@ -204,6 +204,7 @@ impl PolicyBook {
             max_lifetime: first(|policy| policy.max_lifetime).unwrap_or(idle.max_lifetime),
             extension_budget: first(|policy| policy.extension_budget).unwrap_or(idle.extension_budget),
             quiet,
+            drain: None,
         }
     }
 
@@ -308,6 +309,7 @@ mod tests {
                 max_lifetime: Duration::ZERO,
                 extension_budget: minutes(60),
                 quiet: vec![],
+                drain: None,
             },
             spec: WorkspaceSpec {
                 image: "default".into(),

@@ -96,3 +96,22 @@ pub fn judge_orphan(
         Some(_) => (Verdict::Hold, "ANOTHER_IS_PLACED"),
     }
 }
+
+/// Whether an operator may have an orphan taken into the store: a container never takes the place of one that is placed,
+/// of another desk, or of its own later generation.
+///
+/// # Errors
+/// Why not, as the end of a sentence.
+pub fn may_adopt(container: &Container, known: Option<&Workspace>, placed: bool) -> Result<(), &'static str> {
+    match known {
+        _ if placed => Err("another container of that student is placed; stop that workspace first"),
+        None => Ok(()),
+        Some(workspace) if container.generation <= workspace.generation => {
+            Err("its generation is over; start the workspace instead")
+        }
+        Some(workspace) if workspace.deleted_at.is_none() && workspace.uid != container.workspace => {
+            Err("it is of another desk than the one the student has now")
+        }
+        Some(_) => Ok(()),
+    }
+}

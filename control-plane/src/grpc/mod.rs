@@ -6,6 +6,8 @@
 mod agent_service;
 mod convert;
 mod event_service;
+mod node_convert;
+mod node_service;
 mod parse;
 mod policy_convert;
 mod policy_service;
@@ -15,6 +17,7 @@ mod workspace_service;
 
 pub use agent_service::Agents;
 pub use event_service::Events;
+pub use node_service::Nodes;
 pub use policy_service::Policies;
 pub use watch::Following;
 pub use workspace_service::Workspaces;

@@ -9,7 +9,7 @@ use carrel_proto::v1 as pb;
 use sha2::{Digest as _, Sha256};
 
 use crate::app::{Beat, EventQuery, Position, WorkspaceQuery};
-use crate::app::{Call, Extent};
+use crate::app::{Call, Extent, Resolution};
 use crate::domain::workspace::State;
 
 type Parsed<T> = Result<T, WireError>;
@@ -19,6 +19,9 @@ const LARGEST_PAGE: usize = 500;
 /// A report older than this counts as this old.
 const OLDEST_AGE: Duration = Duration::from_secs(5 * 60);
 const LONGEST_REASON: usize = 200;
+/// A lesson, so that most move between two.
+const DEFAULT_DRAIN: Duration = Duration::from_secs(60 * 60);
+const LONGEST_DRAIN: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 const DEFAULT_LINES: i32 = 100;
 const MOST_LINES: i32 = 5_000;
 /// Heartbeats in one call, and names in one watch.
@@ -43,13 +46,16 @@ pub(super) fn workspace_name(field: &'static str, name: &str) -> Parsed<StudentI
     student(field, student_id)
 }
 
-fn node_name(field: &'static str, name: &str) -> Parsed<Option<NodeId>> {
-    if name.is_empty() {
-        return Ok(None);
-    }
-    name.strip_prefix("nodes/").and_then(|id| id.parse().ok()).map(Some).ok_or_else(|| {
+/// `nodes/{id}`.
+pub(super) fn node(field: &'static str, name: &str) -> Parsed<NodeId> {
+    name.strip_prefix("nodes/").and_then(|id| id.parse().ok()).ok_or_else(|| {
         WireError::new(field, format!("{name:?} must have the form nodes/{{id}}, the id a UUID"))
     })
+}
+
+/// As [`node`]; empty is none.
+pub(super) fn node_name(field: &'static str, name: &str) -> Parsed<Option<NodeId>> {
+    if name.is_empty() { Ok(None) } else { node(field, name).map(Some) }
 }
 
 /// The call's identity; `content` are the fields that make it what it is.
@@ -71,6 +77,34 @@ pub(super) fn reason(text: &str) -> Parsed<&str> {
         return Err(WireError::new("reason", format!("must be at most {LONGEST_REASON} characters")));
     }
     Ok(text)
+}
+
+/// A reason that must be given.
+pub(super) fn needed_reason(text: &str) -> Parsed<&str> {
+    if text.trim().is_empty() {
+        return Err(WireError::new("reason", "must be set: it goes into the event log"));
+    }
+    reason(text)
+}
+
+/// How long a drain may take.
+pub(super) fn within(span: Option<&prost_types::Duration>) -> Parsed<Duration> {
+    let span = span.map(|span| wire::span_of("within", span)).transpose()?.unwrap_or(DEFAULT_DRAIN);
+    if span > LONGEST_DRAIN {
+        return Err(WireError::new("within", "must be at most 30 days"));
+    }
+    Ok(span)
+}
+
+/// What is to be done with an orphan.
+pub(super) fn resolution(number: i32) -> Parsed<Resolution> {
+    use pb::resolve_orphan_request::Resolution as P;
+    match P::try_from(number) {
+        Ok(P::Stop) => Ok(Resolution::Stop),
+        Ok(P::Adopt) => Ok(Resolution::Adopt),
+        Ok(P::Unspecified) => Err(WireError::new("resolution", "must be set")),
+        Err(_) => Err(WireError::new("resolution", format!("{number} is not a resolution"))),
+    }
 }
 
 pub(super) fn page_size(asked: i32) -> Parsed<usize> {

@@ -172,6 +172,10 @@ pub(super) fn explanation(told: Explained) -> pb::IdleExplanation {
     let (verdict, message) = match told.clock {
         Clock::Off => (Verdict::NotRunning, "It does not run, so nothing is counted."),
         Clock::Paused => (Verdict::PausedUnobservable, "Its host is silent, so the clock stands still."),
+        Clock::Quiet(times) | Clock::Running(times) if times.reason == StopReason::Drain => (
+            if told.warned { Verdict::Warned } else { Verdict::Active },
+            "Its host is being emptied: it leaves when nobody has worked in it for a moment, or at the drain's deadline.",
+        ),
         Clock::Quiet(_) => {
             (Verdict::PausedQuiet, "A quiet window holds stops back; the times are those after it.")
         }

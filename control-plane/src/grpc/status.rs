@@ -16,6 +16,8 @@ use crate::app::StoreError;
 use crate::domain::workspace::IllegalTransition;
 
 const DOMAIN: &str = "carrel";
+/// Names in one error at most: it has to fit into a header.
+const NAMED: usize = 20;
 
 /// Code, stable reason, and when trying again may help.
 fn classify(error: &AppError) -> (Code, String, Option<Duration>) {
@@ -56,6 +58,12 @@ fn classify(error: &AppError) -> (Code, String, Option<Duration>) {
         AppError::Authority(_) => plain(Code::Internal, "INTERNAL"),
         AppError::NodeUnknown(_) => plain(Code::Unauthenticated, "NODE_UNKNOWN"),
         AppError::NodeIdentityChanged { .. } => plain(Code::FailedPrecondition, "NODE_IDENTITY_CHANGED"),
+        AppError::NodeRemoved(_) => plain(Code::FailedPrecondition, "NODE_REMOVED"),
+        AppError::NodeNotEmpty { .. } => plain(Code::FailedPrecondition, "NODE_NOT_EMPTY"),
+        AppError::DrainTooShort { .. } => plain(Code::InvalidArgument, "DRAIN_TOO_SHORT"),
+        AppError::DrainInQuietWindow { .. } => plain(Code::FailedPrecondition, "DRAIN_IN_QUIET_WINDOW"),
+        AppError::OrphanNotFound { .. } => plain(Code::NotFound, "ORPHAN_NOT_FOUND"),
+        AppError::OrphanCannotBeAdopted { .. } => plain(Code::FailedPrecondition, "ORPHAN_CANNOT_BE_ADOPTED"),
         AppError::SessionSuperseded(_) => plain(Code::Aborted, "SESSION_SUPERSEDED"),
         AppError::NodeAway => retry(Code::Unavailable, "NODE_AWAY"),
         AppError::NeverRan => plain(Code::FailedPrecondition, "NEVER_RAN"),
@@ -96,6 +104,15 @@ fn metadata(error: &AppError) -> HashMap<String, String> {
         AppError::HostHasContainers { node: Some(node), .. } => {
             told.insert("node_id".to_owned(), node.to_string());
         }
+        AppError::NodeNotEmpty { remaining, .. } => {
+            told.insert("remaining".to_owned(), remaining.to_string());
+        }
+        AppError::DrainInQuietWindow { students } => {
+            let names: Vec<_> =
+                students.iter().take(NAMED).map(|student| format!("workspaces/{student}")).collect();
+            told.insert("workspaces".to_owned(), names.join(","));
+            told.insert("count".to_owned(), students.len().to_string());
+        }
         _ => {}
     }
     told
@@ -116,6 +133,9 @@ pub(crate) fn to_status(error: AppError) -> Status {
     details.set_error_info(reason, DOMAIN, metadata(&error));
     if let AppError::PolicyContradiction(contradiction) = &error {
         details.add_bad_request_violation("policy.idle_timeout", contradiction.to_string());
+    }
+    if matches!(error, AppError::DrainTooShort { .. }) {
+        details.add_bad_request_violation("within", error.to_string());
     }
     if matches!(error, AppError::RequestIdReused) {
         details.add_bad_request_violation("request_id", "was used for another request");
@@ -183,6 +203,12 @@ mod tests {
             AppError::Authority(crate::authority::AuthorityError::KeyOfNone),
             AppError::NodeUnknown(node),
             AppError::NodeIdentityChanged { node, what: "machine id" },
+            AppError::NodeRemoved(node),
+            AppError::NodeNotEmpty { node, remaining: 1 },
+            AppError::DrainTooShort { longest_lead: Duration::ZERO },
+            AppError::DrainInQuietWindow { students: vec![student()] },
+            AppError::OrphanNotFound { node, container_id: String::new() },
+            AppError::OrphanCannotBeAdopted { why: "" },
             AppError::SessionSuperseded(node),
             AppError::NodeAway,
             AppError::NeverRan,

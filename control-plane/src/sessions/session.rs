@@ -178,7 +178,14 @@ impl Session {
             return Ok(());
         }
         self.sent = Some(set.pair);
-        self.send(ToAgent::Desired(set.into())).await
+        self.send(ToAgent::Desired(set.into())).await?;
+        // An operator's word on an orphan raises the version of the set, too.
+        let resolved = self.app.resolved_orphans(self.node).await?;
+        if resolved.is_empty() {
+            return Ok(());
+        }
+        let verdicts = resolved.into_iter().map(|j| j.verdict.told(j.container_id, j.reason)).collect();
+        self.send(ToAgent::OrphanVerdicts(pb::OrphanVerdicts { verdicts })).await
     }
 
     /// Tells which images are to be ready, when that is news.
@@ -256,18 +263,10 @@ impl Session {
     }
 
     async fn orphans(&mut self, report: pb::OrphanReport) -> Result<(), End> {
-        let mut verdicts = Vec::with_capacity(report.containers.len());
-        for container in report.containers {
-            let container = Container::try_from(container)?;
-            let (verdict, reason) = self.app.judge(self.node, &container).await?;
-            let mut told = pb::OrphanVerdict {
-                container_id: container.container_id,
-                reason: reason.into(),
-                ..pb::OrphanVerdict::default()
-            };
-            told.set_verdict(verdict.into());
-            verdicts.push(told);
-        }
+        let containers: Vec<Container> =
+            report.containers.into_iter().map(Container::try_from).collect::<Result<_, _>>()?;
+        let judged = self.app.judge_report(self.node, &containers).await?;
+        let verdicts = judged.into_iter().map(|j| j.verdict.told(j.container_id, j.reason)).collect();
         self.send(ToAgent::OrphanVerdicts(pb::OrphanVerdicts { verdicts })).await
     }
 }

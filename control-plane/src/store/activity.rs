@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carrel_common::id::{CourseId, StudentId, WorkspaceUid};
+use carrel_common::id::{CourseId, NodeId, StudentId, WorkspaceUid};
 use carrel_common::model::Signal;
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
@@ -60,6 +60,8 @@ pub struct RunningRow {
     pub basis_at: OffsetDateTime,
     /// A warning is out.
     pub warned: bool,
+    /// Where it is.
+    pub node: Option<NodeId>,
 }
 
 pub(super) fn signal_name(signal: Signal) -> &'static str {
@@ -108,7 +110,7 @@ WITH beat AS (
     RETURNING a.workspace_id, locked.key, a.last_active_at, a.last_signal, a.version
 )
 SELECT r.workspace_id, r.key, r.last_active_at, r.last_signal, r.version, clock_timestamp() AS now,
-       w.state, w.course_id, w.ready_at, w.extended_until, w.resumed_at, w.warning
+       w.state, w.course_id, w.node_id, w.ready_at, w.extended_until, w.resumed_at, w.warning
 FROM recorded r JOIN workspaces w ON w.id = r.workspace_id";
 
 /// Why those of a batch that were not recorded were not.
@@ -134,6 +136,7 @@ fn recorded(row: &QueryResult, beat: &Beat) -> Result<(String, Beaten)> {
     workspace.state = value("workspaces", refuse(row.try_get::<String>("", "state"))?.into())?;
     let course: Option<String> = refuse(row.try_get("", "course_id"))?;
     workspace.course = course.map(|course| value("workspaces", course.into())).transpose()?;
+    workspace.node = refuse(row.try_get::<Option<sea_orm::prelude::Uuid>>("", "node_id"))?.map(NodeId);
     workspace.ready_at = refuse(row.try_get("", "ready_at"))?;
     workspace.extended_until = refuse(row.try_get("", "extended_until"))?;
     workspace.resumed_at = refuse(row.try_get("", "resumed_at"))?;
@@ -264,7 +267,7 @@ impl Store {
     }
 
     /// Running workspaces whose basis of idleness is `idle` old, or that have been ready for `lifetime`, or that carry a
-    /// warning; and the database's time. Stopped workspaces cost nothing here.
+    /// warning, or that are on one of the nodes `emptied`; and the database's time. Stopped workspaces cost nothing here.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -272,19 +275,25 @@ impl Store {
         &self,
         idle: Duration,
         lifetime: Option<Duration>,
+        emptied: Vec<NodeId>,
     ) -> Result<(Vec<RunningRow>, OffsetDateTime)> {
+        let emptied: Vec<_> = emptied.into_iter().map(|node| node.0).collect();
         let rows = self
             .db
             .query_all_raw(sql(
-                "SELECT w.id, w.student_id, w.course_id, w.warning IS NOT NULL AS warned, w.ready_at,
+                "SELECT w.id, w.student_id, w.course_id, w.node_id, w.warning IS NOT NULL AS warned, w.ready_at,
                         greatest(w.ready_at, w.resumed_at, a.last_active_at) AS basis_at
                  FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id
                  WHERE w.state = 'RUNNING' AND w.ready_at IS NOT NULL
-                   AND (w.warning IS NOT NULL OR w.ready_at <= clock_timestamp() - make_interval(secs => $2)
+                   AND (w.warning IS NOT NULL OR w.node_id = ANY ($3::uuid[]) OR w.ready_at <= clock_timestamp() - make_interval(secs => $2)
                         OR greatest(w.ready_at, w.resumed_at, a.last_active_at)
                            <= clock_timestamp() - make_interval(secs => $1))",
                 // A century: a lifetime that never ends.
-                [idle.as_secs_f64().into(), lifetime.map_or(3e9, |span| span.as_secs_f64()).into()],
+                [
+                    idle.as_secs_f64().into(),
+                    lifetime.map_or(3e9, |span| span.as_secs_f64()).into(),
+                    emptied.into(),
+                ],
             ))
             .await
             .map_err(StoreError::sort("look for idle workspaces"))?;
@@ -298,6 +307,7 @@ impl Store {
                 basis_at: refuse(row.try_get("", "basis_at"))?,
                 ready_at: refuse(row.try_get("", "ready_at"))?,
                 warned: refuse(row.try_get("", "warned"))?,
+                node: refuse(row.try_get::<Option<sea_orm::prelude::Uuid>>("", "node_id"))?.map(NodeId),
             });
         }
         Ok((found, self.now().await?))

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::entity::{json, value};
 use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
-use crate::domain::node::{Node, NodeState};
+use crate::domain::node::{Node, NodeDrain, NodeState};
 use crate::domain::placement::Candidate;
 
 /// How much more than it has a node may promise.
@@ -41,18 +41,25 @@ fn times(count: i64, ratio: f64) -> i64 {
     (count as f64 * ratio) as i64
 }
 
+impl CandidateLimits {
+    /// What a node of these facts can hold.
+    pub(super) fn capacity(self, facts: &NodeFacts) -> Resources {
+        Resources {
+            cpu_millicores: times(facts.cpu_millicores, self.cpu_overcommit),
+            memory_bytes: times(facts.memory_bytes, self.memory_overcommit),
+            pids: 0,
+        }
+    }
+}
+
 pub(super) fn candidate(row: &QueryResult, limits: CandidateLimits) -> Result<Candidate> {
     let get = StoreError::sort("read the nodes");
     let facts: NodeFacts = value("nodes", row.try_get("", "facts").map_err(&get)?)?;
     let state: String = row.try_get("", "state").map_err(&get)?;
     Ok(Candidate {
         node: NodeId(row.try_get("", "id").map_err(&get)?),
-        ready: state == NodeState::Ready.as_str(),
-        capacity: Resources {
-            cpu_millicores: times(facts.cpu_millicores, limits.cpu_overcommit),
-            memory_bytes: times(facts.memory_bytes, limits.memory_overcommit),
-            pids: 0,
-        },
+        ready: state == NodeState::Ready.as_str() && row.try_get("", "schedulable").map_err(&get)?,
+        capacity: limits.capacity(&facts),
         allocated: Resources {
             cpu_millicores: row.try_get("", "cpu").map_err(&get)?,
             memory_bytes: row.try_get("", "memory").map_err(&get)?,
@@ -63,9 +70,17 @@ pub(super) fn candidate(row: &QueryResult, limits: CandidateLimits) -> Result<Ca
     })
 }
 
-fn node(row: &QueryResult) -> Result<Node> {
+pub(super) fn node(row: &QueryResult) -> Result<Node> {
     let get = StoreError::sort("read the nodes");
     let state: String = row.try_get("", "state").map_err(&get)?;
+    let drain = |deadline_at| -> std::result::Result<_, sea_orm::DbErr> {
+        Ok(NodeDrain {
+            deadline_at,
+            reason: row.try_get("", "drain_reason")?,
+            drained_at: row.try_get("", "drained_at")?,
+        })
+    };
+    let deadline_at: Option<_> = row.try_get("", "drain_deadline_at").map_err(&get)?;
     Ok(Node {
         id: NodeId(row.try_get("", "id").map_err(&get)?),
         facts: value("nodes", row.try_get("", "facts").map_err(&get)?)?,
@@ -77,13 +92,14 @@ fn node(row: &QueryResult) -> Result<Node> {
         desired_generation: row.try_get("", "desired_generation").map_err(&get)?,
         last_heartbeat_at: row.try_get("", "last_heartbeat_at").map_err(&get)?,
         certificate_expires_at: row.try_get("", "certificate_expires_at").map_err(&get)?,
+        cordon: row.try_get("", "cordon_reason").map_err(&get)?,
+        drain: deadline_at.map(drain).transpose().map_err(&get)?,
         removed_at: row.try_get("", "removed_at").map_err(&get)?,
+        created_at: row.try_get("", "created_at").map_err(&get)?,
     })
 }
 
-const COLUMNS: &str =
-    "SELECT id, facts, docker, storage, state, session_epoch, boot_epoch, desired_generation,
-                              last_heartbeat_at, certificate_expires_at, removed_at FROM nodes";
+const COLUMNS: &str = "SELECT * FROM nodes";
 
 impl Store {
     /// What is stored of a node's secret; `None` for one that has a certificate instead.
@@ -111,7 +127,7 @@ impl Store {
             .db
             .query_all_raw(sql(
                 "SELECT id FROM nodes n
-                 WHERE coalesce(last_heartbeat_at, created_at) < clock_timestamp() - make_interval(secs => $1)
+                 WHERE removed_at IS NULL AND coalesce(last_heartbeat_at, created_at) < clock_timestamp() - make_interval(secs => $1)
                    AND (state <> 'UNREACHABLE' OR EXISTS (
                         SELECT 1 FROM workspaces w WHERE w.node_id = n.id AND w.state IN ('STARTING', 'RUNNING')))",
                 [silence.as_secs_f64().into()],
@@ -126,13 +142,16 @@ impl Store {
 }
 
 impl Work {
-    /// All nodes.
+    /// All nodes that are not taken out.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn list_nodes(&mut self) -> Result<Vec<Node>> {
-        let rows =
-            self.tx.query_all_raw(sql(COLUMNS, [])).await.map_err(StoreError::sort("read the nodes"))?;
+        let rows = self
+            .tx
+            .query_all_raw(sql(&format!("{COLUMNS} WHERE removed_at IS NULL"), []))
+            .await
+            .map_err(StoreError::sort("read the nodes"))?;
         rows.iter().map(node).collect()
     }
 

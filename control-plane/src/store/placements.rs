@@ -14,7 +14,7 @@ use crate::domain::workspace::Workspace;
 
 /// Every node with what its unreleased placements hold.
 const CANDIDATES: &str = "
-SELECT n.id, n.state, n.facts, coalesce(p.cpu, 0)::bigint AS cpu, coalesce(p.memory, 0)::bigint AS memory,
+SELECT n.id, n.state, n.facts, n.cordon_reason IS NULL AND n.removed_at IS NULL AS schedulable, coalesce(p.cpu, 0)::bigint AS cpu, coalesce(p.memory, 0)::bigint AS memory,
        coalesce(p.count, 0) AS count
 FROM nodes n LEFT JOIN (
     SELECT node_id, sum(cpu_millicores) AS cpu, sum(memory_bytes) AS memory, count(*) AS count
@@ -35,11 +35,11 @@ fn read(row: &QueryResult) -> Result<Placement> {
 
 impl Store {
     /// Unreleased placements on a node with their workspaces, and the version of the node's desired set, all of one
-    /// moment.
+    /// moment; `None` when the node was taken out.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn placements_on(&self, node: NodeId) -> Result<(i64, Vec<(Placement, Workspace)>)> {
+    pub async fn placements_on(&self, node: NodeId) -> Result<Option<(i64, Vec<(Placement, Workspace)>)>> {
         use sea_orm::{EntityTrait as _, QueryFilter as _, TransactionTrait as _};
         let operation = "read a node's desired set";
         let tx = self
@@ -51,11 +51,14 @@ impl Store {
             .await
             .map_err(StoreError::sort(operation))?;
         let version = tx
-            .query_one_raw(sql("SELECT desired_generation FROM nodes WHERE id = $1", [node.0.into()]))
+            .query_one_raw(sql(
+                "SELECT desired_generation FROM nodes WHERE id = $1 AND removed_at IS NULL",
+                [node.0.into()],
+            ))
             .await
-            .map_err(StoreError::sort(operation))?
-            .and_then(|row| row.try_get("", "desired_generation").ok())
-            .unwrap_or(0);
+            .map_err(StoreError::sort(operation))?;
+        let Some(version) = version else { return Ok(None) };
+        let version = version.try_get("", "desired_generation").map_err(StoreError::sort(operation))?;
         let rows = tx
             .query_all_raw(sql(
                 "SELECT id AS placement_id, workspace_id, node_id, generation, incarnation, spec FROM placements
@@ -81,7 +84,7 @@ impl Store {
             .into_iter()
             .filter_map(|p| workspaces.remove(&p.workspace).map(|workspace| (p, workspace)))
             .collect();
-        Ok((version, pairs))
+        Ok(Some((version, pairs)))
     }
 
     /// Version of a node's desired set.

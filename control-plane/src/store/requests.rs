@@ -2,19 +2,20 @@
 
 use carrel_common::id::RequestId;
 use sea_orm::ConnectionTrait;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use super::entity::{json, value};
 use super::error::{Result, StoreError};
 use super::{Work, sql};
-use crate::domain::workspace::Workspace;
 
 /// What is known of a request id.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Replay {
+pub enum Replay<T> {
     /// It is new, and reserved for this transaction.
     New,
     /// The same call was answered with this before.
-    Answered(Box<Workspace>),
+    Answered(Box<T>),
     /// It was used with other content.
     OtherContent,
 }
@@ -24,7 +25,12 @@ impl Work {
     ///
     /// # Errors
     /// When the database cannot be reached, or the other call does not end in time.
-    pub async fn reserve(&mut self, rpc: &'static str, id: RequestId, fingerprint: &str) -> Result<Replay> {
+    pub async fn reserve<T: DeserializeOwned>(
+        &mut self,
+        rpc: &'static str,
+        id: RequestId,
+        fingerprint: &str,
+    ) -> Result<Replay<T>> {
         let operation = "reserve a request id";
         let reserved = self
             .tx
@@ -60,7 +66,7 @@ impl Work {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn answer(&mut self, rpc: &'static str, id: RequestId, answer: &Workspace) -> Result<()> {
+    pub async fn answer<T: Serialize>(&mut self, rpc: &'static str, id: RequestId, answer: &T) -> Result<()> {
         self.tx
             .execute_raw(sql(
                 "UPDATE requests SET answer = $3 WHERE rpc = $1 AND request_id = $2",

@@ -1,8 +1,10 @@
-//! What decisions are made by: the policies, and what could not be observed; both at one version.
+//! What decisions are made by: the policies, what could not be observed, and which nodes are being emptied; all at one
+//! version.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use carrel_common::id::NodeId;
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
 
@@ -37,6 +39,19 @@ pub struct StoredRules {
     pub policies: BTreeMap<Scope, Policy>,
     /// What could not be observed lately, sorted.
     pub pauses: Vec<Pause>,
+    /// Nodes that are being emptied.
+    pub drains: Vec<StoredDrain>,
+}
+
+/// A node that is being emptied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredDrain {
+    /// The node.
+    pub node: NodeId,
+    /// Everything is gone from it by then.
+    pub deadline_at: OffsetDateTime,
+    /// Why.
+    pub reason: String,
 }
 
 /// What a sign of life found.
@@ -87,7 +102,23 @@ async fn load(connection: &impl ConnectionTrait) -> Result<StoredRules> {
         Ok(Pause { from: row.try_get("", "from_at")?, to: row.try_get("", "to_at")? })
     };
     let pauses = rows.iter().map(pause).collect::<std::result::Result<_, _>>().map_err(&sorted)?;
-    Ok(StoredRules { version, policies, pauses })
+    let rows = connection
+        .query_all_raw(sql(
+            "SELECT id, drain_deadline_at, drain_reason FROM nodes
+             WHERE drain_deadline_at IS NOT NULL AND removed_at IS NULL",
+            [],
+        ))
+        .await
+        .map_err(&sorted)?;
+    let drain = |row: &QueryResult| -> std::result::Result<_, sea_orm::DbErr> {
+        Ok(StoredDrain {
+            node: NodeId(row.try_get("", "id")?),
+            deadline_at: row.try_get("", "drain_deadline_at")?,
+            reason: row.try_get("", "drain_reason")?,
+        })
+    };
+    let drains = rows.iter().map(drain).collect::<std::result::Result<_, _>>().map_err(&sorted)?;
+    Ok(StoredRules { version, policies, pauses, drains })
 }
 
 /// Version of the rules, and how long ago the last sign of life was.

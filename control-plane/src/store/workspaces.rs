@@ -188,22 +188,6 @@ impl Store {
             .collect::<std::result::Result<_, _>>()
             .map_err(StoreError::sort(operation))
     }
-
-    /// The newest tombstone of a student.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn find_tombstone(&self, student: &StudentId) -> Result<Option<Workspace>> {
-        entity::Entity::find()
-            .filter(key_column().eq(student.key()))
-            .filter(entity::Column::DeletedAt.is_not_null())
-            .order_by_desc(entity::Column::Generation)
-            .one(&self.db)
-            .await
-            .map_err(StoreError::sort("find a tombstone"))?
-            .map(TryInto::try_into)
-            .transpose()
-    }
 }
 
 impl Work {
@@ -283,6 +267,22 @@ impl Work {
             .await
             .map_err(StoreError::sort("find a workspace"))?;
         Ok(row.and_then(|row| row.try_get("", "id").ok()).map(WorkspaceUid))
+    }
+
+    /// The newest tombstone of a student.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn find_tombstone(&mut self, student: &StudentId) -> Result<Option<Workspace>> {
+        entity::Entity::find()
+            .filter(key_column().eq(student.key()))
+            .filter(entity::Column::DeletedAt.is_not_null())
+            .order_by_desc(entity::Column::Generation)
+            .one(&self.tx)
+            .await
+            .map_err(StoreError::sort("find a tombstone"))?
+            .map(TryInto::try_into)
+            .transpose()
     }
 
     /// Whether anybody waits for a place, other than `uid`.

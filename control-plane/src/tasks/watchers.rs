@@ -61,6 +61,14 @@ pub async fn give_up_nodes(app: App, stop: CancellationToken) {
     .await;
 }
 
+/// Sees to the nodes that are being emptied.
+pub async fn see_to_drains(app: App, stop: CancellationToken) {
+    run_loop("see_to_drains", SECOND, &Notify::new(), stop, || async {
+        app.see_to_drains().await.map(|seen| (seen > 0).then_some(seen))
+    })
+    .await;
+}
+
 /// Gives a sign of life each second, and follows changes of the policies by other replicas.
 pub async fn keep_pulse(app: App, stop: CancellationToken) {
     run_loop("keep_pulse", SECOND, &Notify::new(), stop, || async {

@@ -13,7 +13,7 @@ use integration_tests::docker::Found;
 use integration_tests::settings::{tiny_image, tiny_image_that_is};
 
 /// Waits until the containers of the cluster are as wanted.
-async fn wait_for_containers(
+pub(crate) async fn wait_for_containers(
     cluster: &Cluster,
     wanted: &str,
     is_so: impl Fn(&[Found]) -> bool,
@@ -29,7 +29,7 @@ async fn wait_for_containers(
     }
 }
 
-async fn events(client: &Client, kind: &str) -> Vec<pb::Event> {
+pub(crate) async fn events(client: &Client, kind: &str) -> Vec<pb::Event> {
     client.list_events(pb::EventFilter { types: vec![kind.into()], ..Default::default() }).await
 }
 
@@ -102,7 +102,7 @@ async fn a_stop_that_is_asked_for_while_the_agent_is_away_happens_when_it_is_bac
 }
 
 /// A container like the one of a desk, in the same network, under other labels. Its port is published as the agent does.
-async fn imitate(cluster: &Cluster, name: &str, labels: HashMap<String, String>) -> String {
+pub(crate) async fn imitate(cluster: &Cluster, name: &str, labels: HashMap<String, String>) -> String {
     let port = vec![PortBinding { host_ip: Some("127.0.0.1".into()), host_port: None }];
     let body = ContainerCreateBody {
         image: Some(tiny_image()),
@@ -118,7 +118,7 @@ async fn imitate(cluster: &Cluster, name: &str, labels: HashMap<String, String>)
     cluster.docker().run(name, body).await
 }
 
-fn with(labels: &HashMap<String, String>, changes: &[(&str, &str)]) -> HashMap<String, String> {
+pub(crate) fn with(labels: &HashMap<String, String>, changes: &[(&str, &str)]) -> HashMap<String, String> {
     let mut labels = labels.clone();
     labels.extend(changes.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
     labels

@@ -13,6 +13,7 @@ mod errors;
 mod idle;
 mod layers;
 mod life;
+mod nodes;
 mod outages;
 mod races;
 mod readme;

@@ -32,3 +32,22 @@ async fn the_first_calls_work_as_printed() {
     }
     cluster.client().wait_for("ada", State::Stopped).await;
 }
+
+#[tokio::test]
+async fn the_calls_of_operators_work_as_printed() {
+    let cluster = Cluster::start(Options::new()).await;
+    let readme = printed::document("README.md");
+    // One script: later lines use what earlier ones have found.
+    let script = printed::commands(printed::section(&readme, "operators")).join("\n");
+    let output = Command::new("bash")
+        .args(["-euc", &script])
+        .env("CARREL_ENDPOINT", cluster.address())
+        .output()
+        .expect("bash starts");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}\n{error}");
+    for told in ["STATE_READY", "a disk makes noises", "deadlineTime", "STATE_DRAINED", "maxWorkspaces"] {
+        assert!(said.contains(told), "no {told} in:\n{said}");
+    }
+}

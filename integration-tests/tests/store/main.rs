@@ -2,9 +2,12 @@
 #![expect(clippy::unwrap_used, reason = "also in what the tests share, a panic is a failed test")]
 #![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
 
+mod drains;
 mod events;
 mod heartbeats;
 mod migrations;
+mod nodes;
+mod orphans;
 mod placing;
 mod policies;
 mod reports;

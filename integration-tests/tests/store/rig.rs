@@ -51,6 +51,7 @@ impl Rig {
                     max_lifetime: Duration::ZERO,
                     extension_budget: Duration::from_secs(3600),
                     quiet: vec![],
+                    drain: None,
                 },
             },
             stays: Stays {
@@ -67,6 +68,7 @@ impl Rig {
             heartbeat_interval: Duration::from_secs(10),
             unreachable_after: Duration::from_secs(30),
             node_certificate_ttl: Duration::from_secs(86_400),
+            drain_idle_moment: Duration::from_secs(120),
             events_kept: Duration::from_secs(3600),
         };
         change(&mut settings);

@@ -144,7 +144,7 @@ impl<R: Runtime> Driver<R> {
     fn take_verdicts(&mut self, verdicts: Vec<(String, Verdict)>) {
         for (container, verdict) in verdicts {
             self.host.metrics.orphan(match verdict {
-                Verdict::Stop => "stop",
+                Verdict::Stop | Verdict::StopByOrder => "stop",
                 Verdict::Adopt => "adopt",
                 Verdict::Hold => "hold",
             });

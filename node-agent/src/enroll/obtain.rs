@@ -11,7 +11,7 @@ use tonic::transport::Endpoint;
 
 use super::{EnrollError, Identity, enroll, enroll_with_token, files};
 use crate::driver::host::ShareClock;
-use crate::facts::{self, HostFacts};
+use crate::facts::{self, HostFacts, Told};
 use crate::runtime::{EngineFacts, Runtime, RuntimeError};
 
 /// Between attempts.
@@ -48,8 +48,8 @@ pub struct Obtain<'a, R> {
     pub runtime: &'a R,
     /// What is known of the host.
     pub host: &'a HostFacts,
-    /// Workspaces at most.
-    pub max_workspaces: u16,
+    /// What the operator says of the host.
+    pub told: &'a Told,
     /// The time of day.
     pub clock: &'a dyn ShareClock,
 }
@@ -133,7 +133,7 @@ impl<R: Runtime> Obtain<'_, R> {
     /// The identity is bound to the engine's id, so it has to be known.
     async fn facts(&self) -> NodeFacts {
         let engine: EngineFacts = self.engine_answers(|| self.runtime.facts()).await;
-        facts::of_node(self.host, Some(&engine), self.max_workspaces)
+        facts::of_node(self.host, Some(&engine), self.told)
     }
 
     async fn inventory(&self, cluster: ClusterId) -> Vec<Container> {

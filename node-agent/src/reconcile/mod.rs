@@ -150,6 +150,12 @@ pub struct View<'a> {
     pub verdicts: &'a BTreeMap<String, Verdict>,
 }
 
+impl View<'_> {
+    fn says(&self, found: &Found, verdict: Verdict) -> bool {
+        self.verdicts.get(&found.container.container_id) == Some(&verdict)
+    }
+}
+
 /// What is to be done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Decisions {
@@ -200,11 +206,10 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
     // A listing from before the last task ended may show what is gone, and what was made is not in it.
     let stale = memory.is_some_and(|memory| memory.at >= view.listing.taken_at);
     let unknown = |found: &&&Found| is_beyond(&found.container, item, view.set);
-    let held: Vec<_> = containers.iter().filter(unknown).map(|found| found.container.clone()).collect();
+    let held: Vec<_> = containers.iter().filter(unknown).collect();
     if !stale && !held.is_empty() {
         // The store went back in time, or this set did: nothing of this workspace is touched.
-        out.held += held.len();
-        out.orphans.extend(held);
+        hold(view, item.workspace, &held, out);
         return;
     }
     if let Some(Memory { settled: Settled::Retry { not_before }, generation, .. }) = memory
@@ -236,7 +241,7 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
         clear(view, item.workspace, Cause::Superseded, &older, out);
         return;
     }
-    bring(item, &same, known, out);
+    bring(view, item, &same, known, out);
 }
 
 /// Whether a container is of a later time than the set knows of.
@@ -244,7 +249,24 @@ fn is_beyond(container: &Container, item: &DesiredItem, set: &DesiredSet) -> boo
     container.generation > item.generation || container.incarnation > set.pair.incarnation
 }
 
-fn bring(item: &DesiredItem, same: &[&&Found], known: Option<&Settled>, out: &mut Decisions) {
+/// Leaves containers alone that no order accounts for, and reports them; but those that an operator wants stopped go.
+fn hold(view: &View<'_>, workspace: WorkspaceUid, held: &[&&Found], out: &mut Decisions) {
+    let (ordered, left): (Vec<&&Found>, Vec<&&Found>) =
+        held.iter().copied().partition(|found| view.says(found, Verdict::StopByOrder));
+    if !ordered.is_empty() {
+        clear(view, workspace, Cause::Orphan, &ordered, out);
+    }
+    out.held += left.len();
+    out.orphans.extend(left.into_iter().map(|found| found.container.clone()));
+}
+
+fn bring(
+    view: &View<'_>,
+    item: &DesiredItem,
+    same: &[&&Found],
+    known: Option<&Settled>,
+    out: &mut Decisions,
+) {
     if matches!(known, Some(Settled::Failed | Settled::Gone)) {
         return;
     }
@@ -258,8 +280,7 @@ fn bring(item: &DesiredItem, same: &[&&Found], known: Option<&Settled>, out: &mu
         return;
     };
     if found.spec_digest != item.spec.digest() {
-        out.held += 1;
-        out.orphans.push(found.container.clone());
+        hold(view, item.workspace, &[*found], out);
         return;
     }
     let id = found.container.container_id.clone();
@@ -304,20 +325,30 @@ fn orphans(
         let (seen, new): (Vec<&Found>, Vec<&Found>) =
             containers.iter().partition(|found| view.seen_before.contains(&found.container.container_id));
         out.relist |= !new.is_empty();
-        let verdict =
-            |found: &&Found| view.verdicts.get(&found.container.container_id) == Some(&Verdict::Stop);
-        let (stop, rest): (Vec<&Found>, Vec<&Found>) = seen.into_iter().partition(verdict);
+        let says = |verdict| move |found: &&Found| view.says(found, verdict);
+        let (ordered, rest): (Vec<&Found>, Vec<&Found>) =
+            seen.into_iter().partition(says(Verdict::StopByOrder));
+        let (stop, rest): (Vec<&Found>, Vec<&Found>) = rest.into_iter().partition(says(Verdict::Stop));
         out.orphans.extend(rest.into_iter().map(|found| found.container.clone()));
-        if !stop.is_empty() {
-            let mut containers: Vec<_> = stop.into_iter().map(|found| found.container.clone()).collect();
-            containers.sort_by(|a, b| a.container_id.cmp(&b.container_id));
-            over.push(Action::Clear { workspace: *workspace, cause: Cause::Orphan, containers });
+        // One action for a workspace at a time: what else is to go of it goes next.
+        if !ordered.is_empty() {
+            out.actions.push(clearing(*workspace, &ordered));
+        } else if !stop.is_empty() {
+            over.push((clearing(*workspace, &stop), stop));
         }
     }
     let (few, share) = BREAKER;
     if over.len() > few.max(workspaces / share) {
+        // An operator has to see them.
         out.withheld = over.len();
+        out.orphans.extend(over.into_iter().flat_map(|(_, stop)| stop).map(|found| found.container.clone()));
     } else {
-        out.actions.append(&mut over);
+        out.actions.extend(over.into_iter().map(|(action, _)| action));
     }
+}
+
+fn clearing(workspace: WorkspaceUid, which: &[&Found]) -> Action {
+    let mut containers: Vec<_> = which.iter().map(|found| found.container.clone()).collect();
+    containers.sort_by(|a, b| a.container_id.cmp(&b.container_id));
+    Action::Clear { workspace, cause: Cause::Orphan, containers }
 }

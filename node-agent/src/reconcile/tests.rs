@@ -332,6 +332,50 @@ fn a_verdict_of_stop_does_not_hold_once_an_item_names_the_workspace() {
 }
 
 #[test]
+fn an_operators_stop_removes_what_was_held_and_nothing_that_is_wanted() {
+    let wanted = found(1, 1, Phase::Running);
+    let beyond = found(1, 2, Phase::Running);
+    let mut world = World::new(vec![item(1, 1, true)], vec![wanted.clone(), beyond.clone()]).remember(
+        1,
+        1,
+        Settled::Running { container_id: id(1, 1) },
+    );
+    assert_eq!(world.actions(), []);
+    world.verdicts.insert(id(1, 2), Verdict::Stop);
+    assert_eq!(world.actions(), [], "what the control plane concludes does not count here");
+    world.verdicts.insert(id(1, 1), Verdict::StopByOrder);
+    world.verdicts.insert(id(1, 2), Verdict::StopByOrder);
+    assert_eq!(world.actions(), [clear(1, Cause::Orphan, vec![beyond])]);
+    world.containers = vec![wanted];
+    assert_eq!(world.actions(), []);
+}
+
+#[test]
+fn an_operators_stop_of_a_container_made_of_another_spec_makes_room_for_the_right_one() {
+    let mut other = found(1, 1, Phase::Running);
+    other.spec_digest = spec("/other").digest();
+    let mut world = World::new(vec![item(1, 1, true)], vec![other.clone()]);
+    world.verdicts.insert(id(1, 1), Verdict::StopByOrder);
+    assert_eq!(world.actions(), [clear(1, Cause::Orphan, vec![other])]);
+    world.containers = vec![];
+    assert_eq!(world.actions(), [bring(item(1, 1, true), From::Nothing)]);
+}
+
+#[test]
+fn what_the_breaker_holds_back_is_reported_and_goes_by_an_operators_word() {
+    let mut world = World::new(vec![], vec![]);
+    for n in 0..4 {
+        world.containers.push(found(n, 1, Phase::Running));
+        world.verdicts.insert(id(n, 1), Verdict::Stop);
+    }
+    assert_eq!((world.diff().withheld, world.diff().orphans.len()), (4, 4));
+    world.verdicts.insert(id(0, 1), Verdict::StopByOrder);
+    let decisions = world.diff();
+    // One fewer without an order: the rest are few enough.
+    assert_eq!((decisions.actions.len(), decisions.withheld), (4, 0));
+}
+
+#[test]
 fn more_orphan_stops_than_the_breaker_allows_do_not_happen() {
     for (orphans, others, happen) in
         [(3, 0, true), (4, 0, false), (4, 15, false), (4, 16, true), (6, 24, true)]

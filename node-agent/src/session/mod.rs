@@ -22,7 +22,7 @@ use self::backoff::{Backoff, Ended};
 use crate::driver::host::Host;
 use crate::driver::{Accepted, EngineState};
 use crate::enroll::{Identity, causes};
-use crate::facts::HostFacts;
+use crate::facts::{HostFacts, Told};
 use crate::runtime::Runtime;
 
 /// A dead network is noticed within these two together, whatever the operating system thinks of the connection.
@@ -42,8 +42,8 @@ pub struct Session<R> {
     pub endpoints: Vec<Endpoint>,
     /// What is known of the host.
     pub host_facts: HostFacts,
-    /// Workspaces at most.
-    pub max_workspaces: u16,
+    /// What the operator says of the host.
+    pub told: Told,
     /// The set that holds, for the driver.
     pub accepted: watch::Sender<Accepted>,
     /// Verdicts, for the driver.

@@ -56,6 +56,7 @@ struct Live<'a, R> {
     progress_at: Duration,
     was_healthy: bool,
     images: ImagesTold,
+    told_no_orphans: bool,
 }
 
 /// What the control plane knows of the images: told with a heartbeat when it is news, and known once that is acked.
@@ -121,6 +122,7 @@ impl<R: Runtime> Session<R> {
             progress_at: now,
             was_healthy: true,
             images: ImagesTold::default(),
+            told_no_orphans: false,
         };
         Ok((live, down))
     }
@@ -132,7 +134,7 @@ impl<R: Runtime> Session<R> {
         let engine = self.engine.borrow().clone();
         let accepted = self.accepted.borrow().set.as_ref().map(|set| set.pair.into());
         pb::Hello {
-            facts: Some(facts::of_node(&self.host_facts, engine.facts.as_ref(), self.max_workspaces).into()),
+            facts: Some(facts::of_node(&self.host_facts, engine.facts.as_ref(), &self.told).into()),
             inventory: engine.inventory.into_iter().map(Into::into).collect(),
             accepted,
             process_start,
@@ -269,8 +271,10 @@ impl<R: Runtime> Live<'_, R> {
                 Ok(())
             }
             Down::OrphanVerdicts(verdicts) => {
-                let verdicts =
-                    verdicts.verdicts.into_iter().map(verdict).collect::<Result<Vec<_>, WireError>>()?;
+                let told = verdicts.verdicts.into_iter();
+                let verdicts = told
+                    .map(|told| Verdict::try_from(&told).map(|verdict| (told.container_id, verdict)))
+                    .collect::<Result<Vec<_>, WireError>>()?;
                 // The driver takes them without delay; it is gone only when the agent stops.
                 self.session.verdicts.send(verdicts).await.map_err(|_| Ending::Stopped)
             }
@@ -359,9 +363,13 @@ impl<R: Runtime> Live<'_, R> {
 
     fn orphans(&mut self) -> Result<(), Ending> {
         let containers: Vec<Container> = self.session.orphans.borrow_and_update().clone();
-        if containers.is_empty() {
+        // That there are none is told as well, once: the control plane forgets what is no longer reported. Only Docker can
+        // know it.
+        let none = containers.is_empty();
+        if none && (self.told_no_orphans || self.docker_health().problem.is_some()) {
             return Ok(());
         }
+        self.told_no_orphans = none;
         let containers = containers.into_iter().map(Into::into).collect();
         self.send(Up::Orphans(pb::OrphanReport { containers }))
     }
@@ -396,10 +404,4 @@ impl ImagesTold {
             self.acked = Some(here);
         }
     }
-}
-
-fn verdict(message: pb::OrphanVerdict) -> Result<(String, Verdict), WireError> {
-    let verdict = pb::orphan_verdict::Verdict::try_from(message.verdict)
-        .map_err(|_| WireError::new("verdict", format!("{} is not a known value", message.verdict)))?;
-    Ok((message.container_id, verdict.try_into()?))
 }

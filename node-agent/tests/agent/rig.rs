@@ -1,5 +1,6 @@
 //! An agent, its directories and its control plane; what it made is removed when the rig is dropped.
 
+use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::Command;
@@ -106,6 +107,9 @@ impl Rig {
             join_token_file: None,
             stop_existing: false,
             dev: true,
+            zone: String::new(),
+            labels: Vec::new(),
+            advertise_address: IpAddr::from([127, 0, 0, 1]),
             max_workspaces: 250,
             start_concurrency: 6,
             reconcile_interval: Duration::from_secs(2),

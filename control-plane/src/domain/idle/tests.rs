@@ -9,6 +9,7 @@ use time::macros::datetime;
 use super::*;
 
 mod day;
+mod drain;
 
 const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
 
@@ -19,6 +20,7 @@ fn policy() -> IdlePolicy {
         max_lifetime: Duration::ZERO,
         extension_budget: Duration::from_secs(3600),
         quiet: vec![],
+        drain: None,
     }
 }
 

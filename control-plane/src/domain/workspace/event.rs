@@ -78,6 +78,15 @@ pub enum Event {
         /// Trace context of the call.
         traceparent: String,
     },
+    /// Its node is being emptied: it stops there and starts again elsewhere.
+    Move {
+        /// One sentence for the student.
+        message: String,
+        /// What it was decided on; none when nobody could work in it yet.
+        evidence: Option<IdleEvidence>,
+        /// What the new generation is made of.
+        spec: WorkspaceSpec,
+    },
     /// A caller wants it gone.
     Delete {
         /// The files go to the trash.

@@ -81,6 +81,20 @@ impl Workspace {
         vec![Entry::new("workspace.requested", Actor::Caller).with("after", "STOPPING")]
     }
 
+    /// Stops it where it is, to start again where there is room.
+    pub(super) fn move_away(
+        &mut self,
+        message: String,
+        evidence: Option<IdleEvidence>,
+        spec: WorkspaceSpec,
+        now: OffsetDateTime,
+    ) -> Vec<Entry> {
+        let mut log = self.wind_down(StopReason::Drain, false, message, evidence, now);
+        (self.desired, self.spec) = (Desired::Running, spec);
+        log.push(Entry::new("workspace.moved", Actor::ControlPlane).because(StopReason::Drain));
+        log
+    }
+
     pub(super) fn note_stop(
         &mut self,
         reason: StopReason,
@@ -104,7 +118,17 @@ impl Workspace {
         self.note_stop(reason, message, evidence, now);
         self.enter(State::Stopping, now);
         self.force = force;
-        let actor = if reason == StopReason::Idle { Actor::Policy } else { Actor::Caller };
+        let actor = match reason {
+            StopReason::Idle | StopReason::MaxLifetime => Actor::Policy,
+            StopReason::Drain | StopReason::NodeLost => Actor::ControlPlane,
+            StopReason::Operator => Actor::Operator,
+            StopReason::User
+            | StopReason::Oom
+            | StopReason::Exited
+            | StopReason::Deleted
+            | StopReason::Storage
+            | StopReason::StartFailed => Actor::Caller,
+        };
         vec![Entry::new("workspace.stopping", actor).because(reason)]
     }
 

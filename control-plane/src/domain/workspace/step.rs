@@ -41,6 +41,11 @@ impl Workspace {
                 log
             }
 
+            (Starting | Running | Unreachable, Event::Move { message, evidence, spec }) => {
+                next.move_away(message, evidence, spec, now)
+            }
+            (Stopped | Pending | Stopping | Failed, Event::Move { .. }) => vec![],
+
             (Stopped, Event::Stop { .. }) => vec![],
             (Pending | Failed, Event::Stop { reason, message, .. }) if self.node.is_none() => {
                 next.note_stop(reason, message, None, now);

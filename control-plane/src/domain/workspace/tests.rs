@@ -57,6 +57,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("Start", start()),
         ("Stop", stop()),
         ("Restart", Event::Restart { spec: spec(), traceparent: String::new() }),
+        ("Move", Event::Move { message: "Moved.".into(), evidence: None, spec: spec() }),
         ("Delete", Event::Delete { purge_files: false }),
         ("Delete and purge", Event::Delete { purge_files: true }),
         ("Place", Event::Place { node: node() }),
@@ -141,6 +142,17 @@ fn start_pressed_during_an_idle_stop_ends_in_running() {
         w = w.apply(event, T0).expect("legal").0;
     }
     assert_eq!((w.state, w.generation, w.reconciling()), (State::Running, Generation(2), false));
+}
+
+#[test]
+fn a_workspace_that_is_moved_runs_again_as_a_new_generation() {
+    let mut w = after([start(), Event::Place { node: node() }, Event::Report(running())]);
+    let moved = Event::Move { message: "Moved.".into(), evidence: None, spec: spec() };
+    let other = NodeId(uuid::Uuid::max());
+    for event in [moved, Event::Report(gone()), Event::Place { node: other }, Event::Report(running())] {
+        w = w.apply(event, T0).expect("legal").0;
+    }
+    assert_eq!((w.state, w.generation, w.node), (State::Running, Generation(2), Some(other)));
 }
 
 #[test]

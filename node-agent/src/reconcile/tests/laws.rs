@@ -9,7 +9,8 @@ fn any_phase() -> impl Strategy<Value = Phase> {
 }
 
 fn any_verdict() -> impl Strategy<Value = Option<Verdict>> {
-    prop_oneof![Just(None), Just(Some(Verdict::Stop)), Just(Some(Verdict::Adopt)), Just(Some(Verdict::Hold))]
+    use Verdict::{Adopt, Hold, Stop, StopByOrder};
+    proptest::option::of(prop_oneof![Just(Stop), Just(StopByOrder), Just(Adopt), Just(Hold)])
 }
 
 /// Up to six workspaces with any containers, orders and verdicts.
@@ -42,10 +43,15 @@ fn any_world() -> impl Strategy<Value = World> {
         })
 }
 
-/// What may be removed: named by an order, superseded, or over by the control plane's word; and of no later time than known.
+/// What may be removed: named by an order, superseded, or over by the control plane's word; and of no later time than known,
+/// but for an operator's word.
 fn may_be_removed(world: &World, container: &Container) -> bool {
+    let verdict = world.verdicts.get(&container.container_id);
+    if world.fresh && verdict == Some(&Verdict::StopByOrder) {
+        return true;
+    }
     match world.items.iter().find(|item| item.workspace == container.workspace) {
-        None => world.fresh && world.verdicts.get(&container.container_id) == Some(&Verdict::Stop),
+        None => world.fresh && verdict == Some(&Verdict::Stop),
         Some(item) => {
             let stopped = matches!(item.run, Run::Stopped { .. });
             container.incarnation <= world.incarnation

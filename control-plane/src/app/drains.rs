@@ -1,0 +1,203 @@
+//! Emptying nodes: warn everyone, have each workspace leave at its idle moment, and see to it that the node is empty by
+//! the deadline.
+//!
+//! A drain is a rule like a policy: it raises the version of the rules, so every replica derives every deadline on that
+//! node anew, and the loop that warns and stops the idle does the rest.
+
+use std::time::Duration;
+
+use carrel_common::id::{NodeId, StudentId, WorkspaceUid};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::node_admin::about;
+use super::settle::settle;
+use super::workspaces::{replay, rfc3339};
+use super::{App, AppError, Call, Result, Rules};
+use crate::domain::drain::{Drain, falls_into_quiet};
+use crate::domain::event::{Actor, Entry};
+use crate::domain::idle::Look;
+use crate::domain::workspace::{Event, IdleEvidence, State, Workspace};
+use crate::store::{Locked, NodeLoad, Work, WorkspaceQuery};
+
+/// A page of the workspaces of one node: more than any node holds.
+const ALL_OF_A_NODE: u64 = 10_000;
+
+/// What is asked of a drain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DrainOrder {
+    /// Everything is gone after this long.
+    pub within: Duration,
+    /// Also when the deadline falls into an exam.
+    pub force: bool,
+    /// Why; shown to students.
+    pub reason: String,
+    /// Say what it would do, and do nothing.
+    pub validate_only: bool,
+}
+
+/// What a drain does.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Drained {
+    /// The node.
+    pub node: NodeLoad,
+    /// Whom it concerns, sorted.
+    pub students: Vec<StudentId>,
+}
+
+impl App {
+    /// Empties a node.
+    ///
+    /// # Errors
+    /// [`AppError::DrainTooShort`], [`AppError::DrainInQuietWindow`], and the rest of [`AppError`].
+    pub async fn drain(&self, call: &Call, id: NodeId, order: &DrainOrder) -> Result<Drained> {
+        let drained = settle!(self.drain_once(call, id, order))?;
+        // Everyone is warned at once.
+        self.nudge.sweep.notify_one();
+        Ok(drained)
+    }
+
+    async fn drain_once(&self, call: &Call, id: NodeId, order: &DrainOrder) -> Result<Drained> {
+        let mut work = self.store.begin().await?;
+        if let Some(answer) = replay(&mut work, call).await? {
+            return Ok(answer);
+        }
+        work.change_rules().await?;
+        let node = self.lock_present(&mut work, id).await?;
+        let there = work.placed_on(id).await?;
+        let rules = self.rules_after(&mut work).await?;
+        let now = work.now().await?;
+        let deadline_at = now + order.within;
+        self.check_drain(&rules, &there, deadline_at, order)?;
+        let mut students: Vec<_> = there.into_iter().map(|workspace| workspace.student).collect();
+        students.sort();
+        if order.validate_only {
+            return Ok(Drained { node: self.load(&mut work, id).await?, students });
+        }
+        let cordon = node.cordon.unwrap_or_else(|| format!("drained: {}", order.reason));
+        work.cordon_node(id, &cordon).await?;
+        work.drain_node(id, deadline_at, &order.reason).await?;
+        let entry = Entry::new("node.draining", Actor::Operator)
+            .with("deadline_time", rfc3339(deadline_at))
+            .with("workspaces", students.len())
+            .with("why", order.reason.as_str());
+        work.append(about(id), entry).await?;
+        note_if_empty(&mut work, id).await?;
+        let answer = Drained { node: self.load(&mut work, id).await?, students };
+        if let Some(request) = call.request_id {
+            work.answer(call.rpc, request, &answer).await?;
+        }
+        let rules = self.rules_after(&mut work).await?;
+        let touched = work.commit().await?;
+        self.rules.put(rules);
+        self.nudge.ring(&touched);
+        tracing::info!(node.id = %id, workspaces = answer.students.len(), "node is being drained");
+        Ok(answer)
+    }
+
+    /// Refuses a drain that could not warn everyone, or that would end in an exam.
+    fn check_drain(
+        &self,
+        rules: &Rules,
+        there: &[Workspace],
+        deadline_at: OffsetDateTime,
+        order: &DrainOrder,
+    ) -> Result<()> {
+        let concerned = there.iter().filter(|workspace| workspace.state.wants_container());
+        let times: Vec<_> = concerned.map(|workspace| (workspace, rules.times(workspace))).collect();
+        let longest_lead = times.iter().map(|(_, policy)| policy.warning_lead).max().unwrap_or_default();
+        if order.within < longest_lead {
+            return Err(AppError::DrainTooShort { longest_lead });
+        }
+        let mut in_quiet: Vec<StudentId> = times
+            .into_iter()
+            .filter(|(_, policy)| falls_into_quiet(deadline_at, policy))
+            .map(|(workspace, _)| workspace.student.clone())
+            .collect();
+        if order.force || in_quiet.is_empty() {
+            return Ok(());
+        }
+        in_quiet.sort();
+        Err(AppError::DrainInQuietWindow { students: in_quiet })
+    }
+
+    /// What becomes of a workspace whose idle moment on a node that is being emptied has come.
+    pub(super) fn leaves(&self, rules: &Rules, look: &Look<'_>, evidence: IdleEvidence) -> Event {
+        let why = look.policy.drain.as_ref().map_or("", |drain| drain.reason.as_str());
+        if look.worked_in_lately() {
+            return self.moves(rules, look.workspace, why, Some(evidence));
+        }
+        Event::Stop {
+            reason: carrel_common::model::StopReason::Drain,
+            force: false,
+            message: format!("Stopped because its host is being emptied ({why}) and nobody worked in it."),
+            evidence: Some(evidence),
+        }
+    }
+
+    fn moves(
+        &self,
+        rules: &Rules,
+        workspace: &Workspace,
+        why: &str,
+        evidence: Option<IdleEvidence>,
+    ) -> Event {
+        Event::Move {
+            message: format!("Moves to another host, because the one it is on is being emptied ({why})."),
+            evidence,
+            spec: rules.book.spec(workspace.course.as_ref(), &workspace.student),
+        }
+    }
+
+    /// One look at the nodes that are being emptied: starts that are cut short, and nodes that are empty now; how many
+    /// of both.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn see_to_drains(&self) -> Result<usize> {
+        let mut seen = 0;
+        for id in self.store.draining_nodes().await? {
+            let query =
+                WorkspaceQuery { states: vec![State::Starting], node: Some(id), ..WorkspaceQuery::default() };
+            for workspace in self.store.list_workspaces(&query, ALL_OF_A_NODE).await? {
+                seen += usize::from(self.cut_start(workspace.uid, id).await?);
+            }
+            let mut work = self.store.begin().await?;
+            let draining = work.lock_node(id).await?.and_then(|node| node.drain);
+            if draining.is_some_and(|drain| drain.drained_at.is_none())
+                && note_if_empty(&mut work, id).await?
+            {
+                seen += 1;
+                self.nudge.ring(&work.commit().await?);
+                tracing::info!(node.id = %id, "node is drained");
+            }
+        }
+        Ok(seen)
+    }
+
+    async fn cut_start(&self, uid: WorkspaceUid, node: NodeId) -> Result<bool> {
+        let mut work = self.store.begin().await?;
+        let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(false) };
+        let Some(rules) = self.rules_in(&mut work).await? else { return Ok(false) };
+        let policy = rules.times(&before);
+        let cut = |drain: &&Drain| drain.cuts_a_start(&policy, now);
+        let starts_here = before.state == State::Starting && before.node == Some(node);
+        let Some(drain) = policy.drain.as_ref().filter(|drain| starts_here && cut(drain)) else {
+            return Ok(false);
+        };
+        let (next, log) = before.apply(self.moves(&rules, &before, &drain.reason, None), now)?;
+        work.save(&before, next, log, now).await?;
+        self.nudge.ring(&work.commit().await?);
+        Ok(true)
+    }
+}
+
+/// Notes that a locked node that is being emptied is empty; whether it is.
+async fn note_if_empty(work: &mut Work, id: NodeId) -> Result<bool> {
+    let empty = work.unreleased_on(id).await? == 0;
+    if empty {
+        work.note_drained(id).await?;
+        work.append(about(id), Entry::new("node.drained", Actor::ControlPlane)).await?;
+    }
+    Ok(empty)
+}

@@ -1,0 +1,166 @@
+//! What an operator can do with a node.
+
+use carrel_common::id::NodeId;
+
+use super::settle::settle;
+use super::workspaces::replay;
+use super::{App, AppError, Call, Result};
+use crate::domain::event::{Actor, Entry, Subject};
+use crate::domain::node::Node;
+use crate::store::{NodeLoad, Work};
+
+/// Shown as the cordon's reason when the operator gave none.
+const NO_REASON: &str = "by an operator";
+
+pub(super) fn about(node: NodeId) -> Subject {
+    Subject { workspace: None, node: Some(node) }
+}
+
+impl App {
+    /// A page of nodes, and the id to ask for the next with.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn nodes(
+        &self,
+        after: Option<NodeId>,
+        removed_too: bool,
+        page_size: usize,
+    ) -> Result<(Vec<NodeLoad>, Option<NodeId>)> {
+        let limit = i64::try_from(page_size).unwrap_or(i64::MAX).saturating_add(1);
+        let mut found = self.store.node_loads(self.settings.limits, after, removed_too, limit).await?;
+        let more = found.len() > page_size;
+        found.truncate(page_size);
+        let next = found.last().filter(|_| more).map(|load| load.node.id);
+        Ok((found, next))
+    }
+
+    /// One node.
+    ///
+    /// # Errors
+    /// [`AppError::NodeNotFound`]; the database.
+    pub async fn node(&self, id: NodeId) -> Result<NodeLoad> {
+        self.store.node_load(self.settings.limits, id).await?.ok_or(AppError::NodeNotFound(id))
+    }
+
+    /// Places nothing there any more.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn cordon(&self, call: &Call, id: NodeId, why: &str) -> Result<NodeLoad> {
+        settle!(self.cordon_once(call, id, why))
+    }
+
+    async fn cordon_once(&self, call: &Call, id: NodeId, why: &str) -> Result<NodeLoad> {
+        let mut work = self.store.begin().await?;
+        if let Some(answer) = replay(&mut work, call).await? {
+            return Ok(answer);
+        }
+        let node = self.lock_present(&mut work, id).await?;
+        if node.cordon.is_none() {
+            work.cordon_node(id, if why.is_empty() { NO_REASON } else { why }).await?;
+            let entry = Entry::new("node.cordoned", Actor::Operator).with("why", why);
+            work.append(about(id), entry).await?;
+        }
+        self.finish_node(work, call, id).await
+    }
+
+    /// Places there again, and ends a drain.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn uncordon(&self, call: &Call, id: NodeId, why: &str) -> Result<NodeLoad> {
+        settle!(self.uncordon_once(call, id, why))
+    }
+
+    async fn uncordon_once(&self, call: &Call, id: NodeId, why: &str) -> Result<NodeLoad> {
+        let mut work = self.store.begin().await?;
+        if let Some(answer) = replay(&mut work, call).await? {
+            return Ok(answer);
+        }
+        // The rules come before the node in the order of locks, and a drain is one of them.
+        work.change_rules().await?;
+        let node = self.lock_present(&mut work, id).await?;
+        if node.cordon.is_some() {
+            work.uncordon_node(id).await?;
+            let entry = Entry::new("node.uncordoned", Actor::Operator)
+                .with("why", why)
+                .with("drain_ended", node.drain.is_some());
+            work.append(about(id), entry).await?;
+        }
+        let answer = self.finish_node(work, call, id).await?;
+        // Warnings of a drain no longer hold.
+        self.refresh_rules().await?;
+        self.nudge.sweep.notify_one();
+        Ok(answer)
+    }
+
+    /// Takes a node out for good, and bans it.
+    ///
+    /// # Errors
+    /// [`AppError::NodeNotEmpty`], and the rest of [`AppError`].
+    pub async fn remove_node(
+        &self,
+        call: &Call,
+        id: NodeId,
+        why: &str,
+        validate_only: bool,
+    ) -> Result<NodeLoad> {
+        settle!(self.remove_node_once(call, id, why, validate_only))
+    }
+
+    async fn remove_node_once(
+        &self,
+        call: &Call,
+        id: NodeId,
+        why: &str,
+        validate_only: bool,
+    ) -> Result<NodeLoad> {
+        let mut work = self.store.begin().await?;
+        if let Some(answer) = replay(&mut work, call).await? {
+            return Ok(answer);
+        }
+        work.change_rules().await?;
+        let node = work.lock_node(id).await?.ok_or(AppError::NodeNotFound(id))?;
+        let remaining = work.unreleased_on(id).await?;
+        if remaining > 0 {
+            return Err(AppError::NodeNotEmpty { node: id, remaining });
+        }
+        if validate_only {
+            return self.load(&mut work, id).await;
+        }
+        if node.removed_at.is_none() {
+            work.remove_node(id).await?;
+            let entry = Entry::new("node.removed", Actor::Operator)
+                .with("hostname", node.facts.hostname.as_str())
+                .with("why", why);
+            work.append(about(id), entry).await?;
+            tracing::info!(node.id = %id, hostname = node.facts.hostname, "node removed");
+        }
+        self.finish_node(work, call, id).await
+    }
+
+    /// A node that is not taken out, locked.
+    pub(super) async fn lock_present(&self, work: &mut Work, id: NodeId) -> Result<Node> {
+        let node = work.lock_node(id).await?.ok_or(AppError::NodeNotFound(id))?;
+        if node.removed_at.is_some() {
+            return Err(AppError::NodeRemoved(id));
+        }
+        Ok(node)
+    }
+
+    /// A node with what it holds, as a transaction sees it.
+    pub(super) async fn load(&self, work: &mut Work, id: NodeId) -> Result<NodeLoad> {
+        work.node_load(self.settings.limits, id).await?.ok_or(AppError::NodeNotFound(id))
+    }
+
+    /// Keeps the node as the answer, commits, nudges.
+    async fn finish_node(&self, mut work: Work, call: &Call, id: NodeId) -> Result<NodeLoad> {
+        let answer = self.load(&mut work, id).await?;
+        if let Some(request) = call.request_id {
+            work.answer(call.rpc, request, &answer).await?;
+        }
+        self.nudge.ring(&work.commit().await?);
+        Ok(answer)
+    }
+}

@@ -1,0 +1,165 @@
+//! Leaving a node that is being emptied.
+
+use super::*;
+use crate::domain::drain::{Drain, falls_into_quiet};
+
+const IDLE_MOMENT: i64 = 120;
+
+fn drain(deadline: i64) -> Option<Drain> {
+    let idle_moment = Duration::from_secs(120);
+    Some(Drain { deadline_at: at(deadline), reason: "new kernel".into(), idle_moment })
+}
+
+/// A desk in which somebody types each 20 seconds from `from` on, until `until`.
+fn typed(desk: &mut Desk, from: i64, until: i64) -> Option<(i64, StopReason)> {
+    for now in (from..until).step_by(20) {
+        desk.types(now);
+        if let Verdict::Stop { reason, .. } = desk.decide(now) {
+            return Some((now, reason));
+        }
+    }
+    None
+}
+
+#[test]
+fn an_idle_desk_leaves_once_the_warning_has_been_out_for_its_lead() {
+    let mut desk = Desk::new();
+    desk.policy.drain = drain(4000);
+    assert_eq!(desk.runs_out(400), (400, 520, StopReason::Drain));
+}
+
+#[test]
+fn a_busy_desk_leaves_after_two_minutes_without_input() {
+    let mut desk = Desk::new();
+    desk.policy.drain = drain(4000);
+    assert_eq!(typed(&mut desk, 100, 1000), None);
+    assert_eq!(desk.workspace.warning.map(|w| (w.at, w.reason)), Some((at(100), StopReason::Drain)));
+    let (_, left, _) = desk.runs_out(1000);
+    assert_eq!(left, 980 + IDLE_MOMENT, "typing did not withdraw the warning");
+}
+
+#[test]
+fn a_desk_that_is_never_idle_leaves_at_the_deadline() {
+    let mut desk = Desk::new();
+    desk.policy.drain = drain(4000);
+    assert_eq!(typed(&mut desk, 100, 9000), Some((4000, StopReason::Drain)));
+}
+
+#[test]
+fn who_is_warned_late_leaves_late() {
+    let mut desk = Desk::new();
+    desk.policy.drain = drain(1000);
+    assert_eq!(desk.runs_out(950), (950, 1070, StopReason::Drain));
+}
+
+#[test]
+fn a_warning_of_the_idle_stop_gives_way_to_the_drains() {
+    let mut desk = Desk::new();
+    assert!(matches!(desk.decide(780), Verdict::Warn { .. }));
+    desk.policy.drain = drain(4000);
+    assert!(matches!(desk.decide(800), Verdict::Withdraw { .. }));
+    assert_eq!(desk.runs_out(800), (800, 920, StopReason::Drain));
+}
+
+#[test]
+fn a_drain_that_is_called_off_withdraws_its_warning() {
+    let mut desk = Desk::new();
+    desk.policy.drain = drain(4000);
+    assert!(matches!(desk.decide(100), Verdict::Warn { .. }));
+    desk.policy.drain = None;
+    assert!(matches!(desk.decide(110), Verdict::Withdraw { .. }));
+    assert_eq!(desk.runs_out(110), (780, 900, StopReason::Idle));
+}
+
+#[test]
+fn an_exam_holds_the_idle_moment_back_but_not_the_deadline() {
+    let mut desk = Desk::new();
+    desk.policy.quiet = vec![(at(300), at(2000))];
+    desk.policy.drain = drain(4000);
+    assert_eq!(desk.runs_out(290), (290, 2000, StopReason::Drain), "warned at once, left in peace");
+    let mut forced = Desk::new();
+    forced.policy.quiet = vec![(at(300), at(5000))];
+    forced.policy.drain = drain(4000);
+    assert!(falls_into_quiet(at(4000), &forced.policy) && !falls_into_quiet(at(5000), &forced.policy));
+    assert_eq!(forced.runs_out(290), (290, 4000, StopReason::Drain));
+}
+
+#[test]
+fn a_desk_that_is_to_be_kept_stays_until_then_or_the_deadline() {
+    for (kept, left) in [(1500, 1500), (9000, 4000)] {
+        let mut desk = Desk::new();
+        desk.policy.drain = drain(4000);
+        desk.workspace.extended_until = Some(at(kept));
+        assert_eq!(desk.runs_out(100), (100, left, StopReason::Drain));
+    }
+}
+
+#[test]
+fn somebody_worked_lately_within_the_idle_timeout_or_wants_it_kept() {
+    let mut desk = Desk::new();
+    assert!(desk.look(899).worked_in_lately() && !desk.look(900).worked_in_lately());
+    desk.types(800);
+    assert!(desk.look(1699).worked_in_lately() && !desk.look(1700).worked_in_lately());
+    desk.workspace.extended_until = Some(at(5000));
+    assert!(desk.look(4999).worked_in_lately());
+}
+
+#[test]
+fn a_start_is_cut_when_no_time_for_a_warning_is_left() {
+    let drain = drain(1000).expect("one");
+    assert!(!drain.cuts_a_start(&policy(), at(879)) && drain.cuts_a_start(&policy(), at(880)));
+}
+
+proptest! {
+    /// Whatever is typed whenever, with or without an exam: nobody leaves before the warning has been out for the whole
+    /// lead, nor amid typing or in an exam before the deadline; and everyone has left by the deadline.
+    #[test]
+    fn leaves_in_peace_and_by_the_deadline(
+        inputs in proptest::collection::vec(0_i64..6000, 0..80),
+        declared in 0_i64..2000,
+        within in 120_i64..4000,
+        exam in proptest::option::of((0_i64..6000, 1_i64..3000)),
+        kept in proptest::option::of(0_i64..8000),
+    ) {
+        let mut desk = Desk::new();
+        desk.policy.quiet = exam.map(|(start, long)| (at(start), at(start + long))).into_iter().collect();
+        desk.policy.idle_timeout = Duration::from_secs(6000);
+        desk.workspace.extended_until = kept.map(at);
+        let mut inputs = inputs;
+        inputs.sort_unstable();
+        for input in inputs.iter().filter(|input| **input < declared) {
+            desk.types(*input);
+        }
+        let deadline = declared + within;
+        desk.policy.drain = drain(deadline);
+        let mut inputs = inputs.into_iter().filter(|input| *input >= declared).peekable();
+        let mut now = declared;
+        let left = loop {
+            if inputs.next_if(|input| *input <= now).is_some() {
+                desk.types(now);
+            }
+            match desk.decide(now) {
+                Verdict::Stop { reason, evidence, .. } => {
+                    prop_assert_eq!(reason, StopReason::Drain);
+                    prop_assert!(at(now) >= evidence.warned_at + desk.policy.warning_lead);
+                    break now;
+                }
+                Verdict::Active { recheck_at } => {
+                    let recheck = (recheck_at - T0).whole_seconds();
+                    prop_assert!(recheck > now);
+                    now = inputs.peek().map_or(recheck, |input| recheck.min(*input));
+                }
+                Verdict::Warn { deadline_at, .. } => prop_assert!(deadline_at <= at(deadline)),
+                Verdict::Withdraw { .. } => prop_assert!(false, "nothing withdraws it"),
+                Verdict::Unobservable => prop_assert!(false, "it is observable"),
+            }
+        };
+        prop_assert!(left <= deadline);
+        if left < deadline {
+            let last = desk.activity.last.map_or(T0, |(at, _)| at);
+            prop_assert!(at(left) >= last + time::Duration::seconds(IDLE_MOMENT));
+            prop_assert!(!falls_into_quiet(at(left), &desk.policy));
+            prop_assert!(kept.is_none_or(|kept| left >= kept));
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Nodes as operators see them: what they hold, and how they are taken in and out of service.
+
+use carrel_common::id::NodeId;
+use carrel_common::model::Resources;
+use sea_orm::sea_query::Expr;
+use sea_orm::{ConnectionTrait, EntityTrait as _, QueryFilter as _, QueryResult};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::entity;
+use super::error::{Result, StoreError};
+use super::nodes::{CandidateLimits, node};
+use super::{Store, Work, sql};
+use crate::domain::node::Node;
+use crate::domain::workspace::Workspace;
+
+/// A node with what it holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeLoad {
+    /// The node.
+    pub node: Node,
+    /// What it can hold, over-commit included.
+    pub capacity: Resources,
+    /// What its unreleased placements hold.
+    pub allocated: Resources,
+    /// Unreleased placements.
+    pub count: i64,
+}
+
+const LOADS: &str = "
+SELECT n.*, coalesce(p.cpu, 0)::bigint AS cpu, coalesce(p.memory, 0)::bigint AS memory, coalesce(p.pids, 0)::bigint AS pids,
+       coalesce(p.count, 0) AS count
+FROM nodes n LEFT JOIN LATERAL (
+    SELECT sum(cpu_millicores) AS cpu, sum(memory_bytes) AS memory,
+           sum((spec->'resources'->>'pids')::bigint) AS pids, count(*) AS count
+    FROM placements WHERE released_at IS NULL AND node_id = n.id
+) p ON true";
+
+fn load(row: &QueryResult, limits: CandidateLimits) -> Result<NodeLoad> {
+    let get = StoreError::sort("read the nodes");
+    let node = node(row)?;
+    Ok(NodeLoad {
+        capacity: limits.capacity(&node.facts),
+        allocated: Resources {
+            cpu_millicores: row.try_get("", "cpu").map_err(&get)?,
+            memory_bytes: row.try_get("", "memory").map_err(&get)?,
+            pids: row.try_get("", "pids").map_err(&get)?,
+        },
+        count: row.try_get("", "count").map_err(&get)?,
+        node,
+    })
+}
+
+impl Store {
+    /// Up to `limit` nodes in the order of their ids, after one.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn node_loads(
+        &self,
+        limits: CandidateLimits,
+        after: Option<NodeId>,
+        removed_too: bool,
+        limit: i64,
+    ) -> Result<Vec<NodeLoad>> {
+        let query = format!(
+            "{LOADS} WHERE ($1::uuid IS NULL OR n.id > $1) AND (n.removed_at IS NULL OR $2) ORDER BY n.id LIMIT $3"
+        );
+        let values = [after.map(|id| id.0).into(), removed_too.into(), limit.into()];
+        let rows =
+            self.db.query_all_raw(sql(&query, values)).await.map_err(StoreError::sort("list nodes"))?;
+        rows.iter().map(|row| load(row, limits)).collect()
+    }
+
+    /// One node.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn node_load(&self, limits: CandidateLimits, id: NodeId) -> Result<Option<NodeLoad>> {
+        let query = format!("{LOADS} WHERE n.id = $1");
+        let row = self.db.query_one_raw(sql(&query, [id.0.into()])).await;
+        row.map_err(StoreError::sort("find a node"))?.map(|row| load(&row, limits)).transpose()
+    }
+
+    /// Nodes that are being emptied and are not empty yet.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn draining_nodes(&self) -> Result<Vec<NodeId>> {
+        let operation = "look for drains";
+        let rows = self
+            .db
+            .query_all_raw(sql(
+                "SELECT id FROM nodes
+                 WHERE drain_deadline_at IS NOT NULL AND drained_at IS NULL AND removed_at IS NULL ORDER BY id",
+                [],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        let ids = rows.iter().map(|row| row.try_get("", "id").map(NodeId));
+        ids.collect::<std::result::Result<_, _>>().map_err(StoreError::sort(operation))
+    }
+}
+
+impl Work {
+    /// One node with what it holds, as this transaction sees it.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn node_load(&mut self, limits: CandidateLimits, id: NodeId) -> Result<Option<NodeLoad>> {
+        let query = format!("{LOADS} WHERE n.id = $1");
+        let row = self.tx.query_one_raw(sql(&query, [id.0.into()])).await;
+        row.map_err(StoreError::sort("find a node"))?.map(|row| load(&row, limits)).transpose()
+    }
+
+    /// Has nothing placed on a locked node any more.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn cordon_node(&mut self, id: NodeId, reason: &str) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE nodes SET cordon_reason = $2 WHERE id = $1",
+                [id.0.into(), reason.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("cordon a node"))?;
+        Ok(())
+    }
+
+    /// Unreleased placements on a node.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn unreleased_on(&mut self, id: NodeId) -> Result<i64> {
+        let operation = "count a node's placements";
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT count(*) AS count FROM placements WHERE node_id = $1 AND released_at IS NULL",
+                [id.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?
+            .ok_or(StoreError::Conflict { operation })?;
+        row.try_get("", "count").map_err(StoreError::sort(operation))
+    }
+
+    /// The workspaces whose unreleased placement is on a node.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn placed_on(&mut self, id: NodeId) -> Result<Vec<Workspace>> {
+        entity::Entity::find()
+            .filter(Expr::cust_with_values(
+                "workspaces.id IN (SELECT workspace_id FROM placements WHERE node_id = $1 AND released_at IS NULL)",
+                [id.0],
+            ))
+            .all(&self.tx)
+            .await
+            .map_err(StoreError::sort("read a node's workspaces"))?
+            .into_iter()
+            .map(TryInto::try_into)
+            .collect()
+    }
+
+    /// Begins the drain of a locked node, or gives it another deadline.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn drain_node(&mut self, id: NodeId, deadline_at: OffsetDateTime, reason: &str) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE nodes SET drain_deadline_at = $2, drain_reason = $3, drained_at = NULL WHERE id = $1",
+                [id.0.into(), deadline_at.into(), reason.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("drain a node"))?;
+        Ok(())
+    }
+
+    /// Notes that a locked node is empty after its drain.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn note_drained(&mut self, id: NodeId) -> Result<()> {
+        self.tx
+            .execute_raw(sql("UPDATE nodes SET drained_at = clock_timestamp() WHERE id = $1", [id.0.into()]))
+            .await
+            .map_err(StoreError::sort("note that a node is drained"))?;
+        Ok(())
+    }
+
+    /// Takes a locked node out for good: its session ends, and what was left alone on it is no longer ours to know.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn remove_node(&mut self, id: NodeId) -> Result<()> {
+        for statement in [
+            "UPDATE nodes SET removed_at = clock_timestamp() WHERE id = $1",
+            "DELETE FROM orphans WHERE node_id = $1",
+        ] {
+            self.tx
+                .execute_raw(sql(statement, [id.0.into()]))
+                .await
+                .map_err(StoreError::sort("remove a node"))?;
+        }
+        self.touched.nodes.insert(id);
+        Ok(())
+    }
+
+    /// Has workspaces placed on a locked node again, and ends its drain.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn uncordon_node(&mut self, id: NodeId) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE nodes SET cordon_reason = NULL, drain_deadline_at = NULL, drain_reason = NULL, drained_at = NULL
+                 WHERE id = $1",
+                [id.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("uncordon a node"))?;
+        self.touched.queue = true;
+        Ok(())
+    }
+}

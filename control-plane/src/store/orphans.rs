@@ -1,0 +1,243 @@
+//! Containers that no order names, as the nodes last reported them.
+
+use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
+use carrel_common::model::{Container, Verdict};
+use sea_orm::{ConnectionTrait, QueryResult};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::entity::value;
+use super::error::{Result, StoreError};
+use super::{Store, Work, sql};
+
+/// A container that was left alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orphan {
+    /// Where it is.
+    pub node: NodeId,
+    /// What its labels say.
+    pub container: Container,
+    /// Why it was left alone: stable, for programs.
+    pub reason: String,
+    /// When it was first reported.
+    #[serde(with = "time::serde::rfc3339")]
+    pub first_seen_at: OffsetDateTime,
+}
+
+/// Shown as the reason when the node held the stop of an orphan back.
+const WITHHELD: &str = "STOP_WITHHELD";
+
+/// Those that wait for an operator. A stop that is under way is none.
+const OPEN: &str = "SELECT * FROM orphans WHERE resolution IS NULL AND (verdict = 'HOLD' OR withheld)";
+
+fn orphan(row: &QueryResult) -> Result<Orphan> {
+    let get = StoreError::sort("read orphans");
+    let student: String = row.try_get("", "student_id").map_err(&get)?;
+    let withheld: bool = row.try_get("", "withheld").map_err(&get)?;
+    let placement: Option<_> = row.try_get("", "placement_id").map_err(&get)?;
+    Ok(Orphan {
+        node: NodeId(row.try_get("", "node_id").map_err(&get)?),
+        container: Container {
+            container_id: row.try_get("", "container_id").map_err(&get)?,
+            workspace: WorkspaceUid(row.try_get("", "workspace_id").map_err(&get)?),
+            student: value("orphans", student.into())?,
+            generation: Generation(row.try_get("", "generation").map_err(&get)?),
+            incarnation: row.try_get("", "incarnation").map_err(&get)?,
+            node: NodeId(row.try_get("", "made_by").map_err(&get)?),
+            running: row.try_get("", "running").map_err(&get)?,
+            placement: placement.map(PlacementId),
+        },
+        reason: if withheld { WITHHELD.to_owned() } else { row.try_get("", "reason").map_err(&get)? },
+        first_seen_at: row.try_get("", "first_seen_at").map_err(&get)?,
+    })
+}
+
+impl Store {
+    /// Up to `limit` orphans that wait for an operator, in the order of node and container, after one.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn list_orphans(
+        &self,
+        node: Option<NodeId>,
+        after: Option<(NodeId, String)>,
+        limit: i64,
+    ) -> Result<Vec<Orphan>> {
+        let (after_node, after_container) = after.map(|(node, id)| (node.0, id)).unzip();
+        let rows = self
+            .db
+            .query_all_raw(sql(
+                &format!(
+                    "{OPEN} AND ($1::uuid IS NULL OR node_id = $1)
+                     AND ($2::uuid IS NULL OR (node_id, container_id COLLATE \"C\") > ($2, $3))
+                     ORDER BY node_id, container_id COLLATE \"C\" LIMIT $4"
+                ),
+                [node.map(|id| id.0).into(), after_node.into(), after_container.into(), limit.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("list orphans"))?;
+        rows.iter().map(orphan).collect()
+    }
+
+    /// Containers on a node that an operator wants stopped.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn orphans_to_stop(&self, node: NodeId) -> Result<Vec<String>> {
+        let operation = "read what operators said of orphans";
+        let rows = self
+            .db
+            .query_all_raw(sql(
+                "SELECT container_id FROM orphans WHERE node_id = $1 AND resolution = 'STOP' ORDER BY container_id",
+                [node.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        let ids = rows.iter().map(|row| row.try_get("", "container_id"));
+        ids.collect::<std::result::Result<_, _>>().map_err(StoreError::sort(operation))
+    }
+
+    /// Forgets the orphans of a node that are not among `reported`.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn forget_orphans_but(&self, node: NodeId, reported: Vec<String>) -> Result<()> {
+        self.db
+            .execute_raw(sql(
+                "DELETE FROM orphans WHERE node_id = $1 AND container_id <> ALL ($2::text[])",
+                [node.0.into(), reported.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("forget orphans"))?;
+        Ok(())
+    }
+}
+
+impl Work {
+    /// Whether an operator wants a container stopped.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn is_to_stop(&mut self, node: NodeId, container_id: &str) -> Result<bool> {
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT 1 FROM orphans WHERE node_id = $1 AND container_id = $2 AND resolution = 'STOP'",
+                [node.0.into(), container_id.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("read what an operator said of an orphan"))?;
+        Ok(row.is_some())
+    }
+
+    /// Keeps an orphan as it was reported and judged; whether that is news.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn keep_orphan(
+        &mut self,
+        node: NodeId,
+        container: &Container,
+        verdict: Verdict,
+        reason: &str,
+    ) -> Result<bool> {
+        let operation = "keep an orphan";
+        let verdict = if verdict == Verdict::Hold { "HOLD" } else { "STOP" };
+        let Container {
+            container_id,
+            workspace,
+            student,
+            generation,
+            incarnation,
+            node: made_by,
+            running,
+            placement,
+        } = container;
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "WITH known AS (SELECT verdict, reason FROM orphans WHERE node_id = $1 AND container_id = $2)
+                 INSERT INTO orphans AS o (node_id, container_id, workspace_id, student_id, generation, incarnation,
+                                           made_by, placement_id, running, verdict, reason)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                 ON CONFLICT (node_id, container_id) DO UPDATE
+                 SET running = $9, verdict = $10, reason = $11, withheld = o.verdict = 'STOP' AND $10 = 'STOP'
+                 RETURNING NOT EXISTS (SELECT 1 FROM known WHERE (verdict, reason) = ($10, $11)) AS news",
+                [
+                    node.0.into(),
+                    container_id.as_str().into(),
+                    workspace.0.into(),
+                    student.as_str().into(),
+                    generation.0.into(),
+                    (*incarnation).into(),
+                    made_by.0.into(),
+                    placement.map(|id| id.0).into(),
+                    (*running).into(),
+                    verdict.into(),
+                    reason.into(),
+                ],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?
+            .ok_or(StoreError::Conflict { operation })?;
+        row.try_get("", "news").map_err(StoreError::sort(operation))
+    }
+
+    /// An orphan that waits for an operator.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn find_orphan(&mut self, node: NodeId, container_id: &str) -> Result<Option<Orphan>> {
+        self.one_orphan(node, container_id, "").await
+    }
+
+    /// As [`Work::find_orphan`], locked.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn lock_orphan(&mut self, node: NodeId, container_id: &str) -> Result<Option<Orphan>> {
+        self.one_orphan(node, container_id, "FOR UPDATE").await
+    }
+
+    async fn one_orphan(
+        &mut self,
+        node: NodeId,
+        container_id: &str,
+        lock: &'static str,
+    ) -> Result<Option<Orphan>> {
+        let query = format!("{OPEN} AND node_id = $1 AND container_id = $2 {lock}");
+        let row = self.tx.query_one_raw(sql(&query, [node.0.into(), container_id.into()])).await;
+        row.map_err(StoreError::sort("find an orphan"))?.map(|row| orphan(&row)).transpose()
+    }
+
+    /// Has the node stop a locked orphan.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn stop_orphan(&mut self, node: NodeId, container_id: &str) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE orphans SET resolution = 'STOP' WHERE node_id = $1 AND container_id = $2",
+                [node.0.into(), container_id.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("resolve an orphan"))?;
+        self.touched.nodes.insert(node);
+        Ok(())
+    }
+
+    /// Forgets an orphan: it has been taken into the store.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn forget_orphan(&mut self, node: NodeId, container_id: &str) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "DELETE FROM orphans WHERE node_id = $1 AND container_id = $2",
+                [node.0.into(), container_id.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("forget an orphan"))?;
+        Ok(())
+    }
+}

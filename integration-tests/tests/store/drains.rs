@@ -1,0 +1,205 @@
+use std::time::Duration;
+
+use carrel_common::id::{NodeId, RequestId};
+use carrel_common::model::{Signal, StopReason};
+use control_plane::app::{AppError, Beat, Call, DrainOrder, Settings};
+use control_plane::domain::node::Standing;
+use control_plane::domain::policy::{Policy, QuietWindow, Scope};
+use control_plane::domain::workspace::{Desired, State, Workspace};
+
+use crate::rig::{Rig, call, id};
+
+const LEAD: Duration = Duration::from_millis(200);
+const IDLE_MOMENT: Duration = Duration::from_millis(400);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A short lead and a short idle moment, so that a drain takes no longer than a test.
+fn quick(settings: &mut Settings) {
+    settings.defaults.idle.warning_lead = LEAD;
+    settings.drain_idle_moment = IDLE_MOMENT;
+}
+
+fn within(within: Duration) -> DrainOrder {
+    DrainOrder { within, force: false, reason: "new kernel".into(), validate_only: false }
+}
+
+async fn drain(rig: &Rig, node: NodeId, order: &DrainOrder) -> control_plane::app::Result<Vec<String>> {
+    let drained = rig.app.drain(&call("DrainNode"), node, order).await?;
+    Ok(drained.students.iter().map(ToString::to_string).collect())
+}
+
+async fn types(rig: &Rig, student: &str) {
+    let beat = Beat { student: id(student), signal: Signal::LmsInput, age: Duration::ZERO };
+    rig.app.record(vec![beat]).await.unwrap().remove(0).unwrap();
+}
+
+/// One look of the loop that warns and stops.
+async fn look(rig: &Rig, student: &str) -> Workspace {
+    let uid = rig.get(student).await.uid;
+    rig.app.check_idle(uid).await.unwrap();
+    rig.get(student).await
+}
+
+async fn standing(rig: &Rig, node: NodeId) -> Standing {
+    rig.app.node(node).await.unwrap().node.standing()
+}
+
+#[tokio::test]
+async fn a_drained_desk_moves_at_its_idle_moment_and_the_node_is_then_empty() {
+    let rig = Rig::with(quick).await;
+    let old = rig.node(4).await;
+    let before = rig.running(old, "ada").await;
+    let new = rig.node(4).await;
+    let started = tokio::time::Instant::now();
+    assert_eq!(drain(&rig, old, &within(HOUR)).await.unwrap(), ["ada"]);
+    assert_eq!(standing(&rig, old).await, Standing::Draining);
+    let warned = look(&rig, "ada").await;
+    assert_eq!(warned.warning.map(|warning| warning.reason), Some(StopReason::Drain));
+
+    // While somebody types it stays, however often it is looked at; the warning stands all the while.
+    while started.elapsed() < LEAD + IDLE_MOMENT * 2 {
+        types(&rig, "ada").await;
+        assert_eq!(look(&rig, "ada").await, warned);
+        tokio::time::sleep(IDLE_MOMENT / 4).await;
+    }
+    tokio::time::sleep(IDLE_MOMENT).await;
+    let leaving = look(&rig, "ada").await;
+    assert_eq!((leaving.state, leaving.desired), (State::Stopping, Desired::Running));
+    assert_eq!(leaving.stop.map(|stop| stop.reason), Some(StopReason::Drain));
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 0, "its container is not proven gone yet");
+    rig.obey(old).await;
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 1);
+    assert_eq!(standing(&rig, old).await, Standing::Drained);
+
+    rig.app.place_waiting().await.unwrap();
+    rig.obey(new).await;
+    let moved = rig.get("ada").await;
+    assert_eq!((moved.state, moved.node), (State::Running, Some(new)));
+    assert_eq!(moved.generation, before.generation.next());
+    let told = "SELECT string_agg(kind, ' ' ORDER BY id) FROM events WHERE kind IN ('node.draining', 'node.drained', \
+                'workspace.warning', 'workspace.moved', 'workspace.warning_withdrawn')";
+    assert_eq!(rig.database.text(told).await, "node.draining workspace.warning workspace.moved node.drained");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_drained_desk_in_which_nobody_worked_lately_is_stopped() {
+    let rig = Rig::with(|settings| {
+        quick(settings);
+        settings.defaults.idle.idle_timeout = Duration::from_millis(300);
+    })
+    .await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    tokio::time::sleep(Duration::from_millis(350)).await;
+    drain(&rig, node, &within(HOUR)).await.unwrap();
+    look(&rig, "ada").await;
+    tokio::time::sleep(LEAD).await;
+    let leaving = look(&rig, "ada").await;
+    assert_eq!((leaving.state, leaving.desired), (State::Stopping, Desired::Stopped));
+    rig.obey(node).await;
+    let stop = rig.get("ada").await.stop.unwrap();
+    assert_eq!(stop.reason, StopReason::Drain);
+    assert!(stop.message.contains("new kernel"), "{stop:?}");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn without_room_elsewhere_a_moved_desk_waits() {
+    let rig = Rig::with(quick).await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    drain(&rig, node, &within(LEAD)).await.unwrap();
+    look(&rig, "ada").await;
+    tokio::time::sleep(IDLE_MOMENT).await;
+    look(&rig, "ada").await;
+    rig.obey(node).await;
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("ada").await.state, State::Pending);
+    // Its host in service again, it goes on there.
+    rig.app.uncordon(&call("UncordonNode"), node, "").await.unwrap();
+    rig.app.place_waiting().await.unwrap();
+    rig.obey(node).await;
+    assert_eq!(rig.get("ada").await.state, State::Running);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn uncordon_ends_a_drain_and_withdraws_its_warnings() {
+    let rig = Rig::with(quick).await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    drain(&rig, node, &within(HOUR)).await.unwrap();
+    assert!(look(&rig, "ada").await.warning.is_some());
+    let back = rig.app.uncordon(&call("UncordonNode"), node, "not today").await.unwrap();
+    assert_eq!((back.node.standing(), back.node.drain), (Standing::Ready, None));
+    let workspace = look(&rig, "ada").await;
+    assert_eq!((workspace.state, workspace.warning), (State::Running, None));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_start_on_a_drained_node_goes_elsewhere_before_there_is_no_time_for_a_warning() {
+    let rig = Rig::with(quick).await;
+    let old = rig.node(4).await;
+    rig.start("ada").await.unwrap();
+    let new = rig.node(4).await;
+    drain(&rig, old, &within(HOUR)).await.unwrap();
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 0, "there is time");
+    assert_eq!(rig.get("ada").await.state, State::Starting);
+    // The last word counts.
+    drain(&rig, old, &within(LEAD)).await.unwrap();
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 1);
+    rig.obey(old).await;
+    rig.app.place_waiting().await.unwrap();
+    rig.obey(new).await;
+    let moved = rig.get("ada").await;
+    assert_eq!((moved.state, moved.node), (State::Running, Some(new)));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_drain_that_cannot_warn_or_ends_in_an_exam_is_refused_and_nothing_has_changed() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let before = rig.running(node, "ada").await;
+    let now = rig.app.store.now().await.unwrap();
+    let exam = QuietWindow {
+        start: now + Duration::from_secs(1800),
+        end: now + Duration::from_secs(7200),
+        student_extra: std::collections::BTreeMap::new(),
+    };
+    let policy = Policy { quiet_windows: vec![exam], ..Policy::default() };
+    rig.app.set_policy(&Scope::Student(id("ada")), "", &policy).await.unwrap();
+
+    let short = drain(&rig, node, &within(Duration::from_secs(119))).await;
+    assert!(
+        matches!(short, Err(AppError::DrainTooShort { longest_lead }) if longest_lead.as_secs() == 120),
+        "{short:?}"
+    );
+    let in_exam = drain(&rig, node, &within(HOUR)).await;
+    assert!(
+        matches!(&in_exam, Err(AppError::DrainInQuietWindow { students }) if students[..] == [id("ada")]),
+        "{in_exam:?}"
+    );
+    let only = DrainOrder { validate_only: true, force: true, ..within(HOUR) };
+    assert_eq!(drain(&rig, node, &only).await.unwrap(), ["ada"]);
+    assert_eq!(standing(&rig, node).await, Standing::Ready);
+    assert_eq!(rig.get("ada").await, before);
+
+    let forced = DrainOrder { force: true, ..within(HOUR) };
+    let once = Call { request_id: Some(RequestId::new()), ..call("DrainNode") };
+    let first = rig.app.drain(&once, node, &forced).await.unwrap();
+    assert_eq!(rig.app.drain(&once, node, &forced).await.unwrap(), first, "the first answer again");
+    assert_eq!(standing(&rig, node).await, Standing::Draining);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn an_empty_node_is_drained_at_once() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    assert_eq!(drain(&rig, node, &within(Duration::ZERO)).await.unwrap(), Vec::<String>::new());
+    assert_eq!(standing(&rig, node).await, Standing::Drained);
+    rig.end().await;
+}

@@ -1,0 +1,84 @@
+use carrel_common::id::RequestId;
+use control_plane::app::{AppError, Call};
+use control_plane::domain::node::Standing;
+use control_plane::domain::workspace::State;
+
+use crate::rig::{GIB, Rig, call};
+
+#[tokio::test]
+async fn nodes_are_listed_in_pages_with_what_they_hold() {
+    let rig = Rig::new().await;
+    let mut nodes = vec![rig.node(4).await, rig.node(4).await, rig.node(4).await];
+    nodes.sort();
+    rig.start("ada").await.unwrap();
+    let (first, next) = rig.app.nodes(None, false, 2).await.unwrap();
+    let (second, end) = rig.app.nodes(next, false, 2).await.unwrap();
+    let listed: Vec<_> = first.iter().chain(&second).map(|load| load.node.id).collect();
+    assert_eq!((listed, end), (nodes, None));
+    let held: Vec<_> = first.iter().chain(&second).filter(|load| load.count > 0).collect();
+    let [load] = held[..] else { panic!("one placement was made: {held:?}") };
+    assert_eq!((load.allocated.memory_bytes, load.allocated.pids, load.count), (GIB, 512, 1));
+    assert_eq!((load.capacity.cpu_millicores, load.capacity.memory_bytes), (200_000, 4 * GIB));
+    assert_eq!(load.node.standing(), Standing::Ready);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn nothing_is_placed_on_a_cordoned_node_until_it_is_uncordoned() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let ada = rig.running(node, "ada").await;
+    let again = Call { request_id: Some(RequestId::new()), ..call("CordonNode") };
+    let cordoned = rig.app.cordon(&again, node, "a disk makes noises").await.unwrap();
+    assert_eq!(cordoned.node.cordon.as_deref(), Some("a disk makes noises"));
+    assert_eq!(rig.get("ada").await, ada, "what runs goes on");
+    let refused = rig.start("bob").await;
+    assert!(matches!(refused, Err(AppError::NoHealthyNode { .. })), "{refused:?}");
+
+    // Once more has no effect, and the same call gives the same answer.
+    rig.app.cordon(&call("CordonNode"), node, "another reason").await.unwrap();
+    assert_eq!(rig.app.cordon(&again, node, "a disk makes noises").await.unwrap(), cordoned);
+    let told = "SELECT string_agg(kind || ' ' || actor, ', ' ORDER BY id) FROM events WHERE kind LIKE 'node.%cordoned'";
+    assert_eq!(rig.database.text(told).await, "node.cordoned operator");
+
+    let back = rig.app.uncordon(&call("UncordonNode"), node, "").await.unwrap();
+    assert_eq!(back.node.cordon, None);
+    assert_eq!(rig.start("bob").await.unwrap().state, State::Starting);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_node_is_removed_only_when_empty_and_then_for_good() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    let remove = |only| {
+        let app = rig.app.clone();
+        async move { app.remove_node(&call("RemoveNode"), node, "sold", only).await }
+    };
+    let full = remove(false).await;
+    assert!(matches!(full, Err(AppError::NodeNotEmpty { remaining: 1, .. })), "{full:?}");
+    rig.stop("ada").await;
+    rig.obey(node).await;
+    assert_eq!(remove(true).await.unwrap().node.standing(), Standing::Ready);
+    assert_eq!(rig.app.node(node).await.unwrap().node.removed_at, None, "it was only asked");
+    assert_eq!(remove(false).await.unwrap().node.standing(), Standing::Removed);
+
+    // Its session ends, it gets no other, nothing is placed there, and it is kept for who asks.
+    let epoch: i64 = rig.database.text("SELECT session_epoch::text FROM nodes").await.parse().unwrap();
+    let healthy = carrel_common::model::Health { problem: None, age: std::time::Duration::ZERO };
+    let facts = rig.app.node(node).await.unwrap().node.facts;
+    let banned = [
+        rig.app.desired_set(node).await.err(),
+        rig.app.heartbeat_node(node, epoch, &healthy, &healthy).await.err(),
+        rig.app.accept_session(node, &facts, true).await.err(),
+    ];
+    assert!(banned.iter().all(|error| matches!(error, Some(AppError::NodeBanned(_)))), "{banned:?}");
+    let nowhere = rig.start("bob").await;
+    assert!(matches!(nowhere, Err(AppError::NoHealthyNode { .. })), "{nowhere:?}");
+    assert_eq!(rig.app.nodes(None, false, 50).await.unwrap(), (vec![], None));
+    assert_eq!(rig.app.nodes(None, true, 50).await.unwrap().0.len(), 1);
+    let refused = rig.app.cordon(&call("CordonNode"), node, "").await;
+    assert!(matches!(refused, Err(AppError::NodeRemoved(_))), "{refused:?}");
+    rig.end().await;
+}
