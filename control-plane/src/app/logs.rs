@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use carrel_common::id::{NodeId, StudentId, WorkspaceUid};
 use tokio::sync::mpsc;
 
+use super::remote_logs::RemoteTail;
 use super::{App, AppError, Result};
 
 /// Pieces that may wait for a slow reader; beyond, the log is cut off and says so.
@@ -53,7 +54,42 @@ impl LogTails {
     }
 
     fn session(&self, node: NodeId) -> Option<mpsc::Sender<LogOrder>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        sessions.get(&node).filter(|session| !session.is_closed()).cloned()
+    }
+
+    /// Whether this replica holds the node's session.
+    pub(super) fn holds(&self, node: NodeId) -> bool {
+        self.session(node).is_some()
+    }
+}
+
+/// A log as it is read, wherever the node's session is.
+#[derive(Debug)]
+pub struct Tail(Source);
+
+#[derive(Debug)]
+enum Source {
+    /// With this replica.
+    Here(mpsc::Receiver<LogPart>),
+    /// With another one.
+    Elsewhere(RemoteTail),
+}
+
+impl Tail {
+    /// The next piece; `None` when all is told. A piece may be lost when this is cancelled.
+    pub async fn next(&mut self) -> Option<LogPart> {
+        match &mut self.0 {
+            Source::Here(pieces) => pieces.recv().await,
+            Source::Elsewhere(remote) => remote.next().await,
+        }
+    }
+
+    /// Nobody wants more of it.
+    pub async fn close(self) {
+        if let Source::Elsewhere(remote) = self.0 {
+            remote.close().await;
+        }
     }
 }
 
@@ -62,19 +98,30 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::NodeAway`], [`AppError::NeverRan`], [`AppError::WorkspaceNotFound`], the database.
-    pub async fn tail(
-        &self,
-        student: &StudentId,
-        lines: i32,
-        follow: bool,
-    ) -> Result<mpsc::Receiver<LogPart>> {
+    pub async fn tail(&self, student: &StudentId, lines: i32, follow: bool) -> Result<Tail> {
         let found = self.store.find_workspace(student).await?;
         let workspace = found.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
         let node = workspace.node.or(workspace.last_node).ok_or(AppError::NeverRan)?;
-        let session = self.log_tails.session(node).ok_or(AppError::NodeAway)?;
+        match self.ask_session(node, workspace.uid, lines, follow).await {
+            Some(pieces) => Ok(Tail(Source::Here(pieces))),
+            None => {
+                let remote = RemoteTail::open(&self.store, node, workspace.uid, lines, follow).await?;
+                Ok(Tail(Source::Elsewhere(remote)))
+            }
+        }
+    }
+
+    /// Asks the session of this process that holds the node; `None` when there is none.
+    pub(super) async fn ask_session(
+        &self,
+        node: NodeId,
+        workspace: WorkspaceUid,
+        lines: i32,
+        follow: bool,
+    ) -> Option<mpsc::Receiver<LogPart>> {
+        let session = self.log_tails.session(node)?;
         let (to, pieces) = mpsc::channel(BUFFER);
-        let order = LogOrder { workspace: workspace.uid, lines, follow, to };
-        session.send(order).await.map_err(|_| AppError::NodeAway)?;
-        Ok(pieces)
+        session.send(LogOrder { workspace, lines, follow, to }).await.ok()?;
+        Some(pieces)
     }
 }

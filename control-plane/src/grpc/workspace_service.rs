@@ -4,6 +4,7 @@ use carrel_common::wire::{WireError, timestamp};
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::workspace_service_server::WorkspaceService;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
@@ -11,7 +12,7 @@ use super::status::bad_field;
 use super::watch::{self, Following};
 use super::{convert, parse, policy_convert, to_status};
 use crate::app::WorkspaceQuery;
-use crate::app::{App, AppError, LogPart, WorkspaceView};
+use crate::app::{App, AppError, LogPart, Tail, WorkspaceView};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -252,32 +253,38 @@ impl WorkspaceService for Workspaces {
         let request = request.into_inner();
         let student = parse::workspace_name("name", &request.name).map_err(bad_field)?;
         let lines = parse::lines(request.lines).map_err(bad_field)?;
-        let mut pieces = self.app.tail(&student, lines, request.follow).await.map_err(to_status)?;
+        let tail = self.app.tail(&student, lines, request.follow).await.map_err(to_status)?;
         let (to, stream) = tokio::sync::mpsc::channel(16);
-        let stop = self.following.stop.clone();
-        self.tasks.spawn(async move {
-            loop {
-                let piece = tokio::select! {
-                    // Cancel-safe: recv loses nothing when another arm wins.
-                    piece = pieces.recv() => piece,
-                    () = to.closed() => return,
-                    () = stop.cancelled() => Some(LogPart::Broken("this replica is shutting down".into())),
-                };
-                let (message, last) = match piece {
-                    None => return,
-                    Some(LogPart::Text { generation, text }) => (
-                        Ok(pb::TailWorkspaceLogsResponse { chunk: Some(pb::LogChunk { generation, text }) }),
-                        false,
-                    ),
-                    Some(LogPart::Broken(why)) => {
-                        (Err(Status::unavailable(format!("the log broke off: {why}"))), true)
-                    }
-                };
-                if to.send(message).await.is_err() || last {
-                    return;
-                }
-            }
-        });
+        self.tasks.spawn(tell_log(tail, to, self.following.stop.clone()));
         Ok(Response::new(ReceiverStream::new(stream)))
     }
+}
+
+/// Tells a log until it ends or nobody listens.
+async fn tell_log(
+    mut tail: Tail,
+    to: tokio::sync::mpsc::Sender<Result<pb::TailWorkspaceLogsResponse, Status>>,
+    stop: CancellationToken,
+) {
+    loop {
+        let part = tokio::select! {
+            // Every other arm ends the log, so what is lost when one of them wins is not missed.
+            part = tail.next() => part,
+            () = to.closed() => None,
+            () = stop.cancelled() => Some(LogPart::Broken("this replica is shutting down".into())),
+        };
+        let (message, last) = match part {
+            None => break,
+            Some(LogPart::Text { generation, text }) => {
+                (Ok(pb::TailWorkspaceLogsResponse { chunk: Some(pb::LogChunk { generation, text }) }), false)
+            }
+            Some(LogPart::Broken(why)) => {
+                (Err(Status::unavailable(format!("the log broke off: {why}"))), true)
+            }
+        };
+        if to.send(message).await.is_err() || last {
+            break;
+        }
+    }
+    tail.close().await;
 }

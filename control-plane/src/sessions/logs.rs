@@ -15,6 +15,15 @@ pub(super) struct Tails {
     wanted: HashMap<i64, mpsc::Sender<LogPart>>,
 }
 
+impl Drop for Tails {
+    /// A log that breaks off with the session must not look as if it had ended.
+    fn drop(&mut self) {
+        for to in self.wanted.values() {
+            to.try_send(LogPart::Broken("the host's connection ended".into())).ok();
+        }
+    }
+}
+
 impl Tails {
     /// A new one, as the agent is asked for it.
     pub(super) fn ask(&mut self, order: LogOrder) -> pb::LogRequest {

@@ -11,6 +11,8 @@ use super::{Store, sql};
 const PLACEMENTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// The API promises the first answer again within 24 h.
 const ANSWERS_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// Readers of logs give a sign of life each few seconds; one whose replica was killed could not clear up.
+const LOGS_KEPT: Duration = Duration::from_secs(3600);
 
 impl Store {
     /// Drops old events (and remembers how far), answered requests, join tokens that have ended, and released placements; how many rows went.
@@ -42,6 +44,10 @@ impl Store {
             (
                 "DELETE FROM placements WHERE released_at < clock_timestamp() - make_interval(secs => $1)",
                 PLACEMENTS_KEPT,
+            ),
+            (
+                "DELETE FROM log_tails WHERE wanted_at < clock_timestamp() - make_interval(secs => $1)",
+                LOGS_KEPT,
             ),
         ] {
             rows += self

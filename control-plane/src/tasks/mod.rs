@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 pub use authority::keep_authority;
 pub use idle_stopper::IdleStopper;
 pub use watchers::{
-    drop_old, end_overdue, give_up_nodes, keep_pulse, place_waiting, see_to_drains, watch_database,
+    drop_old, end_overdue, give_up_nodes, hand_logs_over, keep_pulse, place_waiting, see_to_drains,
+    watch_database,
 };
 
 /// Runs `once` at each tick and nudge until the end.

@@ -6,10 +6,12 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::run_loop;
 use crate::app::{App, AppError};
 
+const HALF_A_SECOND: Duration = Duration::from_millis(500);
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -77,6 +79,24 @@ pub async fn keep_pulse(app: App, stop: CancellationToken) {
             app.nudge.sweep.notify_one();
         }
         Ok::<_, AppError>(changed.then_some("rules"))
+    })
+    .await;
+}
+
+/// Takes on the logs that other replicas want of nodes whose session is here; each is handed over in a task of its own.
+pub async fn hand_logs_over(app: App, tasks: TaskTracker, stop: CancellationToken) {
+    run_loop("hand_logs_over", HALF_A_SECOND, &Notify::new(), stop.clone(), || async {
+        let taken = app.take_on_logs().await?;
+        let count = taken.len();
+        for handover in taken {
+            let (app, stop) = (app.clone(), stop.clone());
+            tasks.spawn(async move {
+                if let Err(error) = app.hand_over(handover, stop).await {
+                    tracing::warn!(%error, "a log was not handed over");
+                }
+            });
+        }
+        Ok::<_, AppError>((count > 0).then_some(count))
     })
     .await;
 }

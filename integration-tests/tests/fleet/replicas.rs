@@ -8,7 +8,7 @@ use carrel_proto::v1::workspace::State;
 use carrel_proto::v1::{self as pb};
 use integration_tests::callers::Callers;
 use integration_tests::chance::Chance;
-use integration_tests::client::millis;
+use integration_tests::client::{millis, reason};
 use integration_tests::rig::{Rig, Shape};
 use tonic::Code;
 
@@ -201,6 +201,58 @@ async fn a_replica_that_cannot_reach_postgres_says_so_and_the_others_serve() {
     }
     assert_eq!(rig.desk("ada").await, before);
     assert_undisturbed(&rig, &["ada"]);
+}
+
+#[tokio::test]
+async fn a_log_is_told_by_any_replica_wherever_the_session_is() {
+    let mut rig = Rig::start(Shape::new(1, 3)).await;
+    let clients = [0, 1, 2].map(|index| rig.replicas()[index].client());
+    clients[0].start_and_wait("ada").await;
+    let expected = clients[0].try_logs("ada", 10).await.unwrap();
+    assert!(expected[0].1.contains("tiny: test, generation 1"), "{expected:?}");
+    for client in &clients {
+        assert_eq!(client.try_logs("ada", 10).await.unwrap(), expected);
+    }
+    // Followed from everywhere, to the end of the container.
+    let followers = clients.clone().map(|client| {
+        tokio::spawn(async move {
+            let name = integration_tests::client::name_of("ada");
+            let request = pb::TailWorkspaceLogsRequest { name, lines: 10, follow: true };
+            let mut stream = client.workspaces.clone().tail_workspace_logs(request).await?.into_inner();
+            let mut text = String::new();
+            while let Some(piece) = stream.message().await? {
+                text += &piece.chunk.unwrap().text;
+            }
+            Ok::<_, tonic::Status>(text)
+        })
+    });
+    until("all are followed", Duration::from_secs(10), async || {
+        rig.database().text("SELECT count(*)::text FROM log_tails WHERE served_at IS NOT NULL").await == "2"
+    })
+    .await;
+    let desk = rig.desk("ada").await;
+    rig.hosts()[0].run("sh", &["-c", &format!("echo said later >/proc/$({})/fd/1", pid_of(&rig, &desk.id))]);
+    clients[1].stop_and_wait("ada").await;
+    for follower in followers {
+        let text = follower.await.unwrap().expect("the log ended with the container");
+        assert!(text.contains("tiny: test, generation 1") && text.contains("said later"), "{text:?}");
+    }
+    let left = "SELECT (SELECT count(*) FROM log_tails) || ' ' || (SELECT count(*) FROM log_pieces)";
+    until("nothing is left", Duration::from_secs(5), async || rig.database().text(left).await == "0 0").await;
+    // Without any session there is nobody to ask.
+    rig.host(0).kill_agent();
+    for client in &clients {
+        let status = client.try_logs("ada", 10).await.unwrap_err();
+        assert_eq!((status.code(), reason(&status).as_str()), (Code::Unavailable, "NODE_AWAY"), "{status}");
+    }
+}
+
+/// A command that prints the process id of a container's program.
+fn pid_of(rig: &Rig, container: &str) -> String {
+    format!(
+        "docker --host {} inspect --format '{{{{.State.Pid}}}}' {container}",
+        rig.hosts()[0].docker_host()
+    )
 }
 
 /// A student who starts and stops a desk over and over: each call counts once, or its generation would tell.
