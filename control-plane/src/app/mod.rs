@@ -7,6 +7,7 @@ mod access;
 mod enrolment;
 mod error;
 mod events;
+mod fencing;
 mod heartbeats;
 mod idle;
 mod images;
@@ -24,6 +25,7 @@ mod workspaces;
 
 pub use enrolment::{Applicant, Certified};
 pub use error::{AppError, Result};
+pub use fencing::NodeLoss;
 pub use heartbeats::Heartbeats;
 pub use idle::IdleCheck;
 pub use logs::{LogOrder, LogPart, LogTails};

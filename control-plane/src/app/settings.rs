@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use carrel_common::id::ClusterId;
 
+use crate::domain::lease::LeaseTerms;
 use crate::domain::policy::Defaults;
 use crate::domain::reconcile::OrderTimes;
 use crate::domain::workspace::Stays;
@@ -32,6 +33,8 @@ pub struct Settings {
     pub unreachable_after: Duration,
     /// Life of a node's certificate.
     pub node_certificate_ttl: Duration,
+    /// How long nodes may run without an ack, and how long they are waited for.
+    pub lease: LeaseTerms,
     /// Events are kept this long.
     pub events_kept: Duration,
 }

@@ -1,12 +1,14 @@
 //! The decisions, as pure functions: values in, value out, `now` an argument; no async, no IO.
 //!
 //! `workspace` is the life of a workspace, `idle` when one is stopped for want of activity, `placement` which node takes
-//! one, `reconcile` what a node is told to run and what becomes of orphans, `node` whether a node is heard of.
+//! one, `reconcile` what a node is told to run and what becomes of orphans, `node` whether a node is heard of, `lease` when it is
+//! given up.
 //! Everything around this folder only carries.
 
 pub mod event;
 pub mod idle;
 pub mod join;
+pub mod lease;
 pub mod node;
 pub mod placement;
 pub mod policy;
