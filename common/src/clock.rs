@@ -11,6 +11,8 @@ pub trait Clock: Send + Sync + 'static {
     fn now(&self) -> OffsetDateTime;
     /// Time since an arbitrary moment; never steps.
     fn monotonic(&self) -> Duration;
+    /// Time since the host was started, the time it slept included; never steps, and is the same for every process of the host.
+    fn boot(&self) -> Duration;
 }
 
 /// The machine's clock.
@@ -36,6 +38,10 @@ impl Clock for SystemClock {
     fn monotonic(&self) -> Duration {
         self.start.elapsed()
     }
+    fn boot(&self) -> Duration {
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::try_from(time).unwrap_or_default()
+    }
 }
 
 /// A clock that moves when a test says so.
@@ -49,7 +55,7 @@ impl ManualClock {
     pub fn new(now: OffsetDateTime) -> Self {
         Self { state: Mutex::new((now, Duration::ZERO)) }
     }
-    /// Moves both times on.
+    /// Moves all times on.
     pub fn advance(&self, by: Duration) {
         let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         state.0 += by;
@@ -63,5 +69,9 @@ impl Clock for ManualClock {
     }
     fn monotonic(&self) -> Duration {
         self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner).1
+    }
+    /// The host was started when the clock was made.
+    fn boot(&self) -> Duration {
+        self.monotonic()
     }
 }

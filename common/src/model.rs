@@ -298,6 +298,8 @@ pub enum Observed {
         /// Whether the files went to the trash, when the item asked for it; `Err` says why not.
         purge: Result<bool, String>,
     },
+    /// Ended and removed since the node's lease had run out, and never again in this generation.
+    Fenced,
 }
 
 /// Health of a part of a node.

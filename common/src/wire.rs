@@ -382,6 +382,10 @@ impl From<Observation> for pb::Observation {
                     Err(problem) => message.purge_error = problem,
                 }
             }
+            Observed::Fenced => {
+                message.set_state(pb::observation::State::Gone);
+                message.lease_over = true;
+            }
         }
         message
     }
@@ -403,6 +407,7 @@ impl TryFrom<pb::Observation> for Observation {
                 let reason = variant::<pb::workspace::StatusReason>("observation.reason", m.reason)?;
                 Observed::Failed(reason.try_into()?)
             }
+            pb::observation::State::Gone if m.lease_over => Observed::Fenced,
             pb::observation::State::Gone if m.purge_error.is_empty() => {
                 Observed::Gone { purge: Ok(m.purged) }
             }

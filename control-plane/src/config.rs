@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::app::Settings;
 use crate::domain::idle::IdlePolicy;
+use crate::domain::lease::LeaseTerms;
 use crate::domain::policy::Defaults;
 use crate::domain::reconcile::OrderTimes;
 use crate::domain::workspace::Stays;
@@ -183,6 +184,18 @@ pub struct ServeArgs {
     /// short enough to empty a host within a lesson).
     #[arg(long, env = "CARREL_DRAIN_IDLE_MOMENT", default_value = "2m", value_parser = humantime::parse_duration)]
     pub drain_idle_moment: Duration,
+    /// F: a node ends all its workspaces by itself this long after it sent the last heartbeat that was acked.
+    #[arg(long, env = "CARREL_FENCE_AFTER", default_value = "10m", value_parser = humantime::parse_duration)]
+    pub fence_after: Duration,
+    /// S: how long that may take.
+    #[arg(long, env = "CARREL_STOP_BUDGET", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub stop_budget: Duration,
+    /// M: what is waited on top before workspaces are moved, for clocks that differ and hosts that are slow.
+    #[arg(long, env = "CARREL_LEASE_MARGIN", default_value = "1m", value_parser = humantime::parse_duration)]
+    pub lease_margin: Duration,
+    /// A silent node's workspaces are moved after this long; never less than F + S + M, which is the default.
+    #[arg(long, env = "CARREL_REPLACE_AFTER", value_parser = humantime::parse_duration)]
+    pub replace_after: Option<Duration>,
     /// Events are kept this long.
     #[arg(long, env = "CARREL_EVENTS_KEPT", default_value = "90days", value_parser = humantime::parse_duration)]
     pub events_kept: Duration,
@@ -277,10 +290,22 @@ impl ServeArgs {
             ("--longest-starting", self.longest_starting),
             ("--longest-stopping", self.longest_stopping),
             ("--heartbeat-interval", self.heartbeat_interval),
+            ("--stop-budget", self.stop_budget),
+            ("--lease-margin", self.lease_margin),
         ] {
             if span < Duration::from_millis(100) {
                 return bad(flag, "must be at least 100ms");
             }
+        }
+        if self.fence_after <= self.unreachable_after {
+            return bad("--fence-after", "must be longer than --unreachable-after");
+        }
+        if self.lease().replace_after < self.lease().shortest_replace_after() {
+            return bad(
+                "--replace-after",
+                "must be at least --fence-after, --stop-budget and --lease-margin together: a workspace must not start elsewhere \
+                 while the old one may still write",
+            );
         }
         if self.longest_stopping <= self.stop_grace {
             return bad("--longest-stopping", "must be longer than --stop-grace");
@@ -289,6 +314,13 @@ impl ServeArgs {
             return bad("--probe-path", "must begin with /");
         }
         Ok(())
+    }
+
+    /// How long nodes may run without an ack, and how long they are waited for.
+    fn lease(&self) -> LeaseTerms {
+        let (fence_after, stop_budget, margin) = (self.fence_after, self.stop_budget, self.lease_margin);
+        let terms = LeaseTerms { fence_after, stop_budget, margin, replace_after: Duration::ZERO };
+        LeaseTerms { replace_after: self.replace_after.unwrap_or(terms.shortest_replace_after()), ..terms }
     }
 
     /// What the use cases work with.
@@ -333,6 +365,7 @@ impl ServeArgs {
             unreachable_after: self.unreachable_after,
             node_certificate_ttl: self.node_certificate_ttl,
             drain_idle_moment: self.drain_idle_moment,
+            lease: self.lease(),
             events_kept: self.events_kept,
         }
     }
@@ -372,6 +405,27 @@ mod tests {
                 .check()
                 .is_ok()
         );
+    }
+
+    #[test]
+    fn nothing_is_moved_before_the_old_host_has_ended_it() {
+        let with = |flags: &[&str]| {
+            let args = parse(&[&["--dev"], flags].concat());
+            args.check().map(|()| args.lease().replace_after)
+        };
+        assert_eq!(with(&[]), Ok(Duration::from_secs(690)));
+        let short = [
+            "--heartbeat-interval=500ms",
+            "--unreachable-after=2s",
+            "--fence-after=6s",
+            "--stop-budget=1s",
+            "--lease-margin=1s",
+        ];
+        assert_eq!(with(&short), Ok(Duration::from_secs(8)));
+        assert_eq!(with(&[&short[..], &["--replace-after=20s"]].concat()), Ok(Duration::from_secs(20)));
+        assert!(with(&[&short[..], &["--replace-after=7s"]].concat()).is_err());
+        assert!(with(&["--replace-after=689s"]).is_err());
+        assert!(with(&["--fence-after=30s"]).is_err(), "no longer than until a node is unreachable");
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What the control plane counts; the names are documented in the README.
 
 use carrel_common::model::{StopReason, Verdict};
-use opentelemetry::metrics::{Counter, Histogram};
+use opentelemetry::metrics::{Counter, Gauge, Histogram};
 use opentelemetry::{KeyValue, global};
 
 /// The instruments.
@@ -13,6 +13,9 @@ pub struct Metrics {
     lateness: Histogram<f64>,
     orphans: Counter<u64>,
     sessions: Counter<u64>,
+    fences: Counter<u64>,
+    nodes: Gauge<u64>,
+    held: Gauge<u64>,
 }
 
 impl Default for Metrics {
@@ -42,6 +45,15 @@ impl Default for Metrics {
             sessions: meter
                 .u64_counter("carrel_agent_sessions")
                 .with_description("Sessions of node agents that were accepted; beyond the first, reconnects.")
+                .build(),
+            fences: meter
+                .u64_counter("carrel_fences")
+                .with_description("Nodes that were given up, by why.")
+                .build(),
+            nodes: meter.u64_gauge("carrel_nodes").with_description("Nodes, by state.").build(),
+            held: meter
+                .u64_gauge("carrel_replacements_held")
+                .with_description("Nodes that would be given up, but for so many others that are silent.")
                 .build(),
         }
     }
@@ -74,6 +86,18 @@ impl Metrics {
             Verdict::Hold => "hold",
         };
         self.orphans.add(1, &[KeyValue::new("verdict", name)]);
+    }
+    /// A node was given up.
+    pub fn fenced(&self, reason: &'static str) {
+        self.fences.add(1, &[KeyValue::new("reason", reason)]);
+    }
+    /// So many nodes are in this state.
+    pub fn nodes(&self, state: &'static str, count: usize) {
+        self.nodes.record(u64::try_from(count).unwrap_or(u64::MAX), &[KeyValue::new("state", state)]);
+    }
+    /// So many nodes would be given up, but for the others that are silent.
+    pub fn replacements_held(&self, count: usize) {
+        self.held.record(u64::try_from(count).unwrap_or(u64::MAX), &[]);
     }
     /// A session was accepted.
     pub fn session_accepted(&self) {

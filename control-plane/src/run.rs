@@ -86,6 +86,8 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     tasks.spawn(tasks::give_up_nodes(app.clone(), looping.clone()));
     tasks.spawn(tasks::see_to_drains(app.clone(), looping.clone()));
     tasks.spawn(tasks::hand_logs_over(app.clone(), tasks.clone(), looping.clone()));
+    tasks.spawn(tasks::watch_leases(app.clone(), looping.clone()));
+    tasks.spawn(tasks::release_lost(app.clone(), looping.clone()));
     tasks.spawn(tasks::drop_old(app.clone(), looping.clone()));
     tasks.spawn(tasks::watch_database(app.clone(), ready_now, looping.clone()));
     let writer = app.clone();

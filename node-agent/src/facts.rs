@@ -50,12 +50,20 @@ pub fn gather() -> io::Result<HostFacts> {
         .map(|id| id.trim().to_owned())
         .find(|id| !id.is_empty())
         .unwrap_or_else(|| format!("hostname:{hostname}"));
-    let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+    let boot_id = boot_id()?;
     let processors = std::thread::available_parallelism()?.get();
     let memory_bytes = memory_total(&fs::read_to_string("/proc/meminfo")?)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo does not say MemTotal"))?;
     let cpu_millicores = i64::try_from(processors).unwrap_or(1).saturating_mul(1000);
     Ok(HostFacts { hostname, machine_id, boot_id, cpu_millicores, memory_bytes })
+}
+
+/// The kernel's id of this boot.
+///
+/// # Errors
+/// When `/proc` cannot be read.
+pub fn boot_id() -> io::Result<String> {
+    Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
 fn memory_total(meminfo: &str) -> Option<i64> {

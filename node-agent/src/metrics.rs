@@ -6,7 +6,7 @@
 //! | `carrel_agent_start_seconds` | `phase` (`queue`, `storage`, `create`, `pull`, `start`, `probe`, `total`) | time a start spent in it |
 //! | `carrel_agent_starts_total` | `outcome` (`running`, or the reason of the failure) | starts that ended |
 //! | `carrel_agent_pulls_total` | `outcome` (`pulled`, `refused`, `unknown`) | pulls of an image that ended |
-//! | `carrel_agent_stops_total` | `kind` (`ordered`, `superseded`, `orphan`) | containers removed |
+//! | `carrel_agent_stops_total` | `kind` (`ordered`, `superseded`, `orphan`, `fenced`) | containers removed |
 //! | `carrel_agent_restarts_total` | `counted` | restarts after a program ended |
 //! | `carrel_agent_orphans_total` | `verdict` | verdicts received on orphans |
 //! | `carrel_agent_stops_withheld_total` | – | orphan stops that the breaker held back |
@@ -15,6 +15,8 @@
 //! | `carrel_agent_refused_sets_total` | – | desired sets refused for their pair or digest |
 //! | `carrel_agent_docker_outages_total` | – | times Docker was lost |
 //! | `carrel_agent_certificate_expiry_timestamp_seconds` | – | when the node's certificate ends, in seconds since 1970 |
+//! | `carrel_agent_lease_left_seconds` | – | how long the lease holds without another ack |
+//! | `carrel_agent_fence_process` | – | 1 while a fence process watches the lease |
 
 use std::time::Duration;
 
@@ -39,6 +41,8 @@ pub struct Metrics {
     refused: Counter<u64>,
     outages: Counter<u64>,
     certificate: Gauge<i64>,
+    lease_left: Gauge<f64>,
+    fence_process: Gauge<u64>,
 }
 
 impl Metrics {
@@ -71,6 +75,15 @@ impl Metrics {
                 .i64_gauge("carrel_agent_certificate_expiry_timestamp")
                 .with_unit("s")
                 .with_description("When the node's certificate ends, since 1970")
+                .build(),
+            lease_left: meter
+                .f64_gauge("carrel_agent_lease_left")
+                .with_unit("s")
+                .with_description("How long the lease holds without another ack")
+                .build(),
+            fence_process: meter
+                .u64_gauge("carrel_agent_fence_process")
+                .with_description("1 while a fence process watches the lease")
                 .build(),
         }
     }
@@ -144,5 +157,11 @@ impl Metrics {
     /// Docker was lost.
     pub fn outage(&self) {
         self.outages.add(1, &[]);
+    }
+
+    /// How long the lease holds, and whether a fence process watches it.
+    pub fn lease(&self, left: Duration, watched: bool) {
+        self.lease_left.record(left.as_secs_f64(), &[]);
+        self.fence_process.record(u64::from(watched), &[]);
     }
 }

@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Endpoint;
 
 use crate::config::Config;
-use crate::driver::host::{Host, Limits};
+use crate::driver::host::{Host, Kept, Limits};
 use crate::driver::{self, Accepted, EngineState, Links, images};
 use crate::enroll::{Identity, Obtain, Renewing};
 use crate::facts::{self, HostFacts};
@@ -116,8 +116,11 @@ async fn start(
         budget: Budget { restarts: usize::from(config.crash_budget), window: config.crash_window },
         reconcile_interval: config.reconcile_interval,
     };
-    let state_dir = config.state_dir.clone();
-    let (host, wanted) = Host::new(docker, storage, state_dir, metrics, clock, scope, limits);
+    let (state_dir, boot_id, its_clock) =
+        (config.state_dir.clone(), host_facts.boot_id.clone(), Arc::clone(&clock));
+    let kept = tokio::task::spawn_blocking(move || Kept::open(&state_dir, &boot_id, its_clock)).await?;
+    let kept = kept.context("the lease's files below --state-dir")?;
+    let (host, wanted) = Host::new(docker, storage, kept, metrics, clock, scope, limits);
     let host = Arc::new(host);
     tracker.spawn(images::run(Arc::clone(&host), wanted, stop.clone()));
     spawn_parts(config, host, identity, host_facts, endpoints, tracker, stop);
@@ -161,6 +164,7 @@ fn spawn_parts(
     let watched = Arc::clone(&host);
     let (for_storage, for_driver, for_session) = (stop.clone(), stop.clone(), stop.clone());
     tracker.spawn(async move { watched.storage.watch(for_storage).await });
+    tracker.spawn(Arc::clone(&host.lease).keep(host.metrics.clone(), stop.clone()));
     tracker.spawn(driver::run(host, links, for_driver));
     tracker.spawn(session.run(for_session));
 }

@@ -124,6 +124,11 @@ pub enum AppError {
     /// Not a node of ours, or the wrong secret.
     #[error("node {0} is not known here, or its secret is wrong")]
     NodeUnknown(NodeId),
+    /// An operator says that it is dead, and it speaks.
+    #[error(
+        "node {0} gives signs of life, so it is not dead: drain it, or stop its host and wait until it is UNREACHABLE"
+    )]
+    NodeStillHeard(NodeId),
     /// The node was enrolled on another host or another Docker daemon.
     #[error(
         "node {node} was enrolled with another {what}; enrol this host anew with an empty state directory"

@@ -45,6 +45,7 @@ impl App {
             facts.docker_version.clone_from(&node.facts.docker_version);
         }
         let session = work.accept_session(id, &facts, process_start).await?;
+        work.promise_lease(id, self.settings.lease.promised()).await?;
         let entry = Entry::new("node.connected", Actor::Agent).with("session_epoch", session.session_epoch);
         work.append(about(id), entry).await?;
         self.nudge.ring(&work.commit().await?);
@@ -75,7 +76,7 @@ impl App {
                 NodeState::Degraded => {
                     ("node.degraded", docker.problem.clone().or_else(|| storage.problem.clone()))
                 }
-                NodeState::Ready | NodeState::Unreachable => ("node.recovered", None),
+                NodeState::Ready | NodeState::Unreachable | NodeState::Fenced => ("node.recovered", None),
             };
             let (reason, message) = problem.unwrap_or_default();
             let entry = Entry::new(kind, Actor::Agent).because(reason).with("message", message);
@@ -87,6 +88,17 @@ impl App {
         self.nudge.ring(&touched);
         let back = before.state == NodeState::Unreachable && before.last_heartbeat_at.is_some();
         Ok(if back { HeartbeatOutcome::BackFromSilence } else { HeartbeatOutcome::Committed })
+    }
+
+    /// The agent has had an ack in this session: its lease is counted by what this session promised.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn settle_lease(&self, id: NodeId, session_epoch: i64) -> Result<()> {
+        let mut work = self.store.begin().await?;
+        work.settle_lease(id, session_epoch, self.settings.lease.promised()).await?;
+        self.nudge.ring(&work.commit().await?);
+        Ok(())
     }
 
     /// The complete desired set of a node.
@@ -109,7 +121,7 @@ impl App {
         let Some(node) = work.lock_node(id).await? else { return Ok(0) };
         let now = work.now().await?;
         let heard = node.last_heartbeat_at.is_some_and(|at| now < at + self.settings.unreachable_after);
-        if heard {
+        if heard || node.state == NodeState::Fenced {
             return Ok(0);
         }
         if node.state != NodeState::Unreachable {

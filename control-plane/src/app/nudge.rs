@@ -20,6 +20,8 @@ pub struct Nudge {
     events: watch::Sender<u64>,
     /// Somebody waits for a place, or one became free.
     pub queue: Notify,
+    /// A node was given up: what it held is to be moved or stopped.
+    pub lost: Notify,
     /// The rules have changed: every deadline is to be looked at anew.
     pub sweep: Notify,
     idle: mpsc::UnboundedSender<IdleDue>,
@@ -33,6 +35,7 @@ impl Nudge {
         let nudge = Self {
             events: watch::Sender::new(0),
             queue: Notify::new(),
+            lost: Notify::new(),
             sweep: Notify::new(),
             idle,
             nodes: Mutex::default(),

@@ -64,10 +64,10 @@ impl App {
         };
         // A node may report on its own workspaces only.
         let placement = work.find_placement(before.uid).await?.filter(|placement| placement.node == node);
-        let Some(report) = placement.and_then(|placement| concerns(&placement, &before, seen)) else {
-            return Ok(None);
-        };
-        if let (Report::Gone { .. }, Some(placement)) = (&report, work.find_placement(before.uid).await?) {
+        let Some(placement) = placement else { return Ok(None) };
+        let lost = || self.node_lost(&before, &activity, now);
+        let Some(event) = concerns(&placement, &before, seen, lost) else { return Ok(None) };
+        if matches!(event, Event::Report(Report::Gone { .. }) | Event::NodeLost { .. }) {
             work.release_placement(&placement).await?;
             if let Observed::Gone { purge: Err(problem) } = &seen.state {
                 let subject =
@@ -77,7 +77,7 @@ impl App {
                 work.append(subject, entry).await?;
             }
         }
-        let (mut next, log) = before.apply(Event::Report(report), now)?;
+        let (mut next, log) = before.apply(event, now)?;
         if before.state == State::Unreachable && next.state == State::Running {
             // While the node was silent nobody could see activity: the idle clock stood still.
             let rules = self.rules.get();
@@ -90,8 +90,8 @@ impl App {
         Ok(Some((before, after)))
     }
 
-    /// Counts, logs and times what a report changed.
-    fn note(&self, before: &Workspace, after: &Workspace) {
+    /// Counts, logs and times what a report, or the loss of a node, changed.
+    pub(super) fn note(&self, before: &Workspace, after: &Workspace) {
         if before.state == after.state {
             return;
         }
@@ -123,28 +123,34 @@ impl App {
 }
 
 /// What a report means for the workspace, if it means anything: it is about the generation that holds the placement.
-fn concerns(placement: &Placement, workspace: &Workspace, seen: &Observation) -> Option<Report> {
+fn concerns(
+    placement: &Placement,
+    workspace: &Workspace,
+    seen: &Observation,
+    lost: impl FnOnce() -> Event,
+) -> Option<Event> {
     if seen.generation != placement.generation {
         return None;
     }
     let present = seen.generation == workspace.generation;
-    match &seen.state {
+    let report = match &seen.state {
+        // Its node ended it as its own lease was over: the same as if the control plane had given the node up.
+        Observed::Fenced => return Some(lost()),
         // Of an older generation only its end counts.
         Observed::Gone { purge } => {
-            Some(Report::Gone { purged: matches!(purge, Ok(true)), exit_code: seen.exit_code })
+            Report::Gone { purged: matches!(purge, Ok(true)), exit_code: seen.exit_code }
         }
-        _ if !present => None,
-        Observed::Starting(stage) => {
-            Some(Report::Starting { stage: *stage, pull_percent: seen.pull_percent })
-        }
+        _ if !present => return None,
+        Observed::Starting(stage) => Report::Starting { stage: *stage, pull_percent: seen.pull_percent },
         Observed::Running { endpoint } => {
-            Some(Report::Running { endpoint: endpoint.clone(), image_digest: seen.image_digest.clone() })
+            Report::Running { endpoint: endpoint.clone(), image_digest: seen.image_digest.clone() }
         }
         Observed::Restarting => {
-            Some(Report::Restarting { exit_code: seen.exit_code, message: seen.message.clone() })
+            Report::Restarting { exit_code: seen.exit_code, message: seen.message.clone() }
         }
         Observed::Failed(reason) => {
-            Some(Report::Failed { reason: *reason, exit_code: seen.exit_code, message: seen.message.clone() })
+            Report::Failed { reason: *reason, exit_code: seen.exit_code, message: seen.message.clone() }
         }
-    }
+    };
+    Some(Event::Report(report))
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use carrel_common::id::ClusterId;
 
+use crate::domain::lease::LeaseTerms;
 use crate::domain::policy::Defaults;
 use crate::domain::reconcile::OrderTimes;
 use crate::domain::workspace::Stays;
@@ -34,6 +35,8 @@ pub struct Settings {
     pub node_certificate_ttl: Duration,
     /// A workspace leaves a node that is being emptied when it had no input for this long.
     pub drain_idle_moment: Duration,
+    /// How long nodes may run without an ack, and how long they are waited for.
+    pub lease: LeaseTerms,
     /// Events are kept this long.
     pub events_kept: Duration,
 }

@@ -15,15 +15,21 @@ pub enum NodeState {
     Degraded,
     /// Not heard of: nothing is placed there, and nothing is decided about what runs there.
     Unreachable,
+    /// Given up: nothing runs there any more, and its workspaces are moved or stopped. It comes back by a new session.
+    Fenced,
 }
 
 impl NodeState {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Ready, Self::Degraded, Self::Unreachable, Self::Fenced];
+
     /// As stored and as in the API.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "READY",
             Self::Degraded => "DEGRADED",
             Self::Unreachable => "UNREACHABLE",
+            Self::Fenced => "FENCED",
         }
     }
 }
@@ -38,6 +44,8 @@ pub enum Standing {
     Degraded,
     /// Not heard of.
     Unreachable,
+    /// Given up: its lease ran out, or it was confirmed dead.
+    Fenced,
     /// Being emptied.
     Draining,
     /// Empty after a drain.
@@ -113,6 +121,7 @@ impl Node {
         }
         match (self.state, &self.drain) {
             (NodeState::Unreachable, _) => Standing::Unreachable,
+            (NodeState::Fenced, _) => Standing::Fenced,
             (_, Some(NodeDrain { drained_at: Some(_), .. })) => Standing::Drained,
             (_, Some(_)) => Standing::Draining,
             (NodeState::Degraded, None) => Standing::Degraded,

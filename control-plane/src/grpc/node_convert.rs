@@ -14,6 +14,7 @@ fn state(standing: Standing) -> pb::node::State {
         Standing::Ready => pb::node::State::Ready,
         Standing::Degraded => pb::node::State::Degraded,
         Standing::Unreachable => pb::node::State::Unreachable,
+        Standing::Fenced => pb::node::State::Fenced,
         Standing::Draining => pb::node::State::Draining,
         Standing::Drained => pb::node::State::Drained,
         Standing::Removed => pb::node::State::Removed,

@@ -52,6 +52,8 @@ pub(super) struct Session {
     stop: CancellationToken,
     superseded: CancellationToken,
     epoch: i64,
+    /// The agent has had an ack in this session, and the store knows it.
+    lease_settled: bool,
     sent: Option<DesiredPair>,
     /// The images that were ordered last.
     images: Option<Vec<String>>,
@@ -67,7 +69,7 @@ impl Session {
         superseded: CancellationToken,
     ) -> Self {
         let (sent, images, tails) = (None, None, Tails::default());
-        Self { app, node, to, stop, superseded, epoch: 0, sent, images, tails }
+        Self { app, node, to, stop, superseded, epoch: 0, lease_settled: false, sent, images, tails }
     }
 
     pub(super) async fn run(mut self, mut incoming: Streaming<pb::SessionRequest>) {
@@ -158,6 +160,8 @@ impl Session {
             incarnation: settings.incarnation,
             heartbeat_interval: Some(duration(settings.heartbeat_interval)),
             cluster_id: settings.cluster.to_string(),
+            fence_after: Some(duration(settings.lease.fence_after)),
+            stop_budget: Some(duration(settings.lease.stop_budget)),
             ..pb::Welcome::default()
         };
         self.send(ToAgent::Welcome(welcome)).await
@@ -228,6 +232,9 @@ impl Session {
         match self.app.heartbeat_node(self.node, self.epoch, &docker, &storage).await? {
             HeartbeatOutcome::Superseded => Err(AppError::SessionSuperseded(self.node).into()),
             outcome => {
+                if heartbeat.last_acked > 0 && !std::mem::replace(&mut self.lease_settled, true) {
+                    self.app.settle_lease(self.node, self.epoch).await?;
+                }
                 self.send(ToAgent::HeartbeatAck(pb::HeartbeatAck { sequence: heartbeat.sequence })).await?;
                 if outcome == HeartbeatOutcome::BackFromSilence && heartbeat.sequence > 1 {
                     // What was decided during the silence has to meet everything that is true now.

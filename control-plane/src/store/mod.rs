@@ -8,6 +8,7 @@ mod activity;
 mod entity;
 mod error;
 mod events;
+mod fencing;
 mod housekeeping;
 mod images;
 mod join_tokens;

@@ -127,7 +127,8 @@ impl Store {
             .db
             .query_all_raw(sql(
                 "SELECT id FROM nodes n
-                 WHERE removed_at IS NULL AND coalesce(last_heartbeat_at, created_at) < clock_timestamp() - make_interval(secs => $1)
+                 WHERE removed_at IS NULL AND state <> 'FENCED'
+                   AND coalesce(last_heartbeat_at, created_at) < clock_timestamp() - make_interval(secs => $1)
                    AND (state <> 'UNREACHABLE' OR EXISTS (
                         SELECT 1 FROM workspaces w WHERE w.node_id = n.id AND w.state IN ('STARTING', 'RUNNING')))",
                 [silence.as_secs_f64().into()],
@@ -296,7 +297,7 @@ impl Work {
     pub async fn mark_unreachable(&mut self, id: NodeId) -> Result<()> {
         self.tx
             .execute_raw(sql(
-                "UPDATE nodes SET state = $2 WHERE id = $1",
+                "UPDATE nodes SET state = $2, replacement_held = false WHERE id = $1",
                 [id.0.into(), NodeState::Unreachable.as_str().into()],
             ))
             .await

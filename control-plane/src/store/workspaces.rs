@@ -176,7 +176,7 @@ impl Store {
         .await
     }
 
-    async fn uids(
+    pub(super) async fn uids(
         &self,
         query: &str,
         values: impl IntoIterator<Item = sea_orm::Value>,

@@ -3,6 +3,7 @@
 
 mod authority;
 mod idle_stopper;
+mod lease_watcher;
 mod watchers;
 
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use authority::keep_authority;
 pub use idle_stopper::IdleStopper;
+pub use lease_watcher::{release_lost, watch_leases};
 pub use watchers::{
     drop_old, end_overdue, give_up_nodes, hand_logs_over, keep_pulse, place_waiting, see_to_drains,
     watch_database,

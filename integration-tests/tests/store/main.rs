@@ -4,6 +4,7 @@
 
 mod drains;
 mod events;
+mod fencing;
 mod heartbeats;
 mod migrations;
 mod nodes;

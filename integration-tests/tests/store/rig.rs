@@ -7,6 +7,7 @@ use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
 use carrel_common::model::{Health, NodeFacts, Observation, Observed, Resources, Run, WorkspaceSpec};
 use control_plane::app::{App, Call, Heartbeats, LogTails, Nudge, Settings, SharedRules};
 use control_plane::domain::idle::IdlePolicy;
+use control_plane::domain::lease::LeaseTerms;
 use control_plane::domain::policy::Defaults;
 use control_plane::domain::reconcile::OrderTimes;
 use control_plane::domain::workspace::{State, Stays, Workspace};
@@ -69,6 +70,12 @@ impl Rig {
             unreachable_after: Duration::from_secs(30),
             node_certificate_ttl: Duration::from_secs(86_400),
             drain_idle_moment: Duration::from_secs(120),
+            lease: LeaseTerms {
+                fence_after: Duration::from_secs(600),
+                stop_budget: Duration::from_secs(30),
+                margin: Duration::from_secs(60),
+                replace_after: Duration::from_secs(690),
+            },
             events_kept: Duration::from_secs(3600),
         };
         change(&mut settings);

@@ -1,8 +1,13 @@
 //! The command line: one file a subcommand.
 
+mod fence;
 mod run;
 
+use std::io;
+
 use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 
@@ -18,6 +23,8 @@ struct Cli {
 enum Command {
     /// Run the agent until SIGTERM or SIGINT; containers run on afterwards.
     Run(Box<Config>),
+    /// Watch the agent's lease from a process of its own, and end every workspace of this host when it runs out.
+    Fence(fence::FenceArgs),
 }
 
 /// Does what the command line says.
@@ -27,5 +34,20 @@ enum Command {
 pub fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(config) => run::run(*config),
+        Command::Fence(args) => fence::run(args),
     }
+}
+
+/// Cancels `stop` at SIGTERM or SIGINT, and waits for the work to end.
+async fn until_signalled<T>(stop: &CancellationToken, work: impl Future<Output = T>) -> io::Result<T> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::pin!(work);
+    // Cancel-safe: the work is pinned and goes on below.
+    tokio::select! {
+        ended = &mut work => return Ok(ended),
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    stop.cancel();
+    Ok(work.await)
 }

@@ -14,6 +14,7 @@ use tracing::Instrument as _;
 use super::failure::{self, Failure};
 use super::host::Host;
 use super::images::Pull;
+use crate::fence::lease::LeaseError;
 use crate::logs;
 use crate::reconcile::crash::Verdict;
 use crate::reconcile::{From, Settled};
@@ -157,7 +158,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
                         tracing::warn!(%error, "the log of a container that is made anew was not kept");
                     }
                 }
-                self.host.runtime.ensure_removed(&id).await?;
+                self.host.removed(&id).await?;
             }
         }
         Ok(Step::Go(From::Nothing))
@@ -296,6 +297,12 @@ impl<'a, R: Runtime> Bring<'a, R> {
         if self.cancel.is_cancelled() {
             return Err(End::Cancelled);
         }
+        match self.host.leased(&id).await {
+            Ok(()) => {}
+            // It is tried again when there is a lease.
+            Err(LeaseError::NotHeld) => return Err(End::Cancelled),
+            Err(LeaseError::Files(error)) => return Err(failure::lease(&error).into()),
+        }
         let begun = self.host.clock.monotonic();
         let span = tracing::info_span!("container.start", otel.kind = "client");
         let started = async {
@@ -305,7 +312,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         let started = started.instrument(span).await;
         self.phase("start", begun);
         if let Err(RuntimeError::Remake { .. }) = started {
-            self.host.runtime.ensure_removed(&id).await?;
+            self.host.removed(&id).await?;
             return Ok(Step::Go(From::Nothing));
         }
         let Some(look) = started? else { return Ok(Step::Go(From::Nothing)) };

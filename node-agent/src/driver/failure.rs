@@ -30,6 +30,13 @@ pub(super) fn storage(message: String) -> Failure {
     Failure::of(StatusReason::StorageUnavailable, format!("Your files cannot be reached: {message}"))
 }
 
+pub(super) fn lease(error: &std::io::Error) -> Failure {
+    Failure::of(
+        StatusReason::RuntimeError,
+        format!("The workspace could not be started: its host cannot write its own files ({error})."),
+    )
+}
+
 pub(super) fn refused(error: &RuntimeError) -> Failure {
     Failure::of(StatusReason::RuntimeError, format!("The workspace could not be started: {error}"))
 }

@@ -1,6 +1,7 @@
 //! What the tasks that work on workspaces share.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -8,11 +9,12 @@ use carrel_common::clock::Clock;
 use tokio::sync::{Semaphore, broadcast};
 
 use super::images::{Images, Inbox};
+use crate::fence::lease::{Lease, LeaseError};
 use crate::logs::SavedLogs;
 use crate::metrics::Metrics;
 use crate::reconcile::crash::{Budget, Exits};
 use crate::reports::Reports;
-use crate::runtime::{Hint, Runtime, Scope};
+use crate::runtime::{Hint, Runtime, RuntimeError, Scope};
 use crate::storage::probe::Storage;
 
 /// Numbers that limit the work.
@@ -26,6 +28,26 @@ pub struct Limits {
     pub reconcile_interval: Duration,
 }
 
+/// What the agent keeps on its host's disk.
+#[derive(Debug)]
+pub struct Kept {
+    /// Whether workspaces may run here.
+    pub lease: Arc<Lease>,
+    /// Logs of containers that are gone.
+    pub saved_logs: SavedLogs,
+}
+
+impl Kept {
+    /// What is kept below `state_dir`, in the boot named `boot_id`. Blocking.
+    ///
+    /// # Errors
+    /// When the lease's files cannot be made or read.
+    pub fn open(state_dir: &Path, boot_id: &str, clock: Arc<dyn ShareClock>) -> io::Result<Self> {
+        let lease = Arc::new(Lease::open(state_dir, boot_id, clock)?);
+        Ok(Self { lease, saved_logs: SavedLogs::new(state_dir.join("logs")) })
+    }
+}
+
 /// One Docker host, as its tasks see it.
 #[derive(Debug)]
 pub struct Host<R> {
@@ -37,6 +59,8 @@ pub struct Host<R> {
     pub reports: Reports,
     /// The images here, and their pulls.
     pub images: Images,
+    /// Whether workspaces may run here.
+    pub lease: Arc<Lease>,
     /// Logs of containers that are gone.
     pub saved_logs: SavedLogs,
     /// The agent's numbers.
@@ -64,7 +88,7 @@ impl<R: Runtime> Host<R> {
     pub fn new(
         runtime: R,
         storage: Storage,
-        state_dir: PathBuf,
+        kept: Kept,
         metrics: Metrics,
         clock: Arc<dyn ShareClock>,
         scope: Scope,
@@ -76,7 +100,8 @@ impl<R: Runtime> Host<R> {
             storage,
             images,
             reports: Reports::new(&*clock),
-            saved_logs: SavedLogs::new(state_dir.join("logs")),
+            lease: kept.lease,
+            saved_logs: kept.saved_logs,
             metrics,
             clock,
             scope,
@@ -86,6 +111,22 @@ impl<R: Runtime> Host<R> {
             exits: Mutex::new(Exits::default()),
         };
         (host, inbox)
+    }
+
+    /// There is no such container, and it is on no list of the lease's.
+    pub(super) async fn removed(&self, id: &str) -> Result<(), RuntimeError> {
+        self.runtime.ensure_removed(id).await?;
+        let (lease, id) = (Arc::clone(&self.lease), id.to_owned());
+        // It fails only when the agent ends.
+        let _ = tokio::task::spawn_blocking(move || lease.after_removal(&id)).await;
+        Ok(())
+    }
+
+    /// The lease allows that a container is started, and will end it.
+    pub(super) async fn leased(&self, id: &str) -> Result<(), LeaseError> {
+        let (lease, id) = (Arc::clone(&self.lease), id.to_owned());
+        let asked = tokio::task::spawn_blocking(move || lease.before_start(&id)).await;
+        asked.unwrap_or(Err(LeaseError::NotHeld))
     }
 
     pub(super) fn exits(&self) -> std::sync::MutexGuard<'_, Exits> {

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use super::host::Host;
 use crate::reconcile::Listing;
-use crate::runtime::{EngineFacts, Hint, Runtime, RuntimeError};
+use crate::runtime::{EngineFacts, Found, Hint, Runtime, RuntimeError};
 
 /// Hints come in swarms; one listing serves all of so long a time.
 const GATHER: Duration = Duration::from_millis(20);
@@ -128,6 +128,8 @@ impl<R: Runtime> Lister<R> {
             self.hints = Some(self.host.runtime.hints(self.host.scope.cluster));
         }
         let (host, first) = (Arc::clone(&self.host), !self.connected);
+        // Nothing can have been started by this process yet.
+        let nothing_made = self.facts.is_none();
         self.work.spawn(async move {
             let facts = if first {
                 let facts = host.runtime.facts().await?;
@@ -138,6 +140,7 @@ impl<R: Runtime> Lister<R> {
             };
             let taken_at = host.clock.monotonic();
             let containers = host.runtime.list(host.scope.cluster, None).await?;
+            end_with_lease(&host, &containers, nothing_made).await;
             Ok((facts, Listing { taken_at, containers }))
         });
     }
@@ -195,6 +198,21 @@ impl<R: Runtime> Lister<R> {
                     self.due = now;
                 }
             }
+        }
+    }
+}
+
+/// Whoever started them, they end with this host's lease.
+async fn end_with_lease<R: Runtime>(host: &Host<R>, containers: &[Found], all: bool) {
+    let ids = containers.iter().map(|found| found.container.container_id.clone()).collect();
+    let lease = Arc::clone(&host.lease);
+    match tokio::task::spawn_blocking(move || lease.found(&ids, all)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            tracing::error!(%error, "containers are not on the fence's list: only the agent would end them")
+        }
+        Err(error) => {
+            tracing::error!(%error, "the fence's list was not written; this is a defect of the agent")
         }
     }
 }

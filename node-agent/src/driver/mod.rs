@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carrel_common::id::{Generation, WorkspaceUid};
-use carrel_common::model::{Container, DesiredItem, DesiredSet, Verdict};
+use carrel_common::model::{Container, DesiredItem, DesiredPair, DesiredSet, Verdict};
 use carrel_common::telemetry;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -26,6 +26,7 @@ use tracing::Instrument as _;
 use self::bring::{Bring, Outcome, SoFar};
 use self::host::Host;
 use self::listing::Lister;
+use crate::fence::lease::Ground;
 use crate::reconcile::{Action, Cause, Decisions, From, InFlight, Listing, Memory, Settled, View, diff};
 use crate::runtime::{Phase, Runtime};
 
@@ -76,6 +77,8 @@ struct Task {
 struct Driver<R> {
     host: Arc<Host<R>>,
     links: Links,
+    /// Whether workspaces may run, and what may never again.
+    ground: watch::Receiver<Ground>,
     lister: Lister<R>,
     tasks: JoinSet<Done>,
     running: BTreeMap<WorkspaceUid, Task>,
@@ -88,14 +91,18 @@ struct Driver<R> {
     /// When a workspace that was put off is due, by the monotonic clock.
     wake_at: Option<Duration>,
     withheld: usize,
+    /// What holds before a set has come.
+    no_set: Arc<DesiredSet>,
 }
 
 /// Runs until `stop`. Tasks that are under way are cut off then; their containers stay as they are.
 pub async fn run<R: Runtime>(host: Arc<Host<R>>, links: Links, stop: CancellationToken) {
     let lister = Lister::new(Arc::clone(&host));
+    let ground = host.lease.ground();
     let mut driver = Driver {
         host,
         links,
+        ground,
         lister,
         tasks: JoinSet::new(),
         running: BTreeMap::new(),
@@ -106,6 +113,7 @@ pub async fn run<R: Runtime>(host: Arc<Host<R>>, links: Links, stop: Cancellatio
         seen_before: BTreeSet::new(),
         wake_at: None,
         withheld: 0,
+        no_set: Arc::new(DesiredSet::new(DesiredPair { incarnation: 0, generation: 0 }, Vec::new())),
     };
     while driver.once(&stop).await {}
 }
@@ -124,6 +132,8 @@ impl<R: Runtime> Driver<R> {
                 }
                 self.new_set();
             }
+            // The lease holds again, has run out, or has run out over something that is there now.
+            Ok(()) = self.ground.changed() => {}
             Some(verdicts) = self.links.verdicts.recv() => self.take_verdicts(verdicts),
             Some(done) = self.tasks.join_next_with_id() => self.task_ended(done),
             found = self.lister.next() => self.listed(found),
@@ -237,12 +247,17 @@ impl<R: Runtime> Driver<R> {
 
     /// Decides and starts what is to be done now.
     fn look(&mut self) {
-        let Accepted { set: Some(set), fresh } = self.links.accepted.borrow().clone() else { return };
+        let Accepted { set, fresh } = self.links.accepted.borrow().clone();
+        // What a lease ran out over is removed before any set has come, too.
+        let set = set.unwrap_or_else(|| Arc::clone(&self.no_set));
         let Some(listing) = &self.listing else { return };
+        let over = Arc::clone(&self.ground.borrow_and_update().over);
         let in_flight = self.running.iter().map(|(workspace, task)| (*workspace, task.kind)).collect();
         let decisions = diff(&View {
             now: self.host.clock.monotonic(),
             set: &set,
+            lease: self.host.lease.standing(),
+            over: &over,
             session_fresh: fresh,
             listing,
             seen_before: &self.seen_before,
@@ -314,8 +329,12 @@ impl<R: Runtime> Driver<R> {
             Action::Clear { workspace, cause, containers } => {
                 let generation = containers.iter().map(|c| c.generation).max().unwrap_or(Generation(0));
                 let span = tracing::info_span!("workspace.clear", workspace.id = %workspace, %generation, node.id = %host.scope.node);
-                if cause == Cause::Orphan {
-                    tracing::warn!(parent: &span, "removing an orphan by the control plane's word");
+                match cause {
+                    Cause::Superseded => {}
+                    Cause::Orphan => {
+                        tracing::warn!(parent: &span, "removing an orphan by the control plane's word")
+                    }
+                    Cause::Fenced => tracing::warn!(parent: &span, "removing what the lease ran out over"),
                 }
                 let task = async move {
                     let settled = remove::clear(&host, workspace, cause, &containers).await;

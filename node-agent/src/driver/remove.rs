@@ -1,5 +1,6 @@
 //! Takes containers away: stop, keep the log's end, remove, and look whether they are gone.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use carrel_common::id::{Generation, WorkspaceUid};
@@ -95,20 +96,27 @@ pub(super) async fn clear<R: Runtime>(
         host.metrics.stopped(match cause {
             Cause::Superseded => "superseded",
             Cause::Orphan => "orphan",
+            Cause::Fenced => "fenced",
         });
     }
     if let Err(error) = confirm(host, workspace, which).await {
         tracing::warn!(%error, "the removal is not confirmed; trying again");
         return retry(host);
     }
-    if cause == Cause::Superseded {
-        let mut generations: Vec<Generation> =
-            containers.iter().map(|container| container.generation).collect();
-        generations.dedup();
-        for generation in generations {
-            host.reports.report(workspace, generation, Report::of(Observed::Gone { purge: Ok(false) }));
-        }
+    let (told, settled) = match cause {
+        Cause::Orphan => (None, again_now(host)),
+        Cause::Superseded => (Some(Observed::Gone { purge: Ok(false) }), again_now(host)),
+        // Never again in this generation: the control plane may be giving it to another host at this moment.
+        Cause::Fenced => (Some(Observed::Fenced), Settled::Gone),
+    };
+    let generations: BTreeSet<Generation> = containers.iter().map(|container| container.generation).collect();
+    for (state, generation) in told.iter().cycle().zip(generations) {
+        host.reports.report(workspace, generation, Report::of(state.clone()));
     }
+    settled
+}
+
+fn again_now<R: Runtime>(host: &Host<R>) -> Settled {
     Settled::Retry { not_before: host.clock.monotonic() }
 }
 
@@ -135,7 +143,7 @@ async fn take_away<R: Runtime>(
     {
         tracing::warn!(%error, "the end of the log was not kept");
     }
-    host.runtime.ensure_removed(id).await?;
+    host.removed(id).await?;
     Ok(end)
 }
 

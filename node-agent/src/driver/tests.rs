@@ -9,7 +9,8 @@ use carrel_common::model::{
 };
 
 use super::*;
-use crate::driver::host::Limits;
+use crate::driver::host::{Kept, Limits};
+use crate::fence::Terms;
 use crate::metrics::Metrics;
 use crate::reconcile::crash::Budget;
 use crate::runtime::Scope;
@@ -18,6 +19,8 @@ use crate::storage::check::Kind;
 use crate::storage::probe::Storage;
 
 const PATIENCE: Duration = Duration::from_secs(30);
+
+const TERMS: Terms = Terms { fence_after: Duration::from_secs(600), stop_budget: Duration::from_secs(30) };
 
 pub(super) struct Bench {
     pub(super) engine: Fake,
@@ -47,9 +50,10 @@ impl Bench {
         let engine = Fake::new();
         let scope = Scope { cluster: ClusterId::new(), node: NodeId::new() };
         let state_dir = dir.path().join("state");
-        let (host, inbox) =
-            Host::new(engine.clone(), storage, state_dir, Metrics::new(), clock, scope, limits);
+        let kept = Kept::open(&state_dir, "boot", clock.clone()).expect("opened");
+        let (host, inbox) = Host::new(engine.clone(), storage, kept, Metrics::new(), clock, scope, limits);
         let host = Arc::new(host);
+        host.lease.renew(host.lease.now(), TERMS).expect("leased");
         let (accepted, from_session) = watch::channel(Accepted::default());
         let (verdicts, from_verdicts) = mpsc::channel(1);
         let (engine_state, state) = watch::channel(EngineState::default());

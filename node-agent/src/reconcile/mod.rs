@@ -16,6 +16,7 @@ use std::time::Duration;
 use carrel_common::id::{Generation, WorkspaceUid};
 use carrel_common::model::{Container, DesiredItem, DesiredSet, Run, Verdict};
 
+use crate::fence::lease::Standing;
 use crate::runtime::{Found, Phase};
 
 /// All of our containers at one moment.
@@ -86,6 +87,8 @@ pub enum Cause {
     Superseded,
     /// The control plane says its generation is over.
     Orphan,
+    /// The lease ran out over it.
+    Fenced,
 }
 
 /// Something to do, for one workspace; at most one at a time.
@@ -136,6 +139,10 @@ pub struct View<'a> {
     pub now: Duration,
     /// The accepted desired set.
     pub set: &'a DesiredSet,
+    /// Whether workspaces may run on this host: nothing is started without a lease.
+    pub lease: Standing,
+    /// Containers that a lease has run out over.
+    pub over: &'a BTreeSet<String>,
     /// Whether a set was accepted in the session that stands now: before, nothing is destroyed without an order.
     pub session_fresh: bool,
     /// The newest listing.
@@ -197,7 +204,9 @@ pub fn diff(view: &View<'_>) -> Decisions {
 fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Decisions) {
     let stopped = matches!(item.run, Run::Stopped { .. });
     if let Some(task) = view.in_flight.get(&item.workspace) {
-        if matches!(task, InFlight::Bring(generation) if stopped || *generation != item.generation) {
+        let fenced = view.lease == Standing::Over || containers.iter().any(|found| is_over(view, found));
+        if matches!(task, InFlight::Bring(generation) if stopped || fenced || *generation != item.generation)
+        {
             out.actions.push(Action::Cancel { workspace: item.workspace });
         }
         return;
@@ -212,11 +221,7 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
         hold(view, item.workspace, &held, out);
         return;
     }
-    if let Some(Memory { settled: Settled::Retry { not_before }, generation, .. }) = memory
-        && *generation == item.generation
-        && *not_before > view.now
-    {
-        out.wake_at = Some(out.wake_at.map_or(*not_before, |at| at.min(*not_before)));
+    if put_off(view, memory.filter(|memory| memory.generation == item.generation), out) {
         return;
     }
     let known = memory.filter(|memory| memory.generation == item.generation).map(|memory| &memory.settled);
@@ -235,13 +240,33 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
         }
         return;
     }
+    let over: Vec<&&Found> = containers.iter().filter(|found| is_over(view, found)).collect();
+    if !over.is_empty() {
+        out.actions.push(clear(item.workspace, Cause::Fenced, &over));
+        return;
+    }
     let (same, older): (Vec<&&Found>, Vec<&&Found>) =
         containers.iter().partition(|found| found.container.generation == item.generation);
     if !older.is_empty() {
-        clear(view, item.workspace, Cause::Superseded, &older, out);
+        clear_when_sure(view, item.workspace, Cause::Superseded, &older, out);
         return;
     }
     bring(view, item, &same, known, out);
+}
+
+/// Whether it is not yet time to try again what did not work.
+fn put_off(view: &View<'_>, memory: Option<&Memory>, out: &mut Decisions) -> bool {
+    let Some(Memory { settled: Settled::Retry { not_before }, .. }) = memory else { return false };
+    if *not_before <= view.now {
+        return false;
+    }
+    out.wake_at = Some(out.wake_at.map_or(*not_before, |at| at.min(*not_before)));
+    true
+}
+
+/// Whether a lease has run out over a container: it never runs again, whatever is ordered.
+fn is_over(view: &View<'_>, found: &Found) -> bool {
+    view.over.contains(&found.container.container_id)
 }
 
 /// Whether a container is of a later time than the set knows of.
@@ -254,7 +279,7 @@ fn hold(view: &View<'_>, workspace: WorkspaceUid, held: &[&&Found], out: &mut De
     let (ordered, left): (Vec<&&Found>, Vec<&&Found>) =
         held.iter().copied().partition(|found| view.says(found, Verdict::StopByOrder));
     if !ordered.is_empty() {
-        clear(view, workspace, Cause::Orphan, &ordered, out);
+        clear_when_sure(view, workspace, Cause::Orphan, &ordered, out);
     }
     out.held += left.len();
     out.orphans.extend(left.into_iter().map(|found| found.container.clone()));
@@ -276,7 +301,9 @@ fn bring(
         running(a).cmp(&running(b)).then(b.container.container_id.cmp(&a.container.container_id))
     });
     let Some(found) = best else {
-        out.actions.push(Action::Bring { item: item.clone(), from: From::Nothing });
+        if view.lease == Standing::Leased {
+            out.actions.push(Action::Bring { item: item.clone(), from: From::Nothing });
+        }
         return;
     };
     if found.spec_digest != item.spec.digest() {
@@ -290,10 +317,31 @@ fn bring(
         Phase::Running if known == Some(&Settled::Running { container_id: id.clone() }) => return,
         Phase::Running => From::Running(id),
     };
-    out.actions.push(Action::Bring { item: item.clone(), from });
+    // What runs already is taken over without a lease, too: it is the lease's end that stops it.
+    let allowed = match view.lease {
+        Standing::Leased => true,
+        Standing::Unleased => matches!(from, From::Running(_)),
+        Standing::Over => false,
+    };
+    if allowed {
+        out.actions.push(Action::Bring { item: item.clone(), from });
+    }
 }
 
-fn clear(view: &View<'_>, workspace: WorkspaceUid, cause: Cause, which: &[&&Found], out: &mut Decisions) {
+fn clear(workspace: WorkspaceUid, cause: Cause, which: &[&&Found]) -> Action {
+    let mut containers: Vec<_> = which.iter().map(|found| found.container.clone()).collect();
+    containers.sort_by(|a, b| a.container_id.cmp(&b.container_id));
+    Action::Clear { workspace, cause, containers }
+}
+
+/// In a session that stands, and when two listings agree.
+fn clear_when_sure(
+    view: &View<'_>,
+    workspace: WorkspaceUid,
+    cause: Cause,
+    which: &[&&Found],
+    out: &mut Decisions,
+) {
     let twice = |found: &Found| view.seen_before.contains(&found.container.container_id);
     if !view.session_fresh {
         return;
@@ -302,9 +350,7 @@ fn clear(view: &View<'_>, workspace: WorkspaceUid, cause: Cause, which: &[&&Foun
         out.relist = true;
         return;
     }
-    let mut containers: Vec<_> = which.iter().map(|found| found.container.clone()).collect();
-    containers.sort_by(|a, b| a.container_id.cmp(&b.container_id));
-    out.actions.push(Action::Clear { workspace, cause, containers });
+    out.actions.push(clear(workspace, cause, which));
 }
 
 fn orphans(
@@ -313,13 +359,22 @@ fn orphans(
     found: &BTreeMap<WorkspaceUid, Vec<&Found>>,
     out: &mut Decisions,
 ) {
-    if !view.session_fresh {
-        return;
-    }
     let mut over = Vec::new();
     for (workspace, containers) in found {
-        let stale = view.memory.get(workspace).is_some_and(|memory| memory.at >= view.listing.taken_at);
+        let memory = view.memory.get(workspace);
+        let stale = memory.is_some_and(|memory| memory.at >= view.listing.taken_at);
         if stale || view.in_flight.contains_key(workspace) {
+            continue;
+        }
+        if put_off(view, memory, out) {
+            continue;
+        }
+        let fenced: Vec<&&Found> = containers.iter().filter(|found| is_over(view, found)).collect();
+        if !fenced.is_empty() {
+            out.actions.push(clear(*workspace, Cause::Fenced, &fenced));
+            continue;
+        }
+        if !view.session_fresh {
             continue;
         }
         let (seen, new): (Vec<&Found>, Vec<&Found>) =
@@ -332,9 +387,9 @@ fn orphans(
         out.orphans.extend(rest.into_iter().map(|found| found.container.clone()));
         // One action for a workspace at a time: what else is to go of it goes next.
         if !ordered.is_empty() {
-            out.actions.push(clearing(*workspace, &ordered));
+            out.actions.push(clear(*workspace, Cause::Orphan, &ordered.iter().collect::<Vec<_>>()));
         } else if !stop.is_empty() {
-            over.push((clearing(*workspace, &stop), stop));
+            over.push((clear(*workspace, Cause::Orphan, &stop.iter().collect::<Vec<_>>()), stop));
         }
     }
     let (few, share) = BREAKER;
@@ -345,10 +400,4 @@ fn orphans(
     } else {
         out.actions.extend(over.into_iter().map(|(action, _)| action));
     }
-}
-
-fn clearing(workspace: WorkspaceUid, which: &[&Found]) -> Action {
-    let mut containers: Vec<_> = which.iter().map(|found| found.container.clone()).collect();
-    containers.sort_by(|a, b| a.container_id.cmp(&b.container_id));
-    Action::Clear { workspace, cause: Cause::Orphan, containers }
 }

@@ -4,6 +4,7 @@ use carrel_common::model::{DesiredPair, Resources, StopReason, WorkspaceSpec};
 use super::*;
 
 mod laws;
+mod leases;
 
 fn uid(n: u128) -> WorkspaceUid {
     WorkspaceUid(format!("00000000-0000-0000-0000-{n:012}").parse().expect("a UUID"))
@@ -63,6 +64,8 @@ struct World {
     now: Duration,
     items: Vec<DesiredItem>,
     incarnation: i64,
+    lease: Standing,
+    over: BTreeSet<String>,
     fresh: bool,
     containers: Vec<Found>,
     seen_before: bool,
@@ -77,6 +80,8 @@ impl World {
             now: Duration::from_secs(100),
             items,
             incarnation: 1,
+            lease: Standing::Leased,
+            over: BTreeSet::new(),
             fresh: true,
             containers,
             seen_before: true,
@@ -105,6 +110,8 @@ impl World {
         diff(&View {
             now: self.now,
             set: &set,
+            lease: self.lease,
+            over: &self.over,
             session_fresh: self.fresh,
             listing: &listing,
             seen_before: &seen,
@@ -161,9 +168,15 @@ impl World {
                         (item.generation, Settled::Gone)
                     }
                 }
-                Action::Clear { containers, .. } => {
+                Action::Clear { containers, cause, .. } => {
                     self.containers.retain(|found| !containers.contains(&found.container));
-                    (Generation(0), Settled::Retry { not_before: self.now })
+                    let newest = containers.iter().map(|container| container.generation).max();
+                    match cause {
+                        Cause::Fenced => (newest.unwrap_or(Generation(0)), Settled::Gone),
+                        Cause::Superseded | Cause::Orphan => {
+                            (Generation(0), Settled::Retry { not_before: self.now })
+                        }
+                    }
                 }
                 Action::Cancel { .. } => continue,
             };

@@ -84,6 +84,8 @@ enum Ending {
     Superseded,
     #[error("the control plane stopped acking")]
     Silent,
+    #[error("the lease has run out: everything ends before another session")]
+    LeaseOver,
     #[error("the control plane takes no more messages")]
     Stuck,
     #[error("the control plane belongs to Carrel {theirs}, this node to {ours}")]
@@ -111,6 +113,7 @@ impl Ending {
             | Self::Unreachable(_)
             | Self::Closed
             | Self::Silent
+            | Self::LeaseOver
             | Self::Stuck
             | Self::Wire(_)
             | Self::NoWelcome => Ended::Broken,
@@ -127,6 +130,7 @@ impl Ending {
             Self::GoAway(_) => "go_away",
             Self::Superseded => "superseded",
             Self::Silent | Self::Stuck => "silent",
+            Self::LeaseOver => "lease_over",
             Self::OtherCluster { .. } => "refused",
             Self::Wire(_) | Self::NoWelcome => "protocol",
         }
@@ -141,6 +145,10 @@ impl<R: Runtime> Session<R> {
         let mut attempt = rand::random_range(0..self.endpoints.len());
         let mut process_start = true;
         while !stop.is_cancelled() {
+            // What ran under a lease that is over may have been given to another host: it ends before the control plane hears of us.
+            if stop.run_until_cancelled(self.host.lease.fenced()).await.is_none() {
+                return;
+            }
             let endpoint = self.endpoints[attempt % self.endpoints.len()].clone();
             attempt += 1;
             let (ending, stood) = self.one(&endpoint, process_start, &stop).await;

@@ -24,6 +24,8 @@ use crate::driver::Accepted;
 use crate::driver::images::References;
 use crate::enroll::{Identity, Proof};
 use crate::facts;
+use crate::fence::Terms;
+use crate::fence::lease::{LeaseError, Standing};
 use crate::runtime::Runtime;
 
 /// The control plane answers a Hello after a transaction.
@@ -51,8 +53,11 @@ struct Live<'a, R> {
     log_tasks: JoinSet<()>,
     log_handles: BTreeMap<i64, AbortHandle>,
     interval: Duration,
+    terms: Terms,
     sequence: i64,
     last_acked: i64,
+    /// When each heartbeat that is not acked yet was sent, by the clock of the lease.
+    sent_at: BTreeMap<i64, Duration>,
     progress_at: Duration,
     was_healthy: bool,
     images: ImagesTold,
@@ -105,10 +110,10 @@ impl<R: Runtime> Session<R> {
         let (down, welcome) = tokio::time::timeout(WELCOME_WITHIN, first_answer(channel, request))
             .await
             .map_err(|_| Ending::NoWelcome)??;
-        let interval = self.check_welcome(&welcome)?;
+        let (interval, terms) = self.check_welcome(&welcome)?;
         let now = self.host.clock.monotonic();
         let (node, epoch, boot) = (identity.node, welcome.session_epoch, welcome.boot_epoch);
-        tracing::info!(node.id = %node, endpoint = %endpoint.uri(), epoch, boot, ?interval, "session stands");
+        tracing::info!(node.id = %node, endpoint = %endpoint.uri(), epoch, boot, ?interval, ?terms, "session stands");
         self.host.reports.renew();
         let live = Live {
             session: self,
@@ -117,8 +122,10 @@ impl<R: Runtime> Session<R> {
             log_tasks: JoinSet::new(),
             log_handles: BTreeMap::new(),
             interval,
+            terms,
             sequence: 0,
             last_acked: 0,
+            sent_at: BTreeMap::new(),
             progress_at: now,
             was_healthy: true,
             images: ImagesTold::default(),
@@ -141,17 +148,22 @@ impl<R: Runtime> Session<R> {
         }
     }
 
-    fn check_welcome(&self, welcome: &pb::Welcome) -> Result<Duration, Ending> {
+    fn check_welcome(&self, welcome: &pb::Welcome) -> Result<(Duration, Terms), Ending> {
         let ours = self.host.scope.cluster.to_string();
         if welcome.cluster_id != ours {
             return Err(Ending::OtherCluster { ours, theirs: welcome.cluster_id.clone() });
         }
-        let interval =
-            welcome.heartbeat_interval.as_ref().map(|span| span_of("welcome.heartbeat_interval", span));
-        match interval.transpose()? {
-            Some(interval) if !interval.is_zero() => Ok(interval),
-            _ => Err(WireError::new("welcome.heartbeat_interval", "must be longer than nothing").into()),
-        }
+        let some_time = |field, span: &Option<_>| match span.as_ref().map(|span| span_of(field, span)) {
+            Some(Ok(span)) if !span.is_zero() => Ok(span),
+            Some(Err(error)) => Err(error),
+            Some(Ok(_)) | None => Err(WireError::new(field, "must be longer than nothing")),
+        };
+        let interval = some_time("welcome.heartbeat_interval", &welcome.heartbeat_interval)?;
+        let terms = Terms {
+            fence_after: some_time("welcome.fence_after", &welcome.fence_after)?,
+            stop_budget: some_time("welcome.stop_budget", &welcome.stop_budget)?,
+        };
+        Ok((interval, terms))
     }
 }
 
@@ -204,6 +216,7 @@ impl<R: Runtime> Live<'_, R> {
             let orphans = ORPHANS_AGAIN.saturating_sub(now.saturating_sub(orphans_from));
             let silent =
                 (self.interval * SILENT_INTERVALS).saturating_sub(now.saturating_sub(self.progress_at));
+            let lease = self.session.host.lease.left().unwrap_or(Duration::MAX);
             // Cancel-safe: `message`, `changed`, `news` and `join_next` lose nothing when another arm is taken.
             let done = tokio::select! {
                 () = stop.cancelled() => Err(Ending::Stopped),
@@ -230,6 +243,7 @@ impl<R: Runtime> Live<'_, R> {
                     self.orphans()
                 }
                 () = tokio::time::sleep(silent) => Err(Ending::Silent),
+                () = tokio::time::sleep(lease) => self.still_leased(),
                 Some(_) = self.log_tasks.join_next() => {
                     self.log_handles.retain(|_, handle| !handle.is_finished());
                     Ok(())
@@ -252,14 +266,7 @@ impl<R: Runtime> Live<'_, R> {
 
     async fn answer(&mut self, answer: Down) -> Result<(), Ending> {
         match answer {
-            Down::HeartbeatAck(ack) => {
-                if ack.sequence > self.last_acked {
-                    self.last_acked = ack.sequence;
-                    self.progress_at = self.now();
-                    self.images.ack(ack.sequence);
-                }
-                Ok(())
-            }
+            Down::HeartbeatAck(ack) => self.acked(ack.sequence).await,
             Down::Desired(desired) => self.desired(desired.try_into()?),
             Down::ObservationAck(ack) => {
                 for acked in ack.acked {
@@ -294,6 +301,30 @@ impl<R: Runtime> Live<'_, R> {
             Down::GoAway(leaving) => Err(Ending::GoAway(leaving.reason)),
             Down::Welcome(_) => Err(WireError::new("welcome", "came twice").into()),
         }
+    }
+
+    /// The lease is counted from the sending of what was acked, whenever the ack arrives.
+    async fn acked(&mut self, sequence: i64) -> Result<(), Ending> {
+        let Some(sent_at) = self.sent_at.remove(&sequence) else { return Ok(()) };
+        self.sent_at.retain(|other, _| *other > sequence);
+        self.last_acked = self.last_acked.max(sequence);
+        self.progress_at = self.now();
+        self.images.ack(sequence);
+        let (lease, terms) = (std::sync::Arc::clone(&self.session.host.lease), self.terms);
+        match tokio::task::spawn_blocking(move || lease.renew(sent_at, terms)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(LeaseError::NotHeld)) => return Err(Ending::LeaseOver),
+            Ok(Err(LeaseError::Files(error))) => {
+                tracing::error!(%error, "the lease is not renewed: its file cannot be written");
+            }
+            Err(error) => tracing::error!(%error, "the lease is not renewed; this is a defect of the agent"),
+        }
+        Ok(())
+    }
+
+    /// An agent that slept through the end of its lease has to end everything before it says another word.
+    fn still_leased(&self) -> Result<(), Ending> {
+        if self.session.host.lease.standing() == Standing::Over { Err(Ending::LeaseOver) } else { Ok(()) }
     }
 
     fn desired(&mut self, offered: DesiredSet) -> Result<(), Ending> {
@@ -339,7 +370,9 @@ impl<R: Runtime> Live<'_, R> {
     }
 
     fn heartbeat(&mut self) -> Result<(), Ending> {
+        self.still_leased()?;
         self.sequence += 1;
+        self.sent_at.insert(self.sequence, self.session.host.lease.now());
         let docker = self.docker_health();
         let storage = self.session.host.storage.health();
         self.was_healthy = docker.problem.is_none();

@@ -11,6 +11,7 @@ use carrel_proto::v1::agent_service_server::{AgentService, AgentServiceServer};
 use carrel_proto::v1::session_request::Message as Up;
 use carrel_proto::v1::session_response::Message as Down;
 use futures_util::Stream;
+use node_agent::fence::Terms;
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -39,6 +40,8 @@ struct State {
     known: bool,
     set: DesiredSet,
     send_sets: bool,
+    ack_heartbeats: bool,
+    terms: Terms,
     heard: Heard,
     verdict: Option<pb::orphan_verdict::Verdict>,
     session: Option<mpsc::UnboundedSender<Result<pb::SessionResponse, Status>>>,
@@ -81,6 +84,8 @@ impl ControlPlane {
             known: true,
             set: DesiredSet::new(DesiredPair { incarnation: 1, generation: 1 }, Vec::new()),
             send_sets: true,
+            ack_heartbeats: true,
+            terms: Terms { fence_after: Duration::from_secs(600), stop_budget: Duration::from_secs(30) },
             heard: Heard::default(),
             verdict: Some(pb::orphan_verdict::Verdict::Hold),
             session: None,
@@ -131,6 +136,16 @@ impl ControlPlane {
     /// Whether a session gets a set at its start.
     pub(crate) fn send_sets(&self, send: bool) {
         self.shared.lock().send_sets = send;
+    }
+
+    /// Whether heartbeats are acked, as they are not while the database is away.
+    pub(crate) fn ack_heartbeats(&self, ack: bool) {
+        self.shared.lock().ack_heartbeats = ack;
+    }
+
+    /// What the sessions from now on promise.
+    pub(crate) fn lease_for(&self, terms: Terms) {
+        self.shared.lock().terms = terms;
     }
 
     pub(crate) fn answer_orphans(&self, verdict: Option<pb::orphan_verdict::Verdict>) {
@@ -278,6 +293,8 @@ impl State {
                     incarnation: 1,
                     heartbeat_interval: Some(prost_duration(Duration::from_millis(500))),
                     cluster_id: self.cluster.to_string(),
+                    fence_after: Some(prost_duration(self.terms.fence_after)),
+                    stop_budget: Some(prost_duration(self.terms.stop_budget)),
                     ..pb::Welcome::default()
                 }));
                 if self.send_sets {
@@ -288,7 +305,9 @@ impl State {
             Up::Heartbeat(beat) => {
                 let ack = pb::HeartbeatAck { sequence: beat.sequence };
                 self.heard.heartbeats.push(beat);
-                self.send(Down::HeartbeatAck(ack));
+                if self.ack_heartbeats {
+                    self.send(Down::HeartbeatAck(ack));
+                }
             }
             Up::Observations(batch) => {
                 let acked = batch.observations.iter().map(|o| pb::observation_ack::Acked {

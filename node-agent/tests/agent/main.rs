@@ -7,6 +7,7 @@ mod rig;
 
 mod adopting;
 mod failing;
+mod fencing;
 mod line;
 mod logs;
 mod starting;

@@ -159,6 +159,11 @@ impl Rig {
         self.control_plane.observe("GONE", key, |o| matches!(o.state, Observed::Gone { .. })).await
     }
 
+    pub(crate) async fn fenced(&self, item: &DesiredItem) -> Observation {
+        let key = (item.workspace, item.generation.0);
+        self.control_plane.observe("FENCED", key, |o| o.state == Observed::Fenced).await
+    }
+
     pub(crate) async fn failed(&self, item: &DesiredItem) -> Observation {
         let key = (item.workspace, item.generation.0);
         self.control_plane.observe("FAILED", key, |o| matches!(o.state, Observed::Failed(_))).await

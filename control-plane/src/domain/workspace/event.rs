@@ -115,6 +115,11 @@ pub enum Event {
     Report(Report),
     /// The node is silent.
     NodeSilent,
+    /// The node was given up: nothing runs on it any more.
+    NodeLost {
+        /// Somebody worked in the workspace lately: it starts anew elsewhere.
+        in_use: bool,
+    },
     /// It has been in its state for longer than is allowed.
     Overdue,
 }

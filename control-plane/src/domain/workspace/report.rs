@@ -1,6 +1,6 @@
 //! What the agent's word means in each state.
 
-use carrel_common::model::{Stage, StatusReason};
+use carrel_common::model::{Stage, StatusReason, StopReason};
 use time::OffsetDateTime;
 
 use super::{Desired, Report, State, Workspace};
@@ -70,6 +70,31 @@ impl Workspace {
                 | Report::Failed { .. },
             ) => vec![],
         }
+    }
+
+    /// Its node was given up, which is proof as well. What ran is started anew elsewhere when somebody works in it, else stopped; what was
+    /// on its way out is out.
+    pub(super) fn lose_node(&mut self, in_use: bool, now: OffsetDateTime) -> Vec<Entry> {
+        if !self.state.wants_container() {
+            return self.gone(false, None, now);
+        }
+        let lost = self.node.take();
+        if !in_use {
+            self.note_stop(
+                StopReason::NodeLost,
+                "Its host was lost. Press Start to go on.".into(),
+                None,
+                now,
+            );
+            return self.rest(Actor::ControlPlane, None, now);
+        }
+        let (spec, traceparent) = (self.spec.clone(), self.traceparent.clone());
+        let requested = self.begin(spec, traceparent, Actor::ControlPlane, now);
+        self.status_message = "Its host was lost; it starts anew on another one.".into();
+        let moved = Entry::new("workspace.moved", Actor::ControlPlane)
+            .because(StopReason::NodeLost)
+            .with("from", lost.map(|node| format!("nodes/{node}")));
+        vec![moved, requested]
     }
 
     /// The proof that the placement is over.

@@ -94,6 +94,9 @@ impl Workspace {
             }
             (Stopped | Stopping | Failed | Unreachable, Event::NodeSilent) => vec![],
 
+            (_, Event::NodeLost { .. }) if self.node.is_none() => vec![],
+            (_, Event::NodeLost { in_use }) => next.lose_node(in_use, now),
+
             (Pending, Event::Overdue) => next.fail(
                 StatusReason::QueueTimeout,
                 None,

@@ -75,6 +75,8 @@ fn events() -> Vec<(&'static str, Event)> {
         ("Failed", Event::Report(failed())),
         ("Gone", Event::Report(gone())),
         ("NodeSilent", Event::NodeSilent),
+        ("Lost, in use", Event::NodeLost { in_use: true }),
+        ("Lost, idle", Event::NodeLost { in_use: false }),
         ("Overdue", Event::Overdue),
     ]
 }
@@ -201,6 +203,37 @@ fn the_longest_stay_of_a_start_begins_after_its_turn_and_after_the_pull() {
 }
 
 #[test]
+fn a_workspace_whose_node_is_lost_starts_anew_when_it_is_in_use_and_stops_when_not() {
+    let up = [start(), Event::Place { node: node() }, Event::Report(running())];
+    for silent in [false, true] {
+        let up = up.iter().cloned().chain(silent.then_some(Event::NodeSilent));
+        let w = after(up);
+        let (moved, _) = w.apply(Event::NodeLost { in_use: true }, T0).expect("legal");
+        assert_eq!((moved.state, moved.generation, moved.node), (State::Pending, Generation(2), None));
+        assert_eq!(moved.status_reason, None, "nothing is left to wait for but a place");
+        let (stopped, _) = w.apply(Event::NodeLost { in_use: false }, T0).expect("legal");
+        let reason = stopped.stop.map(|stop| stop.reason);
+        assert_eq!((stopped.state, stopped.node, reason), (State::Stopped, None, Some(StopReason::NodeLost)));
+        assert_eq!(stopped.desired, Desired::Stopped);
+    }
+}
+
+#[test]
+fn a_purge_whose_node_is_lost_is_placed_on_another() {
+    let w = after([
+        start(),
+        Event::Place { node: node() },
+        Event::Report(running()),
+        Event::Delete { purge_files: true },
+    ]);
+    let (w, _) = w.apply(Event::NodeLost { in_use: true }, T0).expect("legal");
+    assert!(w.deleted_at.is_none() && w.node.is_none() && w.generation == Generation(1));
+    let (w, _) = w.apply(Event::Place { node: node() }, T0).expect("legal");
+    let (w, _) = w.apply(Event::Report(Report::Gone { purged: true, exit_code: None }), T0).expect("legal");
+    assert!(w.deleted_at.is_some());
+}
+
+#[test]
 fn a_purge_that_crossed_the_report_is_placed_again() {
     let w = after([start(), Event::Place { node: node() }, stop(), Event::Delete { purge_files: true }]);
     let (w, _) = w.apply(Event::Report(gone()), T0).expect("legal");
@@ -226,7 +259,8 @@ proptest! {
             prop_assert!(next.generation >= w.generation);
             prop_assert!(next.generation.0 - w.generation.0 <= 1);
             if w.node.is_some() && next.node.is_none() {
-                prop_assert_eq!(name, "Gone", "a placement was released without proof");
+                let proof = ["Gone", "Lost, in use", "Lost, idle"].contains(&name);
+                prop_assert!(proof, "{} released a placement without proof", name);
             }
             if next.state != w.state {
                 prop_assert!(!log.is_empty(), "{} changed the state and told nobody", name);

@@ -6,6 +6,7 @@ mod m20261122_000001_foundation;
 mod m20261122_000002_policies;
 mod m20261124_000003_incarnations;
 mod m20261124_000004_certificates;
+mod m20261124_000005_leases;
 mod m20261124_000007_node_service;
 mod m20261124_000008_placing;
 mod m20261124_000011_log_tails;
@@ -21,6 +22,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261122_000002_policies::Migration),
             Box::new(m20261124_000003_incarnations::Migration),
             Box::new(m20261124_000004_certificates::Migration),
+            Box::new(m20261124_000005_leases::Migration),
             Box::new(m20261124_000007_node_service::Migration),
             Box::new(m20261124_000008_placing::Migration),
             Box::new(m20261124_000011_log_tails::Migration),

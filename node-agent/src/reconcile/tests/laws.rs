@@ -13,18 +13,28 @@ fn any_verdict() -> impl Strategy<Value = Option<Verdict>> {
     proptest::option::of(prop_oneof![Just(Stop), Just(StopByOrder), Just(Adopt), Just(Hold)])
 }
 
+/// One of five, so that most worlds have others as well.
+fn any_over() -> impl Strategy<Value = bool> {
+    (0..5_u8).prop_map(|n| n == 0)
+}
+
+fn any_standing() -> impl Strategy<Value = Standing> {
+    prop_oneof![Just(Standing::Leased), Just(Standing::Unleased), Just(Standing::Over)]
+}
+
 /// Up to six workspaces with any containers, orders and verdicts.
 fn any_world() -> impl Strategy<Value = World> {
-    let container = (0..6_u128, 1..5_i64, any_phase(), 1..3_i64, any::<bool>(), any_verdict());
+    let container = (0..6_u128, 1..5_i64, any_phase(), 1..3_i64, any::<bool>(), any_verdict(), any_over());
     let order = (0..6_u128, 1..5_i64, any::<bool>());
-    (proptest::collection::vec(container, 0..10), proptest::collection::vec(order, 0..6), any::<bool>())
-        .prop_map(|(containers, orders, fresh)| {
+    let containers = proptest::collection::vec(container, 0..10);
+    (containers, proptest::collection::vec(order, 0..6), any::<bool>(), any_standing()).prop_map(
+        |(containers, orders, fresh, lease)| {
             let mut world = World::new(vec![], vec![]);
-            world.fresh = fresh;
+            (world.fresh, world.lease) = (fresh, lease);
             let items: BTreeMap<_, _> = orders.into_iter().map(|(w, g, run)| (w, item(w, g, run))).collect();
             world.items = items.into_values().collect();
             let mut names = BTreeSet::new();
-            for (workspace, generation, phase, incarnation, other_spec, verdict) in containers {
+            for (workspace, generation, phase, incarnation, other_spec, verdict, over) in containers {
                 // One name, one container.
                 if !names.insert((workspace, generation)) {
                     continue;
@@ -37,17 +47,22 @@ fn any_world() -> impl Strategy<Value = World> {
                 if let Some(verdict) = verdict {
                     world.verdicts.insert(id(workspace, generation), verdict);
                 }
+                if over {
+                    world.over.insert(id(workspace, generation));
+                }
                 world.containers.push(container);
             }
             world
-        })
+        },
+    )
 }
 
 /// What may be removed: named by an order, superseded, or over by the control plane's word; and of no later time than known,
-/// but for an operator's word.
+/// but for an operator's word, or where a lease ran out over it.
 fn may_be_removed(world: &World, container: &Container) -> bool {
     let verdict = world.verdicts.get(&container.container_id);
-    if world.fresh && verdict == Some(&Verdict::StopByOrder) {
+    if world.over.contains(&container.container_id) || (world.fresh && verdict == Some(&Verdict::StopByOrder))
+    {
         return true;
     }
     match world.items.iter().find(|item| item.workspace == container.workspace) {
@@ -73,7 +88,7 @@ proptest! {
 
     #[test]
     fn at_rest_every_order_is_carried_out_or_held(mut world in any_world()) {
-        world.fresh = true;
+        (world.fresh, world.lease) = (true, Standing::Leased);
         for _ in 0..6 {
             let actions = world.actions();
             world.carry_out(actions);
@@ -81,6 +96,10 @@ proptest! {
         let reported = world.diff().orphans;
         for item in &world.items {
             let of_it = || world.containers.iter().filter(|found| found.container.workspace == item.workspace);
+            let fenced = world.memory.get(&item.workspace).is_some_and(|memory| memory.settled == Settled::Gone);
+            if fenced && matches!(item.run, Run::Running { .. }) {
+                continue;
+            }
             if of_it().any(|found| reported.contains(&found.container)) || of_it().any(|found| found.container.incarnation > 1) {
                 continue;
             }
@@ -104,6 +123,24 @@ proptest! {
             for lost in before.containers.iter().filter(|found| !world.containers.iter().any(|f| f.container.container_id == found.container.container_id)) {
                 prop_assert!(may_be_removed(&before, &lost.container), "{lost:?}");
             }
+        }
+    }
+
+    #[test]
+    fn without_a_lease_nothing_is_started_and_what_one_ran_out_over_never(mut world in any_world()) {
+        for _ in 0..6 {
+            let actions = world.actions();
+            for action in &actions {
+                let Action::Bring { from, .. } = action else { continue };
+                match from {
+                    From::Running(id) => prop_assert!(world.lease != Standing::Over && !world.over.contains(id)),
+                    From::Created(id) | From::Exited(id) => {
+                        prop_assert!(world.lease == Standing::Leased && !world.over.contains(id));
+                    }
+                    From::Nothing => prop_assert_eq!(world.lease, Standing::Leased),
+                }
+            }
+            world.carry_out(actions);
         }
     }
 

@@ -5,7 +5,6 @@
 //! keeps no connection open between calls anyway.
 
 mod body;
-mod ghosts;
 mod pull;
 mod reply;
 
@@ -30,6 +29,7 @@ use self::body::{OPEN_FILES, container_body, network_body};
 use super::{
     Created, EngineFacts, Found, Hint, Inspected, LogOptions, Plan, Runtime, RuntimeError, Scope, labels,
 };
+use crate::fence::cgroup;
 use crate::metrics::Metrics;
 
 /// A pull may take long and has no other end than this.
@@ -315,7 +315,7 @@ impl Runtime for Docker {
             Err(other) => return Err(other),
         }
         let removed = id.to_owned();
-        if let Ok(ended @ 1..) = tokio::task::spawn_blocking(move || ghosts::end(&removed)).await {
+        if let Ok(ended @ 1..) = tokio::task::spawn_blocking(move || cgroup::end(&removed)).await {
             tracing::warn!(
                 container = id,
                 processes = ended,
