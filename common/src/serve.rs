@@ -3,6 +3,7 @@
 //! The accept loop is our own, because tonic's cannot speak HTTP/1.1 upgrades nor change its certificate while it runs,
 //! and axum's cannot cut what does not end.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,10 +125,11 @@ pub async fn serve_tls(
         let (router, stop) = (router.clone(), stop.clone());
         let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
         async move {
+            let peer = stream.peer_addr().ok();
             let shaken = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream));
             let stream = match stop.run_until_cancelled(shaken).await {
                 Some(Ok(Ok(stream))) => stream,
-                Some(Ok(Err(error))) => return tracing::info!(%error, "a connection was refused: no TLS"),
+                Some(Ok(Err(error))) => return tell_refused(&error, peer),
                 Some(Err(_)) | None => return,
             };
             let peer = stream.connect_info();
@@ -139,6 +141,15 @@ pub async fn serve_tls(
         }
     })
     .await
+}
+
+/// An agent whose certificate has ended is seen here, too; a health check that hangs up is nothing.
+fn tell_refused(error: &std::io::Error, peer: Option<SocketAddr>) {
+    if error.kind() == std::io::ErrorKind::UnexpectedEof {
+        tracing::debug!(%error, ?peer, "a connection ended before it spoke TLS");
+    } else {
+        tracing::info!(%error, ?peer, "TLS refused a connection");
+    }
 }
 
 /// Takes connections until `stop`, then waits for those that are open.
@@ -212,8 +223,6 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 
 #[cfg(test)]
 mod tests {
-    use std::net::SocketAddr;
-
     use axum::routing::get;
     use http_body_util::{BodyExt as _, Empty};
     use hyper_util::client::legacy::Client;

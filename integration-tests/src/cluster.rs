@@ -13,7 +13,7 @@ use crate::database::Database;
 use crate::docker::{Docker, Found};
 use crate::leftovers::{left_behind, note, owned_dir};
 use crate::process::Process;
-use crate::{http, settings};
+use crate::{http, pki, settings};
 
 /// Of a cluster's directory below /tmp.
 const PREFIX: &str = "carrel-e2e-";
@@ -27,6 +27,8 @@ pub struct Options {
     database_server: String,
     pub(crate) environment: Vec<(String, String)>,
     make_base: bool,
+    agents_host: String,
+    tls: bool,
 }
 
 impl Default for Options {
@@ -45,6 +47,8 @@ impl Options {
             database_server: settings::database_url(),
             environment: Vec::new(),
             make_base: true,
+            agents_host: "127.0.0.1".into(),
+            tls: false,
         }
     }
 
@@ -114,6 +118,20 @@ impl Options {
         self.flag("otlp-endpoint", endpoint).agent_flag("otlp-endpoint", endpoint)
     }
 
+    /// Agents speak TLS, enrol with a join token and have certificates.
+    #[must_use]
+    pub fn tls(mut self) -> Self {
+        self.tls = true;
+        self
+    }
+
+    /// Where agents dial, an IP address of this machine; beyond loopback for TLS only.
+    #[must_use]
+    pub fn agents_host(mut self, host: &str) -> Self {
+        self.agents_host = host.into();
+        self
+    }
+
     /// The base path does not exist.
     #[must_use]
     pub fn without_base(mut self) -> Self {
@@ -172,8 +190,35 @@ impl Cluster {
         cluster.cluster_id = cluster.database.text("SELECT cluster_id::text FROM cluster").await;
         let [server, name] = cluster.database.parts();
         note(cluster.dir.path(), &[cluster.docker.host(), &cluster.cluster_id, server, name]);
+        if cluster.options.tls {
+            pki::ca(&["init"], &cluster.ca_dir());
+        }
         cluster.start_control_plane().await;
+        if cluster.options.tls {
+            cluster.give_join_token("").await;
+        }
         cluster
+    }
+
+    /// Writes a join token into the file that the agent is started with; of the node of that name, or of a new one.
+    pub async fn give_join_token(&self, node: &str) {
+        let token = pki::join_token(&self.address(), node).await.expect("CreateJoinToken");
+        std::fs::write(self.join_token_file(), token).expect("the token is written");
+    }
+
+    /// The file that the agent takes its join token from.
+    pub fn join_token_file(&self) -> PathBuf {
+        self.dir.path().join("join-token")
+    }
+
+    /// The directory of the authority.
+    pub fn ca_dir(&self) -> PathBuf {
+        self.dir.path().join("ca")
+    }
+
+    /// The agent's directory.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
     }
 
     fn migrate(&self) {
@@ -190,7 +235,10 @@ impl Cluster {
         command
             .args(["serve", "--dev", "--database-url", &self.database.url()])
             .args(["--listen", &self.address()])
-            .args(["--agent-listen", &format!("127.0.0.1:{}", self.agent_port)]);
+            .args(["--agent-listen", &self.agents_address()]);
+        if self.options.tls {
+            command.arg("--ca-dir").arg(self.ca_dir());
+        }
         for (name, value) in &self.options.control_plane {
             command.arg(format!("--{name}={value}"));
         }
@@ -214,15 +262,19 @@ impl Cluster {
     /// Starts the agent without waiting for it.
     pub fn spawn_agent(&mut self) {
         let mut command = self.agent_command(&self.options.docker_host, self.metrics_port);
-        command.arg("--state-dir").arg(self.dir.path().join("state"));
+        command.arg("--state-dir").arg(self.state_dir());
         self.agent = Some(Process::spawn("node-agent", &mut command, &self.log("node-agent")));
     }
 
     fn agent_command(&self, docker_host: &str, metrics_port: u16) -> Command {
         let mut command = Command::new(settings::binary("node-agent"));
+        command.arg("run").args(["--control-plane", &self.agents_url()]);
+        if self.options.tls {
+            command.arg("--join-token-file").arg(self.join_token_file());
+        } else {
+            command.arg("--dev");
+        }
         command
-            .args(["run", "--dev"])
-            .args(["--control-plane", &format!("http://127.0.0.1:{}", self.agent_port)])
             .args(["--docker-host", docker_host])
             .args(["--metrics-listen", &format!("127.0.0.1:{metrics_port}")])
             .arg("--workspace-base-path")
@@ -252,6 +304,9 @@ impl Cluster {
     pub async fn start_other_agent(&self, docker_host: &str, more: &[&str]) -> Process {
         let healthy = "SELECT count(*)::text FROM nodes WHERE state = 'READY'";
         let before = self.database.text(healthy).await;
+        if self.options.tls {
+            self.give_join_token("").await;
+        }
         let name = format!("node-agent-{}", settings::free_port());
         let mut command = self.agent_command(docker_host, settings::free_port());
         command.arg("--state-dir").arg(self.dir.path().join(&name)).args(more);
@@ -289,6 +344,17 @@ impl Cluster {
     /// Where the control plane listens.
     pub fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Where agents dial.
+    pub fn agents_address(&self) -> String {
+        format!("{}:{}", self.options.agents_host, self.agent_port)
+    }
+
+    /// The same as a URL.
+    pub fn agents_url(&self) -> String {
+        let scheme = if self.options.tls { "https" } else { "http" };
+        format!("{scheme}://{}", self.agents_address())
     }
 
     /// The control plane's metrics, as text.

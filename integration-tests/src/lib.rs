@@ -23,6 +23,7 @@ pub mod http;
 mod leftovers;
 pub mod own_docker;
 pub mod own_postgres;
+pub mod pki;
 pub mod printed;
 pub mod process;
 pub mod rig;

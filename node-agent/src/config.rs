@@ -214,6 +214,8 @@ impl Config {
             },
             (None, None) => None,
         };
+        // An empty one is how a configuration file says that there is none.
+        let given = given.filter(|text| !text.trim().is_empty());
         let token = given.map(|text| text.parse::<JoinToken>()).transpose()?;
         Ok(Entry::Tls { token, stop_existing: self.stop_existing })
     }
@@ -298,11 +300,13 @@ mod tests {
     }
 
     #[test]
-    fn a_join_token_comes_from_a_file_that_may_be_gone_and_is_never_printed() {
+    fn a_join_token_comes_from_a_file_that_may_be_gone_or_empty_and_is_never_printed() {
         let dir = tempfile::tempdir().expect("tempdir");
         let file = dir.path().join("token");
         let path = file.to_str().expect("UTF-8");
         let config = config(&["--control-plane", "https://10.0.0.1:1", "--join-token-file", path]);
+        assert!(matches!(config.entry(), Ok(Entry::Tls { token: None, .. })));
+        std::fs::write(&file, "\n").expect("write");
         assert!(matches!(config.entry(), Ok(Entry::Tls { token: None, .. })));
         std::fs::write(&file, "nonsense").expect("write");
         assert!(matches!(config.entry(), Err(ConfigError::Token(_))));

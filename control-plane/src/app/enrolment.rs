@@ -10,8 +10,9 @@ use subtle::ConstantTimeEq as _;
 use time::OffsetDateTime;
 
 use super::node_admin::about;
-use super::workspaces::rfc3339;
-use super::{App, AppError, Result};
+use super::settle::settle;
+use super::workspaces::{replay, rfc3339};
+use super::{App, AppError, Call, Result};
 use crate::authority::{Authorities, AuthorityError, Request};
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::join::{Admission, Use, admit, of_other_nodes};
@@ -55,9 +56,19 @@ impl App {
     /// A token with which one host can enrol within `ttl`: a new one, or the host of `node` once more.
     ///
     /// # Errors
-    /// [`AppError::NoAuthority`]; the node is unknown or removed; the database.
+    /// [`AppError::NoAuthority`]; the node is unknown or removed; the call was answered before; the database.
     pub async fn create_join_token(
         &self,
+        call: &Call,
+        ttl: Duration,
+        node: Option<NodeId>,
+    ) -> Result<(JoinToken, OffsetDateTime)> {
+        settle!(self.create_join_token_once(call, ttl, node))
+    }
+
+    async fn create_join_token_once(
+        &self,
+        call: &Call,
         ttl: Duration,
         node: Option<NodeId>,
     ) -> Result<(JoinToken, OffsetDateTime)> {
@@ -65,13 +76,22 @@ impl App {
         let authorities = authorities.now().trusted().iter().map(|der| der.to_vec()).collect();
         let token = JoinToken { cluster: self.settings.cluster, secret: new_secret(), authorities };
         let mut work = self.store.begin().await?;
+        // That it was answered is kept, the answer is not: nobody is shown a secret twice.
+        if replay::<()>(&mut work, call).await?.is_some() {
+            return Err(AppError::JoinTokenShown);
+        }
         if let Some(id) = node {
             let known = work.lock_node(id).await?.ok_or(AppError::NodeNotFound(id))?;
-            not_removed(&known)?;
+            if known.removed_at.is_some() {
+                return Err(AppError::NodeRemoved(id));
+            }
         }
         let expires_at = work.insert_join_token(&secret_hash(&token.secret), node, ttl).await?;
+        if let Some(request) = call.request_id {
+            work.answer(call.rpc, request, &()).await?;
+        }
         let entry =
-            Entry::new("node.join_token_created", Actor::Caller).with("expire_time", rfc3339(expires_at));
+            Entry::new("node.join_token_created", Actor::Operator).with("expire_time", rfc3339(expires_at));
         work.append(Subject { workspace: None, node }, entry).await?;
         self.nudge.ring(&work.commit().await?);
         Ok((token, expires_at))

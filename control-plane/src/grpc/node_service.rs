@@ -1,6 +1,6 @@
 //! `NodeService`.
 
-use carrel_common::wire::WireError;
+use carrel_common::wire::{WireError, timestamp};
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::node_service_server::NodeService;
 use tonic::{Request, Response, Status};
@@ -114,9 +114,16 @@ impl NodeService for Nodes {
 
     async fn create_join_token(
         &self,
-        _: Request<pb::CreateJoinTokenRequest>,
+        request: Request<pb::CreateJoinTokenRequest>,
     ) -> Answer<pb::CreateJoinTokenResponse> {
-        Err(Status::unimplemented("nodes enrol with --dev only, without a token"))
+        let request = request.into_inner();
+        let (ttl, node) = parse::join_token(&request).map_err(bad_field)?;
+        let content = [ttl.as_millis().to_string(), request.node];
+        let content = [content[0].as_str(), content[1].as_str()];
+        let call = parse::call("CreateJoinToken", &request.request_id, &content).map_err(bad_field)?;
+        let (token, expires_at) = self.app.create_join_token(&call, ttl, node).await.map_err(to_status)?;
+        let expire_time = Some(timestamp(expires_at));
+        Ok(Response::new(pb::CreateJoinTokenResponse { token: token.to_string(), expire_time }))
     }
 
     async fn list_orphans(

@@ -16,6 +16,10 @@ type Parsed<T> = Result<T, WireError>;
 
 const DEFAULT_PAGE: usize = 50;
 const LARGEST_PAGE: usize = 500;
+/// A join token is for a host that is being set up now.
+const JOIN_TOKEN_TTL: Duration = Duration::from_secs(3600);
+/// A secret that lies about for longer is found by somebody.
+const LONGEST_JOIN_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// A report older than this counts as this old.
 const OLDEST_AGE: Duration = Duration::from_secs(5 * 60);
 const LONGEST_REASON: usize = 200;
@@ -216,6 +220,16 @@ pub(super) fn beat(request: &pb::RecordHeartbeatRequest) -> Parsed<Beat> {
     Ok(Beat { student: workspace_name("name", &request.name)?, signal, age: age.min(OLDEST_AGE) })
 }
 
+/// How long the token is good for, and which node may come back with it.
+pub(super) fn join_token(request: &pb::CreateJoinTokenRequest) -> Parsed<(Duration, Option<NodeId>)> {
+    let ttl = request.ttl.as_ref().map(|ttl| wire::span_of("ttl", ttl)).transpose()?;
+    let ttl = ttl.unwrap_or(JOIN_TOKEN_TTL);
+    if ttl.is_zero() || ttl > LONGEST_JOIN_TOKEN_TTL {
+        return Err(WireError::new("ttl", "must be positive, and at most 24 hours"));
+    }
+    Ok((ttl, node_name("node", &request.node)?))
+}
+
 pub(super) fn extent(extent: Option<pb::extend_workspace_request::Extent>) -> Parsed<Extent> {
     use pb::extend_workspace_request::Extent as P;
     match extent {
@@ -242,6 +256,16 @@ mod tests {
         assert_eq!(lines(-1).map_err(field), Err("lines"));
         assert_eq!(call("X", "not-a-uuid", &[]).map_err(field), Err("request_id"));
         assert_eq!(resume_token("zzz").map_err(field), Err("resume_token"));
+        let ttl = |seconds| pb::CreateJoinTokenRequest {
+            ttl: Some(wire::duration(Duration::from_secs(seconds))),
+            ..pb::CreateJoinTokenRequest::default()
+        };
+        assert_eq!(
+            [0, 86_401].map(|seconds| join_token(&ttl(seconds)).map_err(field)),
+            [Err("ttl"), Err("ttl")]
+        );
+        assert_eq!(join_token(&ttl(86_400)), Ok((LONGEST_JOIN_TOKEN_TTL, None)));
+        assert_eq!(join_token(&pb::CreateJoinTokenRequest::default()), Ok((JOIN_TOKEN_TTL, None)));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod chaos;
 mod clients;
 mod editor;
 mod errors;
+mod identity;
 mod idle;
 mod layers;
 mod life;

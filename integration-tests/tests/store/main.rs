@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
 
 mod drains;
+mod enrolment;
 mod events;
 mod fencing;
 mod heartbeats;

@@ -131,6 +131,18 @@ pub enum EnrollError {
         "this host has not enrolled yet: ask an operator for a join token (CreateJoinToken) and start the agent with --join-token-file"
     )]
     NotEnrolled,
+    /// The token is for another Carrel.
+    #[error(
+        "this host is node {node} of Carrel {ours}, and the join token is for Carrel {theirs}: leave the token out, or empty the state directory first"
+    )]
+    OtherCarrel {
+        /// The node.
+        node: NodeId,
+        /// Its Carrel.
+        ours: ClusterId,
+        /// The token's.
+        theirs: ClusterId,
+    },
     /// The file cannot be read, written or understood.
     #[error("the identity in {} cannot be used: {source}", .path.display())]
     File {
@@ -176,7 +188,11 @@ impl EnrollError {
                     | Code::Aborted
                     | Code::Cancelled
             ),
-            Self::NotEnrolled | Self::File { .. } | Self::Key(_) | Self::Answer(_) => false,
+            Self::NotEnrolled
+            | Self::OtherCarrel { .. }
+            | Self::File { .. }
+            | Self::Key(_)
+            | Self::Answer(_) => false,
         }
     }
 

@@ -78,6 +78,10 @@ impl<R: Runtime> Obtain<'_, R> {
             (Entry::Tls { token: Some(token), stop_existing }, None) => {
                 self.insist(Some((token, *stop_existing))).await
             }
+            (Entry::Tls { token: Some(token), .. }, Some(kept)) if kept.cluster != token.cluster => {
+                let (ours, theirs) = (kept.cluster, token.cluster);
+                Err(EnrollError::OtherCarrel { node: kept.node, ours, theirs })
+            }
             (Entry::Tls { token: Some(_), .. }, Some(kept)) if !kept.has_ended(self.clock.now()) => {
                 tracing::info!(node.id = %kept.node, "this host has enrolled already: the join token is not used");
                 Ok(kept)

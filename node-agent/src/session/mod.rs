@@ -180,7 +180,7 @@ impl<R: Runtime> Session<R> {
             Ending::Status(status) if status.code() == Code::Unauthenticated => tracing::error!(
                 node.id = %node, %endpoint, ?pause,
                 "the control plane does not know this node ({}): its database may have been emptied or restored. All containers \
-                 run on. To enrol this host anew, empty the state directory and restart the agent",
+                 run on. To enrol this host anew, empty the state directory and restart the agent, over TLS with a join token",
                 status.message()
             ),
             other if other.class() == Ended::Refused => {
