@@ -1,7 +1,7 @@
 //! What the agents report.
 
-use carrel_common::id::{NodeId, WorkspaceUid};
-use carrel_common::model::{Observation, Observed};
+use carrel_common::id::{Generation, NodeId, WorkspaceUid};
+use carrel_common::model::{Observation, Observed, StatusReason};
 
 use super::settle::settle;
 use super::{App, AppError, Result};
@@ -64,7 +64,9 @@ impl App {
         };
         // A node may report on its own workspaces only.
         let placement = work.find_placement(before.uid).await?.filter(|placement| placement.node == node);
-        let Some(report) = placement.and_then(|placement| concerns(&placement, &before, seen)) else {
+        let present = self.settings.incarnation;
+        let Some(report) = placement.and_then(|placement| concerns(&placement, &before, seen, present))
+        else {
             return Ok(None);
         };
         if let (Report::Gone { .. }, Some(placement)) = (&report, work.find_placement(before.uid).await?) {
@@ -123,7 +125,12 @@ impl App {
 }
 
 /// What a report means for the workspace, if it means anything: it is about the generation that holds the placement.
-fn concerns(placement: &Placement, workspace: &Workspace, seen: &Observation) -> Option<Report> {
+fn concerns(
+    placement: &Placement,
+    workspace: &Workspace,
+    seen: &Observation,
+    incarnation: i64,
+) -> Option<Report> {
     if seen.generation != placement.generation {
         return None;
     }
@@ -143,8 +150,18 @@ fn concerns(placement: &Placement, workspace: &Workspace, seen: &Observation) ->
         Observed::Restarting => {
             Some(Report::Restarting { exit_code: seen.exit_code, message: seen.message.clone() })
         }
-        Observed::Failed(reason) => {
-            Some(Report::Failed { reason: *reason, exit_code: seen.exit_code, message: seen.message.clone() })
-        }
+        Observed::Failed(reason) => Some(match latest(*reason, seen, incarnation) {
+            Some(latest) => Report::Fenced { latest, message: seen.message.clone() },
+            None => {
+                Report::Failed { reason: *reason, exit_code: seen.exit_code, message: seen.message.clone() }
+            }
+        }),
     }
+}
+
+/// The generation that the share knows, when the next one of this store would be later. A higher incarnation is none that this
+/// store has had: it went back in time itself, and no number of its own helps.
+fn latest(reason: StatusReason, seen: &Observation, incarnation: i64) -> Option<Generation> {
+    let pair = seen.share_pair.filter(|_| reason == StatusReason::StorageFenced)?;
+    (pair.incarnation <= incarnation).then_some(pair.generation)
 }

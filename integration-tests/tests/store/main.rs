@@ -3,6 +3,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
 
 mod events;
+mod fenced;
 mod heartbeats;
 mod migrations;
 mod placing;

@@ -165,6 +165,7 @@ impl World {
                     self.containers.retain(|found| !containers.contains(&found.container));
                     (Generation(0), Settled::Retry { not_before: self.now })
                 }
+                Action::Fence { .. } => panic!("the share's word is no part of an order"),
                 Action::Cancel { .. } => continue,
             };
             self.memory.insert(workspace, Memory { generation, at: self.now, settled });
