@@ -16,5 +16,7 @@ mod life;
 mod outages;
 mod races;
 mod readme;
+mod share_fails;
+mod storage;
 mod telemetry;
 mod watch;
