@@ -165,6 +165,23 @@ impl fmt::Display for Generation {
     }
 }
 
+/// A container's place in time, and what decides between two of one workspace: the incarnation of the store that ordered it, then
+/// its generation. A store that was restored counts generations from where its copy stood; its higher incarnation puts whatever
+/// it orders after whatever ran before. The lower of two pairs never wins anywhere.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Pair {
+    /// Incarnation of the store; compared first.
+    pub incarnation: i64,
+    /// Generation of the workspace.
+    pub generation: Generation,
+}
+
+impl fmt::Display for Pair {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.incarnation, self.generation)
+    }
+}
+
 /// Characters of a secret.
 pub const SECRET_LENGTH: usize = 64;
 
@@ -207,6 +224,14 @@ mod tests {
     fn keeps_an_id_as_given_and_compares_it_without_case() {
         let id: StudentId = "Ada.L@school-1_x".parse().expect("valid");
         assert_eq!((id.as_str(), id.key().as_str()), ("Ada.L@school-1_x", "ada.l@school-1_x"));
+    }
+
+    #[test]
+    fn of_two_pairs_the_later_incarnation_is_higher_whatever_the_generations() {
+        let pair = |incarnation, generation| Pair { incarnation, generation: Generation(generation) };
+        let mut pairs = vec![pair(2, 1), pair(1, 9), pair(1, 10), pair(2, 0)];
+        pairs.sort();
+        assert_eq!(pairs, [pair(1, 9), pair(1, 10), pair(2, 0), pair(2, 1)]);
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{Generation, NodeId, PlacementId, StudentId, WorkspaceUid};
+use crate::id::{Generation, NodeId, Pair, PlacementId, StudentId, WorkspaceUid};
 
 /// Limits of a container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -124,6 +124,8 @@ pub enum StatusReason {
     OutOfMemory,
     /// It is being deleted.
     Deleting,
+    /// FAILED: the share says that a later container of the student was started elsewhere.
+    StorageFenced,
 }
 
 /// The steps of a start, in order.
@@ -194,6 +196,13 @@ pub struct Container {
     pub placement: Option<PlacementId>,
 }
 
+impl Container {
+    /// Which of two containers of one workspace is the later one.
+    pub fn pair(&self) -> Pair {
+        Pair { incarnation: self.incarnation, generation: self.generation }
+    }
+}
+
 /// What a workspace should be on a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DesiredItem {
@@ -213,6 +222,13 @@ pub struct DesiredItem {
     pub run: Run,
     /// W3C trace context of the request that caused the order; empty when there is none.
     pub traceparent: String,
+}
+
+impl DesiredItem {
+    /// The place in time of the container that is wanted, or is to go.
+    pub fn pair(&self) -> Pair {
+        Pair { incarnation: self.incarnation, generation: self.generation }
+    }
 }
 
 /// Run or stop.
@@ -277,6 +293,8 @@ pub struct Observation {
     pub traceparent: String,
     /// Share of the image that has been fetched, 0 to 100; with PULLING.
     pub pull_percent: u8,
+    /// With `StorageFenced`: what the share says is the latest.
+    pub share_pair: Option<Pair>,
 }
 
 /// What a workspace does on a node.

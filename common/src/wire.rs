@@ -9,7 +9,7 @@ use std::time::Duration;
 use carrel_proto::v1 as pb;
 use time::OffsetDateTime;
 
-use crate::id::Generation;
+use crate::id::{Generation, Pair};
 use crate::model::{
     DesiredItem, DesiredPair, DesiredSet, Health, NodeFacts, Observation, Observed, Resources, Run, Signal,
     Stage, StatusReason, StopReason, WorkspaceSpec,
@@ -142,6 +142,7 @@ enumeration!(
     NodeUnreachable,
     OutOfMemory,
     Deleting,
+    StorageFenced,
 );
 
 fn variant<M: TryFrom<i32>>(field: &'static str, number: i32) -> Result<M, WireError> {
@@ -243,6 +244,18 @@ impl From<DesiredPair> for pb::DesiredPair {
 impl From<pb::DesiredPair> for DesiredPair {
     fn from(pair: pb::DesiredPair) -> Self {
         Self { incarnation: pair.incarnation, generation: pair.desired_generation }
+    }
+}
+
+impl From<Pair> for pb::DesiredPair {
+    fn from(pair: Pair) -> Self {
+        Self { incarnation: pair.incarnation, desired_generation: pair.generation.0 }
+    }
+}
+
+impl From<pb::DesiredPair> for Pair {
+    fn from(pair: pb::DesiredPair) -> Self {
+        Self { incarnation: pair.incarnation, generation: Generation(pair.desired_generation) }
     }
 }
 
@@ -359,6 +372,7 @@ impl From<Observation> for pb::Observation {
             image_digest: o.image_digest,
             traceparent: o.traceparent,
             pull_percent: i32::from(o.pull_percent),
+            share_pair: o.share_pair.map(Into::into),
             ..Self::default()
         };
         match o.state {
@@ -428,6 +442,7 @@ impl TryFrom<pb::Observation> for Observation {
             traceparent: m.traceparent,
             pull_percent: u8::try_from(m.pull_percent.min(100))
                 .map_err(|_| WireError::new("observation.pull_percent", "must be 0 to 100"))?,
+            share_pair: m.share_pair.map(Into::into),
         })
     }
 }

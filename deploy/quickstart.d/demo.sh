@@ -47,7 +47,8 @@ stop_earlier_desk() {
 }
 
 start_desk() {
-  call WorkspaceService/StartWorkspace "{\"student_id\":\"$student\",\"course_id\":\"cs101\"}" >/dev/null || return 1
+  # A node that has just been marked is looked at again within 2 s.
+  wait_until 20 ask_to_start || return 1
   if ! wait_until 90 is_state "$student" RUNNING; then
     told=$(call WorkspaceService/GetWorkspace "{\"name\":\"$desk\"}" | tr -d '\n ')
     return 1
@@ -55,6 +56,8 @@ start_desk() {
   desk_container=$(docker ps -q --no-trunc --filter "label=carrel.student=$student" --filter "label=carrel.cluster=$(our_cluster)")
   [[ -n $desk_container ]]
 }
+
+ask_to_start() { call WorkspaceService/StartWorkspace "{\"student_id\":\"$student\",\"course_id\":\"cs101\"}" >/dev/null; }
 
 see_editor() {
   local url

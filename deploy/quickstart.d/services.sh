@@ -60,7 +60,15 @@ start_agent() {
   CARREL_DEV=true CARREL_STORAGE=${CARREL_STORAGE:-directory} CARREL_STATE_DIR=$CARREL_DATA_DIR/agent \
     CARREL_CONTROL_PLANE=http://$CARREL_AGENT_LISTEN start_service node-agent "$(program node-agent)" run "$@" || return 1
   wait_until 20 answers_or_dead node-agent "http://$CARREL_METRICS_LISTEN/healthz"
-  answers "http://$CARREL_METRICS_LISTEN/healthz"
+  answers "http://$CARREL_METRICS_LISTEN/healthz" && mark_share
+}
+
+# mark_share: as an operator does once for each share. The agent of the first host knows whose it is once it has enrolled; where the mark is
+# there already, this says so and changes nothing.
+mark_share() {
+  wait_until 20 test -s "$CARREL_DATA_DIR/agent/identity.json" || return 1
+  CARREL_STORAGE=${CARREL_STORAGE:-directory} CARREL_STATE_DIR=$CARREL_DATA_DIR/agent \
+    "$(program node-agent)" mark-share >>"$(log_file node-agent)" 2>&1
 }
 
 answers() { curl -sf -m 2 -o /dev/null "$1"; }

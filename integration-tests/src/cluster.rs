@@ -11,8 +11,9 @@ use tempfile::TempDir;
 use crate::client::Client;
 use crate::database::Database;
 use crate::docker::{Docker, Found};
+use crate::gated_share::{self, GatedShare};
 use crate::leftovers::{left_behind, note, owned_dir};
-use crate::process::Process;
+use crate::process::{Process, run};
 use crate::{http, pki, settings};
 
 /// Of a cluster's directory below /tmp.
@@ -29,6 +30,7 @@ pub struct Options {
     make_base: bool,
     agents_host: String,
     tls: bool,
+    gated_share: bool,
 }
 
 impl Default for Options {
@@ -49,6 +51,7 @@ impl Options {
             make_base: true,
             agents_host: "127.0.0.1".into(),
             tls: false,
+            gated_share: false,
         }
     }
 
@@ -138,12 +141,21 @@ impl Options {
         self.make_base = false;
         self
     }
+
+    /// The base lies on a share that can be made to fail.
+    #[must_use]
+    pub fn gated_share(mut self) -> Self {
+        self.gated_share = true;
+        self.agent_flag("storage", "mount")
+    }
 }
 
 /// A running Carrel. Everything it made goes when it is dropped.
 #[derive(Debug)]
 pub struct Cluster {
     options: Options,
+    // Before the directory that it is mounted in.
+    share: Option<GatedShare>,
     dir: TempDir,
     database: Database,
     docker: Docker,
@@ -167,15 +179,17 @@ impl Cluster {
     pub async fn start_without_agent(options: Options) -> Self {
         clear_up().await;
         let dir = owned_dir(PREFIX);
+        let share = options.gated_share.then(|| GatedShare::mount(dir.path()));
         let mut private = std::fs::DirBuilder::new();
         private.mode(0o700);
         if options.make_base {
-            private.create(dir.path().join("base")).expect("the base");
+            private.create(below(dir.path(), share.as_ref())).expect("the base");
         }
         private.create(dir.path().join("state")).expect("the agent's directory");
         let database = Database::create(&options.database_server).await;
         let mut cluster = Self {
             docker: Docker::at(&options.docker_host),
+            share,
             dir,
             database,
             port: settings::free_port(),
@@ -190,6 +204,9 @@ impl Cluster {
         cluster.cluster_id = cluster.database.text("SELECT cluster_id::text FROM cluster").await;
         let [server, name] = cluster.database.parts();
         note(cluster.dir.path(), &[cluster.docker.host(), &cluster.cluster_id, server, name]);
+        if cluster.options.make_base {
+            cluster.mark_share();
+        }
         if cluster.options.tls {
             pki::ca(&["init"], &cluster.ca_dir());
         }
@@ -227,6 +244,11 @@ impl Cluster {
             .output()
             .expect("control-plane starts");
         assert!(output.status.success(), "migrate: {}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// Marks the base as this Carrel's, as an operator does once.
+    pub fn mark_share(&self) {
+        mark_share(&self.base(), &self.cluster_id);
     }
 
     /// Starts the control plane without waiting for it.
@@ -391,7 +413,12 @@ impl Cluster {
 
     /// The base path.
     pub fn base(&self) -> PathBuf {
-        self.dir.path().join("base")
+        below(self.dir.path(), self.share.as_ref())
+    }
+
+    /// The share that can be made to fail.
+    pub fn share(&self) -> &GatedShare {
+        self.share.as_ref().expect("Options::gated_share")
     }
 
     /// The directory of a student.
@@ -426,6 +453,10 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
+        // A container on a share that hangs cannot be removed.
+        if let Some(share) = &self.share {
+            share.let_go();
+        }
         // The agent first: what nobody looks after can be removed.
         self.agent = None;
         self.control_plane = None;
@@ -443,6 +474,18 @@ impl Drop for Cluster {
     }
 }
 
+/// Marks a base as a Carrel's, as an operator does once.
+pub(crate) fn mark_share(base: &Path, cluster_id: &str) {
+    let base = base.to_str().expect("a path of ours");
+    let args = ["mark-share", "--workspace-base-path", base, "--cluster-id", cluster_id];
+    run(settings::binary("node-agent"), &args);
+}
+
+/// Where the base is.
+fn below(dir: &Path, share: Option<&GatedShare>) -> PathBuf {
+    share.map_or(dir, GatedShare::path).join("base")
+}
+
 /// Removes what a cluster made outside its directory.
 async fn remove(docker: &str, cluster_id: &str, database: &Database) {
     database.drop_now().await;
@@ -457,6 +500,7 @@ async fn clear_up() {
         if let [docker, cluster_id, server, name] = &notes[..] {
             remove(docker, cluster_id, &Database::of(server, name)).await;
         }
+        gated_share::clear_up(&dir);
         let _ = std::fs::remove_dir_all(dir);
     }
 }

@@ -1,9 +1,10 @@
 //! The harness of the end-to-end tests: Carrel as its users run it, with both binaries as processes of their own.
 //!
 //! `cluster` starts, kills and freezes them over a database and a base path of their own; `client` talks to them as an
-//! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill; `rig`
-//! is a fleet of hosts on this machine, and `writes` the check that a file never had two writers at once; `collector` keeps
-//! the spans they send; `printed` reads the commands of our documents. Everything made is removed again
+//! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill,
+//! `gated_share` a file server that it may hang; `rig` is a fleet of hosts on this machine, and `writes` the check that a
+//! file never had two writers at once; `collector` keeps the spans they send; `printed` reads the commands of our
+//! documents. Everything made is removed again
 //! when its value is dropped, also when a test panics. A harness that cannot do its work panics and says why: there is
 //! nobody to return an error to.
 #![expect(
@@ -19,6 +20,7 @@ pub mod collector;
 pub mod database;
 pub mod docker;
 mod dockerd;
+pub mod gated_share;
 pub mod http;
 mod leftovers;
 pub mod own_docker;

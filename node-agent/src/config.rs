@@ -30,6 +30,9 @@ pub struct Config {
     /// What that directory has to be: any directory, or one on a mount such as EFS.
     #[arg(long, env = "CARREL_STORAGE", default_value = "directory")]
     pub storage: Kind,
+    /// A touch of the share that takes longer than this is given up: a healthy share answers within milliseconds.
+    #[arg(long, env = "CARREL_STORAGE_TIMEOUT", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub storage_timeout: Duration,
     /// The agent's own memory: its identity, and the logs of removed containers.
     #[arg(long, env = "CARREL_STATE_DIR", default_value = "/var/lib/carrel-agent")]
     pub state_dir: PathBuf,
@@ -73,6 +76,9 @@ pub struct Config {
     /// Time between two looks at all containers when nothing happens.
     #[arg(long, env = "CARREL_RECONCILE_INTERVAL", default_value = "30s", value_parser = humantime::parse_duration)]
     pub reconcile_interval: Duration,
+    /// Time between two looks at the fence files of what runs: a container that is not the student's latest is stopped then.
+    #[arg(long, env = "CARREL_FENCE_FILE_INTERVAL", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub fence_file_interval: Duration,
     /// How many times a workspace whose program ends by itself is restarted within the crash window.
     #[arg(long, env = "CARREL_CRASH_BUDGET", default_value_t = 3)]
     pub crash_budget: u16,
@@ -88,6 +94,9 @@ pub struct Config {
     /// Where traces are sent by OTLP over gRPC; nowhere when unset.
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT")]
     pub otlp_endpoint: Option<String>,
+    /// The program that probers are started from, for tests whose own program is another; the agent's own when unset.
+    #[arg(skip)]
+    pub prober: Option<PathBuf>,
 }
 
 /// A join token as it was given: a secret, never printed.
@@ -180,8 +189,10 @@ impl Config {
         }
         for (name, span) in [
             ("docker-timeout", self.docker_timeout),
+            ("storage-timeout", self.storage_timeout),
             ("reconcile-interval", self.reconcile_interval),
             ("crash-window", self.crash_window),
+            ("fence-file-interval", self.fence_file_interval),
         ] {
             if span.is_zero() {
                 return Err(ConfigError::Zero(name));

@@ -3,13 +3,15 @@
 //! | name at `/metrics` | labels | what |
 //! |---|---|---|
 //! | `carrel_agent_docker_call_seconds` | `verb`, `outcome` (`ok`, `refused`, `unknown`) | time of one Docker call |
-//! | `carrel_agent_start_seconds` | `phase` (`queue`, `storage`, `create`, `pull`, `start`, `probe`, `total`) | time a start spent in it |
+//! | `carrel_agent_start_seconds` | `phase` (`queue`, `storage`, `create`, `fence`, `pull`, `start`, `probe`, `total`) | time a start spent in it |
 //! | `carrel_agent_starts_total` | `outcome` (`running`, or the reason of the failure) | starts that ended |
 //! | `carrel_agent_pulls_total` | `outcome` (`pulled`, `refused`, `unknown`) | pulls of an image that ended |
 //! | `carrel_agent_stops_total` | `kind` (`ordered`, `superseded`, `orphan`, `fenced`) | containers removed |
 //! | `carrel_agent_restarts_total` | `counted` | restarts after a program ended |
 //! | `carrel_agent_orphans_total` | `verdict` | verdicts received on orphans |
 //! | `carrel_agent_stops_withheld_total` | – | orphan stops that the breaker held back |
+//! | `carrel_agent_fenced_total` | `when` (`start`, `running`) | containers not started, or stopped, as the share knows a later one |
+//! | `carrel_agent_share_stuck` | – | touches of the share that have not come back |
 //! | `carrel_agent_held_containers` | – | containers left alone: of a higher generation, or made of another spec |
 //! | `carrel_agent_sessions_total` | `outcome` (how the session or the attempt ended) | session attempts; all but the first are reconnects |
 //! | `carrel_agent_refused_sets_total` | – | desired sets refused for their pair or digest |
@@ -36,6 +38,8 @@ pub struct Metrics {
     restarts: Counter<u64>,
     orphans: Counter<u64>,
     withheld: Counter<u64>,
+    fenced: Counter<u64>,
+    stuck: Gauge<u64>,
     held: Gauge<u64>,
     sessions: Counter<u64>,
     refused: Counter<u64>,
@@ -64,6 +68,11 @@ impl Metrics {
             restarts: counter("carrel_agent_restarts", "Restarts after a program ended"),
             orphans: counter("carrel_agent_orphans", "Verdicts received on orphans"),
             withheld: counter("carrel_agent_stops_withheld", "Orphan stops that the breaker held back"),
+            fenced: counter("carrel_agent_fenced", "Containers that gave way to a later one on the share"),
+            stuck: meter
+                .u64_gauge("carrel_agent_share_stuck")
+                .with_description("Touches of the share that have not come back")
+                .build(),
             held: meter
                 .u64_gauge("carrel_agent_held_containers")
                 .with_description("Containers left alone: of a higher generation, or made of another spec")
@@ -132,6 +141,16 @@ impl Metrics {
     /// The breaker held back so many stops.
     pub fn withheld(&self, stops: usize) {
         self.withheld.add(u64::try_from(stops).unwrap_or(u64::MAX), &[]);
+    }
+
+    /// A container gave way to a later one; `when` it was to start, or while it ran.
+    pub fn fenced(&self, when: &'static str) {
+        self.fenced.add(1, &[KeyValue::new("when", when)]);
+    }
+
+    /// So many touches of the share have not come back.
+    pub fn stuck(&self, touches: usize) {
+        self.stuck.record(u64::try_from(touches).unwrap_or(u64::MAX), &[]);
     }
 
     /// So many containers are left alone.

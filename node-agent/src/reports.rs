@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use carrel_common::clock::Clock;
-use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::id::{Generation, Pair, WorkspaceUid};
 use carrel_common::model::{Observation, Observed};
 use tokio::sync::Notify;
 
@@ -26,6 +26,8 @@ pub struct Report {
     pub traceparent: String,
     /// Share of the image that is here, 0 to 100; with PULLING.
     pub pull_percent: u8,
+    /// With `StorageFenced`: what the share says is the latest.
+    pub share_pair: Option<Pair>,
 }
 
 impl Report {
@@ -39,6 +41,7 @@ impl Report {
             image_digest: String::new(),
             traceparent: String::new(),
             pull_percent: 0,
+            share_pair: None,
         }
     }
 }
@@ -80,8 +83,16 @@ impl Reports {
         let mut inner = self.lock();
         let sequence = inner.next;
         inner.next += 1;
-        let Report { state, exit_code, oom_killed, message, image_digest, traceparent, pull_percent } =
-            report;
+        let Report {
+            state,
+            exit_code,
+            oom_killed,
+            message,
+            image_digest,
+            traceparent,
+            pull_percent,
+            share_pair,
+        } = report;
         let observation = Observation {
             workspace,
             generation,
@@ -93,6 +104,7 @@ impl Reports {
             image_digest,
             traceparent,
             pull_percent,
+            share_pair,
         };
         inner.latest.insert((workspace, generation), Entry { observation, sent: false, acked: false });
         drop(inner);

@@ -1,6 +1,5 @@
 //! Builds the parts and holds them together until the end. The only place that spawns.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use tokio_util::task::TaskTracker;
 use tonic::transport::Endpoint;
 
 use crate::config::Config;
+use crate::driver::fence_watch::{FenceWatch, FencedOff};
 use crate::driver::host::{Host, Kept, Limits};
 use crate::driver::{self, Accepted, EngineState, Links, images};
 use crate::enroll::{Identity, Obtain, Renewing};
@@ -26,7 +26,10 @@ use crate::metrics::Metrics;
 use crate::reconcile::crash::Budget;
 use crate::runtime::docker::Docker;
 use crate::session::{self, Session};
+use crate::storage::check::Expected;
+use crate::storage::errand::Place;
 use crate::storage::probe::Storage;
+use crate::storage::prober::Prober;
 
 /// Verdicts that may wait for the driver, which never waits for anything but its own tasks.
 const VERDICTS_WAITING: usize = 16;
@@ -109,12 +112,17 @@ async fn start(
     let scope = identity.scope();
     tracing::info!(node.id = %scope.node, cluster = %scope.cluster, "identity");
 
-    let base = base_path(&config.workspace_base_path)?;
-    let storage = Storage::new(base, config.storage, scope.node.to_string(), clock.clone());
+    let base = std::path::absolute(&config.workspace_base_path)
+        .with_context(|| format!("WORKSPACE_BASE_PATH {}", config.workspace_base_path.display()))?;
+    let expected = Expected { kind: config.storage, cluster: scope.cluster };
+    let place = Place { base, expected, writer: scope.node.to_string() };
+    let prober = Prober::new(config.prober.clone());
+    let storage = Storage::new(place, prober, config.storage_timeout, clock.clone());
     let limits = Limits {
         start_concurrency: usize::from(config.start_concurrency),
         budget: Budget { restarts: usize::from(config.crash_budget), window: config.crash_window },
         reconcile_interval: config.reconcile_interval,
+        fence_file_interval: config.fence_file_interval,
     };
     let (state_dir, boot_id, its_clock) =
         (config.state_dir.clone(), host_facts.boot_id.clone(), Arc::clone(&clock));
@@ -140,7 +148,10 @@ fn spawn_parts(
     let (verdicts, from_verdicts) = mpsc::channel(VERDICTS_WAITING);
     let (orphans, from_orphans) = watch::channel(Vec::new());
     let (engine, from_engine) = watch::channel(EngineState::default());
-    let links = Links { accepted: from_session, verdicts: from_verdicts, orphans, engine };
+    let (fenced, from_fences) = watch::channel(FencedOff::default());
+    let fences = FenceWatch::new(Arc::clone(&host), from_engine.clone(), fenced);
+    let links =
+        Links { accepted: from_session, verdicts: from_verdicts, fenced: from_fences, orphans, engine };
     let (newest, identity) = watch::channel(Arc::new(identity));
     let renewing = Renewing {
         identity: newest,
@@ -162,9 +173,10 @@ fn spawn_parts(
         engine: from_engine,
     };
     let watched = Arc::clone(&host);
-    let (for_storage, for_driver, for_session) = (stop.clone(), stop.clone(), stop.clone());
+    let [for_storage, for_fences, for_driver, for_session] = std::array::from_fn(|_| stop.clone());
     tracker.spawn(async move { watched.storage.watch(for_storage).await });
     tracker.spawn(Arc::clone(&host.lease).keep(host.metrics.clone(), stop.clone()));
+    tracker.spawn(fences.run(for_fences));
     tracker.spawn(driver::run(host, links, for_driver));
     tracker.spawn(session.run(for_session));
 }
@@ -174,11 +186,4 @@ fn routes(telemetry: Telemetry) -> Router {
     Router::new()
         .route("/metrics", get(move || async move { telemetry.metrics_text() }))
         .route("/healthz", get(|| async { (StatusCode::OK, "ok\n") }))
-}
-
-/// The base's path without links and dots, as far as it exists: Docker takes no other as a mount's source.
-fn base_path(path: &Path) -> anyhow::Result<std::path::PathBuf> {
-    let absolute =
-        std::path::absolute(path).with_context(|| format!("WORKSPACE_BASE_PATH {}", path.display()))?;
-    Ok(std::fs::canonicalize(&absolute).unwrap_or(absolute))
 }

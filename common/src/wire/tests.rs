@@ -60,3 +60,21 @@ fn an_unknown_enum_value_is_an_error_that_names_the_field() {
     let error = Observation::try_from(message).expect_err("99 is no state");
     assert_eq!(error, WireError::new("observation.state", "99 is not a known value"));
 }
+
+#[test]
+fn what_the_share_says_comes_back_as_it_went() {
+    let seen = Observation {
+        workspace: WorkspaceUid::new(),
+        generation: Generation(3),
+        sequence: 7,
+        state: Observed::Failed(StatusReason::StorageFenced),
+        exit_code: None,
+        oom_killed: false,
+        message: "Another session of yours began later.".into(),
+        image_digest: String::new(),
+        traceparent: String::new(),
+        pull_percent: 0,
+        share_pair: Some(Pair { incarnation: 2, generation: Generation(9) }),
+    };
+    assert_eq!(Observation::try_from(pb::Observation::from(seen.clone())), Ok(seen));
+}

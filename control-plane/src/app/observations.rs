@@ -1,7 +1,7 @@
 //! What the agents report.
 
-use carrel_common::id::{NodeId, WorkspaceUid};
-use carrel_common::model::{Observation, Observed};
+use carrel_common::id::{Generation, NodeId, WorkspaceUid};
+use carrel_common::model::{Observation, Observed, StatusReason};
 
 use super::settle::settle;
 use super::{App, AppError, Result};
@@ -66,7 +66,8 @@ impl App {
         let placement = work.find_placement(before.uid).await?.filter(|placement| placement.node == node);
         let Some(placement) = placement else { return Ok(None) };
         let lost = || self.node_lost(&before, &activity, now);
-        let Some(event) = concerns(&placement, &before, seen, lost) else { return Ok(None) };
+        let present = self.settings.incarnation;
+        let Some(event) = concerns(&placement, &before, seen, present, lost) else { return Ok(None) };
         if matches!(event, Event::Report(Report::Gone { .. }) | Event::NodeLost { .. }) {
             work.release_placement(&placement).await?;
             if let Observed::Gone { purge: Err(problem) } = &seen.state {
@@ -127,6 +128,7 @@ fn concerns(
     placement: &Placement,
     workspace: &Workspace,
     seen: &Observation,
+    incarnation: i64,
     lost: impl FnOnce() -> Event,
 ) -> Option<Event> {
     if seen.generation != placement.generation {
@@ -148,9 +150,19 @@ fn concerns(
         Observed::Restarting => {
             Report::Restarting { exit_code: seen.exit_code, message: seen.message.clone() }
         }
-        Observed::Failed(reason) => {
-            Report::Failed { reason: *reason, exit_code: seen.exit_code, message: seen.message.clone() }
-        }
+        Observed::Failed(reason) => match latest(*reason, seen, incarnation) {
+            Some(latest) => Report::Fenced { latest, message: seen.message.clone() },
+            None => {
+                Report::Failed { reason: *reason, exit_code: seen.exit_code, message: seen.message.clone() }
+            }
+        },
     };
     Some(Event::Report(report))
+}
+
+/// The generation that the share knows, when the next one of this store would be later. A higher incarnation is none that this
+/// store has had: it went back in time itself, and no number of its own helps.
+fn latest(reason: StatusReason, seen: &Observation, incarnation: i64) -> Option<Generation> {
+    let pair = seen.share_pair.filter(|_| reason == StatusReason::StorageFenced)?;
+    (pair.incarnation <= incarnation).then_some(pair.generation)
 }

@@ -38,7 +38,7 @@ use self::network::Network;
 use self::relay::Relay;
 use crate::callers::Callers;
 use crate::client::Client;
-use crate::cluster::Options;
+use crate::cluster::{Options, mark_share};
 use crate::database::Database;
 use crate::docker::Found;
 use crate::leftovers::{left_behind, note, owned_dir};
@@ -152,6 +152,7 @@ impl Rig {
         let database = Database::create(&postgres.url()).await;
         migrate(&database);
         let cluster_id = database.text("SELECT cluster_id::text FROM cluster").await;
+        mark_share(share.path(), &cluster_id);
 
         let mut replicas = Vec::new();
         let mut relays = Vec::new();

@@ -18,5 +18,7 @@ mod nodes;
 mod outages;
 mod races;
 mod readme;
+mod share_fails;
+mod storage;
 mod telemetry;
 mod watch;

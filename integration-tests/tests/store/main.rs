@@ -5,6 +5,7 @@
 mod drains;
 mod enrolment;
 mod events;
+mod fenced;
 mod fencing;
 mod heartbeats;
 mod migrations;

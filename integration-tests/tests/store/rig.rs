@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
-use carrel_common::model::{Health, NodeFacts, Observation, Observed, Resources, Run, WorkspaceSpec};
+use carrel_common::id::{Generation, NodeId, Pair, StudentId, WorkspaceUid};
+use carrel_common::model::{
+    Health, NodeFacts, Observation, Observed, Resources, Run, StatusReason, WorkspaceSpec,
+};
 use control_plane::app::{App, Call, Heartbeats, LogTails, Nudge, Settings, SharedRules};
 use control_plane::domain::idle::IdlePolicy;
 use control_plane::domain::lease::LeaseTerms;
@@ -168,6 +170,25 @@ impl Rig {
         generation: Generation,
         state: Observed,
     ) -> control_plane::app::Result<()> {
+        self.observe(node, session_epoch, uid, generation, state, None).await
+    }
+
+    /// A start, or what ran, gave way to a later container that the share knows.
+    pub(crate) async fn give_way(&self, node: NodeId, desk: &Workspace, share: Pair) {
+        let epoch = self.epoch(node).await;
+        let state = Observed::Failed(StatusReason::StorageFenced);
+        self.observe(node, epoch, desk.uid, desk.generation, state, Some(share)).await.unwrap();
+    }
+
+    async fn observe(
+        &self,
+        node: NodeId,
+        session_epoch: i64,
+        uid: WorkspaceUid,
+        generation: Generation,
+        state: Observed,
+        share_pair: Option<Pair>,
+    ) -> control_plane::app::Result<()> {
         let observation = Observation {
             workspace: uid,
             generation,
@@ -179,6 +200,7 @@ impl Rig {
             image_digest: "sha256:1".into(),
             traceparent: String::new(),
             pull_percent: 0,
+            share_pair,
         };
         self.app.observe(node, session_epoch, &[observation]).await.map(|_| ())
     }

@@ -1,6 +1,8 @@
 //! The command line: one file a subcommand.
 
 mod fence;
+mod mark_share;
+mod prober;
 mod run;
 
 use std::io;
@@ -25,6 +27,11 @@ enum Command {
     Run(Box<Config>),
     /// Watch the agent's lease from a process of its own, and end every workspace of this host when it runs out.
     Fence(fence::FenceArgs),
+    /// Mark a share as this Carrel's, once for all hosts. Agents start nothing on a share without the mark.
+    MarkShare(mark_share::MarkShare),
+    /// Touches the share for the agent, which starts it.
+    #[command(hide = true)]
+    Prober,
 }
 
 /// Does what the command line says.
@@ -35,6 +42,11 @@ pub fn main() -> anyhow::Result<()> {
     match Cli::parse().command {
         Command::Run(config) => run::run(*config),
         Command::Fence(args) => fence::run(args),
+        Command::Prober => {
+            prober::serve();
+            Ok(())
+        }
+        Command::MarkShare(asked) => mark_share::mark_share(&asked),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Brings one workspace up: directory, container, start, and the probe until the editor answers; restarts it within the budget
+//! Brings one workspace up: directory, container, fence file, start, and the probe until the editor answers; restarts it within the budget
 //! when its program ends meanwhile. Nothing here decides whether a workspace should run.
 //!
 //! It can be cancelled between two Docker calls and during the probe, never amid a call: whether that had its effect would be
@@ -20,10 +20,8 @@ use crate::reconcile::crash::Verdict;
 use crate::reconcile::{From, Settled};
 use crate::reports::Report;
 use crate::runtime::{Inspected, Phase, Plan, Runtime, RuntimeError};
-use crate::storage::layout;
-
-/// A directory is made within milliseconds; a share that hangs must not hold the start for ever.
-const STORAGE_WITHIN: Duration = Duration::from_secs(10);
+use crate::storage::fence_file::Token;
+use crate::storage::fences::Claim;
 
 /// Docker refuses for reasons that pass (a daemon that is going down, a port just taken); so long it is given to.
 const REFUSAL_PAUSES: [Duration; 3] =
@@ -174,6 +172,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
                 self.report(Report::of(Observed::Starting(Stage::Starting)));
                 let permit = self.permit(Some(Stage::Starting)).await?;
                 self.directory().await?;
+                self.fence().await?;
                 let step = self.start(id).await;
                 drop(permit);
                 step
@@ -205,21 +204,24 @@ impl<'a, R: Runtime> Bring<'a, R> {
 
     async fn directory(&self) -> Result<std::path::PathBuf, End> {
         let begun = self.host.clock.monotonic();
-        if let Err(problem) = self.host.storage.verdict_for_start().await {
-            return Err(failure::storage(problem.message).into());
-        }
-        let (base, student) = (self.host.storage.base().to_owned(), self.item.student.clone());
-        let made = tokio::task::spawn_blocking(move || layout::ensure_student_dir(&base, &student));
-        let made = tokio::time::timeout(STORAGE_WITHIN, made).await;
+        let made = self.host.storage.student_dir(&self.item.student).await;
         self.phase("storage", begun);
-        match made {
-            Ok(Ok(Ok(path))) => Ok(path),
-            Ok(Ok(Err(error))) => {
-                // Perhaps the share went away since the last look: then that is the better sentence.
-                let problem = self.host.storage.look().await;
-                Err(failure::storage(problem.map_or_else(|| error.to_string(), |p| p.message)).into())
+        made.map_err(|problem| failure::storage(problem).into())
+    }
+
+    /// The share lets this container be started: nothing is started before that was read back.
+    async fn fence(&self) -> Result<(), End> {
+        let begun = self.host.clock.monotonic();
+        let own = Token { pair: self.item.pair(), placement: Some(self.item.placement) };
+        let claim = self.host.storage.claim(&self.item.student, own).await;
+        self.phase("fence", begun);
+        match claim {
+            Ok(Claim::Held) => Ok(()),
+            Ok(Claim::Fenced(pair)) => {
+                self.host.metrics.fenced("start");
+                Err(failure::fenced(pair).into())
             }
-            Ok(Err(_)) | Err(_) => Err(failure::storage("the share does not answer".into()).into()),
+            Err(problem) => Err(failure::storage(problem).into()),
         }
     }
 
@@ -229,8 +231,16 @@ impl<'a, R: Runtime> Bring<'a, R> {
         let plan = Plan { scope: self.host.scope, item: self.item.clone(), project_dir };
         let begun = self.host.clock.monotonic();
         let span = tracing::info_span!("container.create", otel.kind = "client");
-        let created = self.host.runtime.ensure_created(&plan).instrument(span).await;
-        self.phase("create", begun);
+        // Beside each other: a container that is made and never started writes nothing.
+        let (created, fenced) = tokio::join!(
+            async {
+                let created = self.host.runtime.ensure_created(&plan).instrument(span).await;
+                self.phase("create", begun);
+                created
+            },
+            self.fence()
+        );
+        fenced?;
         if let Err(RuntimeError::ImageMissing { .. }) = created
             && !std::mem::replace(&mut self.so_far.pulled, true)
         {
@@ -374,6 +384,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         });
         let permit = self.permit(None).await?;
         self.directory().await?;
+        self.fence().await?;
         let step = self.start(id).await;
         drop(permit);
         step
@@ -403,10 +414,16 @@ impl<'a, R: Runtime> Bring<'a, R> {
     }
 
     fn failed(&self, failure: Failure) -> Outcome {
-        let Failure { reason, message, exit_code, oom_killed } = failure;
+        let Failure { reason, message, exit_code, oom_killed, share_pair } = failure;
         tracing::warn!(?reason, ?exit_code, oom_killed, "failed: {message}");
         self.host.metrics.started(failure::label(reason));
-        self.report(Report { exit_code, oom_killed, message, ..Report::of(Observed::Failed(reason)) });
+        self.report(Report {
+            exit_code,
+            oom_killed,
+            message,
+            share_pair,
+            ..Report::of(Observed::Failed(reason))
+        });
         Outcome::Settled(Settled::Failed)
     }
 }

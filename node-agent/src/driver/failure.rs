@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use carrel_common::id::Pair;
 use carrel_common::model::{DesiredItem, StatusReason};
 
 use crate::reconcile::crash::Budget;
@@ -14,11 +15,13 @@ pub(super) struct Failure {
     pub(super) message: String,
     pub(super) exit_code: Option<i32>,
     pub(super) oom_killed: bool,
+    /// What the share says is the latest, when that is why.
+    pub(super) share_pair: Option<Pair>,
 }
 
 impl Failure {
     pub(super) fn of(reason: StatusReason, message: String) -> Self {
-        Self { reason, message, exit_code: None, oom_killed: false }
+        Self { reason, message, exit_code: None, oom_killed: false, share_pair: None }
     }
 }
 
@@ -35,6 +38,13 @@ pub(super) fn lease(error: &std::io::Error) -> Failure {
         StatusReason::RuntimeError,
         format!("The workspace could not be started: its host cannot write its own files ({error})."),
     )
+}
+
+/// `pair`: of the container that was started later.
+pub(super) fn fenced(pair: Pair) -> Failure {
+    let message =
+        "A newer session of yours has your files, so this one does not run. Press Start to go on here.";
+    Failure { share_pair: Some(pair), ..Failure::of(StatusReason::StorageFenced, message.into()) }
 }
 
 pub(super) fn refused(error: &RuntimeError) -> Failure {
@@ -69,7 +79,7 @@ pub(super) fn crashed(end: &Inspected, item: &DesiredItem, budget: Budget) -> Fa
             ),
         )
     };
-    Failure { reason, message, exit_code: end.exit_code, oom_killed: end.oom_killed }
+    Failure { exit_code: end.exit_code, oom_killed: end.oom_killed, ..Failure::of(reason, message) }
 }
 
 pub(super) fn restarting(end: &Inspected) -> String {
@@ -91,6 +101,7 @@ pub(super) fn label(reason: StatusReason) -> &'static str {
         StatusReason::CrashLoop => "crash_loop",
         StatusReason::OutOfMemory => "out_of_memory",
         StatusReason::RuntimeError => "runtime_error",
+        StatusReason::StorageFenced => "storage_fenced",
         StatusReason::NoNodeReady
         | StatusReason::NoCapacity
         | StatusReason::PreviousStopping

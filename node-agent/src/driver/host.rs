@@ -26,6 +26,8 @@ pub struct Limits {
     pub budget: Budget,
     /// Time between listings when nothing happens.
     pub reconcile_interval: Duration,
+    /// Time between looks at the fence files of all that runs.
+    pub fence_file_interval: Duration,
 }
 
 /// What the agent keeps on its host's disk.

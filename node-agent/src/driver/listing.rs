@@ -19,6 +19,10 @@ const GATHER: Duration = Duration::from_millis(20);
 /// Between two listings that hints ask for: each costs the daemon a look at every container.
 const GAP: Duration = Duration::from_millis(200);
 
+/// A start that nobody waits for any more is found by a listing so long after it. Most are our own, which are known already: one
+/// listing serves all of so long a time.
+const STARTED: Duration = Duration::from_secs(1);
+
 /// Docker is asked again after so long when it did not answer; doubled each time up to the second.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -187,9 +191,10 @@ impl<R: Runtime> Lister<R> {
         let now = self.host.clock.monotonic();
         match hint {
             Some(Ok(hint)) => {
+                let wait = if matches!(hint, Hint::Started(_)) { STARTED } else { GATHER };
                 // Nobody listening is fine.
                 let _ = self.host.hints.send(hint);
-                self.due = self.due.min((now + GATHER).max(self.begun + GAP));
+                self.due = self.due.min((now + wait).max(self.begun + GAP));
             }
             Some(Err(_)) | None => {
                 // The daemon went away, or restarted: a full look, as after an outage.

@@ -4,6 +4,7 @@
 
 mod bring;
 mod failure;
+pub mod fence_watch;
 pub mod host;
 pub mod images;
 mod listing;
@@ -24,9 +25,11 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
 use self::bring::{Bring, Outcome, SoFar};
+use self::fence_watch::FencedOff;
 use self::host::Host;
 use self::listing::Lister;
 use crate::fence::lease::Ground;
+use crate::reconcile::fencing::{Fencing, fencing};
 use crate::reconcile::{Action, Cause, Decisions, From, InFlight, Listing, Memory, Settled, View, diff};
 use crate::runtime::{Phase, Runtime};
 
@@ -48,6 +51,8 @@ pub struct Links {
     pub accepted: watch::Receiver<Accepted>,
     /// Verdicts on orphans, by container.
     pub verdicts: mpsc::Receiver<Vec<(String, Verdict)>>,
+    /// Containers that have to stop, as the share knows later ones.
+    pub fenced: watch::Receiver<FencedOff>,
     /// Containers to report.
     pub orphans: watch::Sender<Vec<Container>>,
     /// What is known of the container engine.
@@ -135,6 +140,13 @@ impl<R: Runtime> Driver<R> {
             // The lease holds again, has run out, or has run out over something that is there now.
             Ok(()) = self.ground.changed() => {}
             Some(verdicts) = self.links.verdicts.recv() => self.take_verdicts(verdicts),
+            changed = self.links.fenced.changed() => {
+                if changed.is_err() {
+                    return false;
+                }
+                // One that runs may be newer than the listing.
+                self.lister.soon();
+            }
             Some(done) = self.tasks.join_next_with_id() => self.task_ended(done),
             found = self.lister.next() => self.listed(found),
             () = tokio::time::sleep(due) => self.wake_at = None,
@@ -247,12 +259,14 @@ impl<R: Runtime> Driver<R> {
 
     /// Decides and starts what is to be done now.
     fn look(&mut self) {
+        self.wake_at = None;
+        self.fence();
         let Accepted { set, fresh } = self.links.accepted.borrow().clone();
         // What a lease ran out over is removed before any set has come, too.
         let set = set.unwrap_or_else(|| Arc::clone(&self.no_set));
-        let Some(listing) = &self.listing else { return };
         let over = Arc::clone(&self.ground.borrow_and_update().over);
-        let in_flight = self.running.iter().map(|(workspace, task)| (*workspace, task.kind)).collect();
+        let Some(listing) = &self.listing else { return };
+        let in_flight = self.in_flight();
         let decisions = diff(&View {
             now: self.host.clock.monotonic(),
             set: &set,
@@ -266,7 +280,7 @@ impl<R: Runtime> Driver<R> {
             verdicts: &self.verdicts,
         });
         let Decisions { actions, orphans, held, relist, withheld, wake_at } = decisions;
-        self.wake_at = wake_at;
+        self.wake_at = self.wake_at.into_iter().chain(wake_at).min();
         if relist {
             self.lister.soon();
         }
@@ -289,6 +303,30 @@ impl<R: Runtime> Driver<R> {
         for action in actions {
             self.start(action, set.pair.incarnation);
         }
+    }
+
+    /// Stops what gave way, whatever else is known: it needs no order.
+    fn fence(&mut self) {
+        let Some(listing) = &self.listing else { return };
+        let fenced = self.links.fenced.borrow().clone();
+        if fenced.is_empty() {
+            return;
+        }
+        let in_flight = self.in_flight();
+        let now = self.host.clock.monotonic();
+        let memory = &self.memory;
+        let decided = fencing(&Fencing { now, listing, fenced: &fenced, in_flight: &in_flight, memory });
+        self.wake_at = decided.wake_at;
+        if decided.relist {
+            self.lister.soon();
+        }
+        for action in decided.actions {
+            self.start(action, 0);
+        }
+    }
+
+    fn in_flight(&self) -> BTreeMap<WorkspaceUid, InFlight> {
+        self.running.iter().map(|(workspace, task)| (*workspace, task.kind)).collect()
     }
 
     fn start(&mut self, action: Action, incarnation: i64) {
@@ -338,6 +376,15 @@ impl<R: Runtime> Driver<R> {
                 }
                 let task = async move {
                     let settled = remove::clear(&host, workspace, cause, &containers).await;
+                    (workspace, generation, Outcome::Settled(settled))
+                };
+                (workspace, generation, InFlight::Remove, self.tasks.spawn(task.instrument(span)))
+            }
+            Action::Fence { container, pair } => {
+                let (workspace, generation) = (container.workspace, container.generation);
+                let span = tracing::info_span!("workspace.fence", workspace.id = %workspace, %generation, node.id = %host.scope.node);
+                let task = async move {
+                    let settled = remove::fence(&host, &container, pair).await;
                     (workspace, generation, Outcome::Settled(settled))
                 };
                 (workspace, generation, InFlight::Remove, self.tasks.spawn(task.instrument(span)))

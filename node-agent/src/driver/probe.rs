@@ -51,6 +51,7 @@ impl<R: Runtime> Bring<'_, R> {
             let hint = tokio::time::timeout(LOOK_EVERY, hints.recv()).await;
             let about_it = match hint {
                 Ok(Ok(Hint::Died(died) | Hint::Removed(died))) => died == id,
+                Ok(Ok(Hint::Started(_))) => false,
                 // Hints were lost, or none came for a while: look. `Closed` cannot be, the host holds the sender.
                 Ok(Err(_)) | Err(_) => true,
             };

@@ -3,15 +3,15 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::id::{Generation, Pair, WorkspaceUid};
 use carrel_common::model::{Container, DesiredItem, Observed, Run};
 
+use super::failure::{self, Failure};
 use super::host::Host;
 use crate::logs;
 use crate::reconcile::{Cause, Settled};
 use crate::reports::Report;
 use crate::runtime::{Inspected, Runtime, RuntimeError};
-use crate::storage::layout;
 
 /// Between SIGTERM and SIGKILL where no order says how long: time enough to save a file.
 const GRACE: Duration = Duration::from_secs(10);
@@ -164,19 +164,28 @@ async fn confirm<R: Runtime>(
 }
 
 async fn purge<R: Runtime>(host: &Host<R>, item: &DesiredItem) -> Result<bool, String> {
-    if let Some(problem) = host.storage.look().await {
-        return Err(problem.message);
+    host.storage.move_to_trash(&item.student, item.workspace, item.pair()).await.map(|()| true)
+}
+
+/// Stops a container at once, as the share knows of a later one, and says so; it is removed when it is ordered. No grace: two that
+/// write are worse than what one of them had not saved.
+pub(super) async fn fence<R: Runtime>(host: &Host<R>, container: &Container, pair: Pair) -> Settled {
+    tracing::error!(
+        generation = %container.generation, incarnation = container.incarnation, container = container.container_id,
+        later = ?pair, "the share knows a later container of this student; this one is stopped"
+    );
+    if let Err(error) = host.runtime.ensure_stopped(&container.container_id, Duration::ZERO).await {
+        tracing::warn!(%error, "the stop did not work; trying again");
+        return retry(host);
     }
-    let (base, student) = (host.storage.base().to_owned(), item.student.clone());
-    let (workspace, generation) = (item.workspace, item.generation);
-    let moved =
-        tokio::task::spawn_blocking(move || layout::move_to_trash(&base, &student, workspace, generation))
-            .await;
-    match moved {
-        Ok(Ok(())) => Ok(true),
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(error) => Err(error.to_string()),
-    }
+    host.metrics.fenced("running");
+    let Failure { reason, message, share_pair, .. } = failure::fenced(pair);
+    host.reports.report(
+        container.workspace,
+        container.generation,
+        Report { message, share_pair, ..Report::of(Observed::Failed(reason)) },
+    );
+    Settled::Failed
 }
 
 fn retry<R: Runtime>(host: &Host<R>) -> Settled {

@@ -3,20 +3,27 @@
 use std::path::PathBuf;
 
 use carrel_common::clock::SystemClock;
-use carrel_common::id::{ClusterId, NodeId, PlacementId};
+use carrel_common::id::{ClusterId, NodeId, Pair, PlacementId};
 use carrel_common::model::{
-    DesiredPair, Observation, Observed, Resources, Run, StatusReason, StopReason, WorkspaceSpec,
+    DesiredPair, Observation, Observed, Resources, Run, Stage, StatusReason, StopReason, WorkspaceSpec,
 };
 
 use super::*;
+use crate::driver::fence_watch::{FenceWatch, FencedOff};
 use crate::driver::host::{Kept, Limits};
 use crate::fence::Terms;
 use crate::metrics::Metrics;
 use crate::reconcile::crash::Budget;
-use crate::runtime::Scope;
 use crate::runtime::fake::Fake;
-use crate::storage::check::Kind;
+use crate::runtime::{Plan, Scope};
+use crate::storage::check::{Expected, Kind};
+use crate::storage::errand::Place;
+use crate::storage::fence_file::Token;
+use crate::storage::fences::{Claim, Fences};
+use crate::storage::layout::Base;
+use crate::storage::marker;
 use crate::storage::probe::Storage;
+use crate::storage::prober::Prober;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -41,14 +48,18 @@ impl Bench {
         std::fs::create_dir(&base).expect("base");
         std::fs::set_permissions(&base, std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("mode");
         let clock = Arc::new(SystemClock::new());
-        let storage = Storage::new(base, Kind::Directory, "test".into(), clock.clone());
+        let scope = Scope { cluster: ClusterId::new(), node: NodeId::new() };
+        marker::mark(&base, scope.cluster).expect("marked");
+        let expected = Expected { kind: Kind::Directory, cluster: scope.cluster };
+        let place = Place { base, expected, writer: scope.node.to_string() };
+        let storage = Storage::new(place, Prober::here(), Duration::from_secs(10), clock.clone());
         let limits = Limits {
             start_concurrency: 2,
             budget: Budget { restarts: 1, window: Duration::from_secs(600) },
             reconcile_interval: Duration::from_millis(200),
+            fence_file_interval: Duration::from_millis(200),
         };
         let engine = Fake::new();
-        let scope = Scope { cluster: ClusterId::new(), node: NodeId::new() };
         let state_dir = dir.path().join("state");
         let kept = Kept::open(&state_dir, "boot", clock.clone()).expect("opened");
         let (host, inbox) = Host::new(engine.clone(), storage, kept, Metrics::new(), clock, scope, limits);
@@ -58,10 +69,19 @@ impl Bench {
         let (verdicts, from_verdicts) = mpsc::channel(1);
         let (engine_state, state) = watch::channel(EngineState::default());
         let orphans = watch::Sender::new(Vec::new());
-        let links = Links { accepted: from_session, verdicts: from_verdicts, orphans, engine: engine_state };
+        let (fenced, from_fences) = watch::channel(FencedOff::default());
+        let fences = FenceWatch::new(Arc::clone(&host), state.clone(), fenced);
+        let links = Links {
+            accepted: from_session,
+            verdicts: from_verdicts,
+            fenced: from_fences,
+            orphans,
+            engine: engine_state,
+        };
         let mut tasks = JoinSet::new();
         let watched = Arc::clone(&host);
         tasks.spawn(async move { watched.storage.watch(CancellationToken::new()).await });
+        tasks.spawn(fences.run(CancellationToken::new()));
         tasks.spawn(run(Arc::clone(&host), links, CancellationToken::new()));
         tasks.spawn(images::run(Arc::clone(&host), inbox, CancellationToken::new()));
         Self {
@@ -265,4 +285,104 @@ async fn more_starts_than_may_go_on_at_once_all_end() {
         }
     }
     assert_eq!(bench.engine.ids().len(), 10);
+}
+
+impl Bench {
+    /// As another host says on the share that `later` is the student's container now.
+    fn elsewhere(&self, item: &DesiredItem, later: i64) -> Pair {
+        let pair = Pair { incarnation: 1, generation: Generation(later) };
+        let base = Base::open(self.host.storage.base(), self.host.scope.cluster).expect("ours");
+        let fences = Fences::open(&base, "elsewhere").expect("opened");
+        let token = Token { pair, placement: Some(PlacementId::new()) };
+        assert_eq!(fences.claim(&item.student, &token).expect("claimed"), Claim::Held);
+        pair
+    }
+}
+
+#[tokio::test]
+async fn a_start_is_refused_while_the_share_knows_a_later_container() {
+    let mut bench = Bench::new();
+    let ada = desk("ada", "test");
+    let later = bench.elsewhere(&ada, 4);
+    bench.want(vec![ada.clone()]);
+    let failed = bench.until(&ada, |state| matches!(state, Observed::Failed(_))).await;
+    assert_eq!(failed.state, Observed::Failed(StatusReason::StorageFenced));
+    assert_eq!(failed.share_pair, Some(later));
+    assert_eq!(bench.engine.calls("start"), 0);
+    // The control plane goes above it.
+    bench.want(vec![stopped(&ada)]);
+    bench.until(&ada, |state| matches!(state, Observed::Gone { .. })).await;
+    let above = DesiredItem { generation: Generation(5), placement: PlacementId::new(), ..ada };
+    bench.want(vec![above.clone()]);
+    bench.running(&above).await;
+}
+
+#[tokio::test]
+async fn what_runs_is_stopped_once_the_share_knows_a_later_container_and_others_go_on() {
+    let mut bench = Bench::new();
+    let (ada, bob) = (desk("ada", "test"), desk("bob", "test"));
+    bench.want(vec![ada.clone()]);
+    bench.running(&ada).await;
+    bench.want(vec![ada.clone(), bob.clone()]);
+    bench.running(&bob).await;
+    let later = bench.elsewhere(&ada, 2);
+    let failed = bench.until(&ada, |state| matches!(state, Observed::Failed(_))).await;
+    assert_eq!(failed.state, Observed::Failed(StatusReason::StorageFenced));
+    assert_eq!((failed.share_pair, bench.engine.calls("stop")), (Some(later), 1));
+    assert_eq!(bench.engine.calls("remove"), 0, "that is for an order");
+}
+
+#[tokio::test]
+async fn a_start_under_way_is_stopped_once_the_share_knows_a_later_container() {
+    let mut bench = Bench::new();
+    let ada = desk("ada", "deaf");
+    bench.want(vec![ada.clone()]);
+    bench.until(&ada, |state| *state == Observed::Starting(Stage::Probing)).await;
+    bench.elsewhere(&ada, 2);
+    let failed = bench.until(&ada, |state| matches!(state, Observed::Failed(_))).await;
+    assert_eq!(failed.state, Observed::Failed(StatusReason::StorageFenced));
+}
+
+#[tokio::test]
+async fn a_container_that_comes_up_by_itself_gives_way_before_any_order_is_known() {
+    let mut bench = Bench::new();
+    let ada = desk("ada", "test");
+    bench.want(vec![ada.clone()]);
+    bench.running(&ada).await;
+    bench.want(vec![stopped(&ada)]);
+    bench.until(&ada, |state| matches!(state, Observed::Gone { .. })).await;
+    bench.elsewhere(&ada, 2);
+    // As an agent that has just been started: it has no set yet, and a start of an earlier one completes.
+    bench.accepted.send_replace(Accepted::default());
+    let scope = bench.host.scope;
+    let project_dir = bench.host.storage.base().join("ada");
+    let ghost = bench.engine.ensure_created(&Plan { scope, item: ada.clone(), project_dir }).await;
+    let ghost = ghost.expect("made").id;
+    bench.engine.ensure_started(&ghost).await.expect("started");
+    bench.until(&ada, |state| *state == Observed::Failed(StatusReason::StorageFenced)).await;
+    let look = bench.engine.inspect(&ghost, 8080).await.expect("there").expect("there");
+    assert_eq!(look.phase, Phase::Exited);
+}
+
+#[tokio::test]
+async fn a_fence_file_that_was_lost_or_overwritten_by_an_earlier_word_is_said_again() {
+    let mut bench = Bench::new();
+    let ada = DesiredItem { generation: Generation(3), ..desk("ada", "test") };
+    bench.want(vec![ada.clone()]);
+    bench.running(&ada).await;
+    let file = bench.host.storage.base().join(".carrel/fence/ada");
+    let own = std::fs::read_to_string(&file).expect("said");
+    for word in [None, Some(own.replace("\"generation\":3", "\"generation\":2"))] {
+        match word {
+            None => std::fs::remove_file(&file).expect("lost"),
+            Some(earlier) => std::fs::write(&file, earlier).expect("late"),
+        }
+        let again = async {
+            while std::fs::read_to_string(&file).ok().as_ref() != Some(&own) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, again).await.expect("said again");
+    }
+    assert_eq!(bench.engine.calls("stop"), 0);
 }

@@ -13,7 +13,7 @@ mod request;
 
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use carrel_common::certificate::{CONTROL_PLANE_NAME, CertificateError, NodeCertificate, Validity};
@@ -112,6 +112,17 @@ impl Identity {
                 endpoint.clone().tls_config(trusting(&own.ca_pem).identity(pair))
             }
         }
+    }
+}
+
+/// Who this host is, by what it keeps in `state_dir`; `None`: it has not enrolled. Blocking.
+///
+/// # Errors
+/// When a file is there and cannot be read or understood.
+pub fn kept(state_dir: &Path) -> Result<Option<Identity>, EnrollError> {
+    match files::load_certified(state_dir)? {
+        Some(identity) => Ok(Some(identity)),
+        None => files::load(state_dir),
     }
 }
 

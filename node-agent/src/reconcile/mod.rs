@@ -6,6 +6,7 @@
 //! be superseded, and has no verdict of the control plane.
 
 pub mod crash;
+pub mod fencing;
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +14,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::id::{Generation, Pair, WorkspaceUid};
 use carrel_common::model::{Container, DesiredItem, DesiredSet, Run, Verdict};
 
 use crate::fence::lease::Standing;
@@ -115,6 +116,13 @@ pub enum Action {
         /// The containers, sorted by id.
         containers: Vec<Container>,
     },
+    /// Stop this container at once and report it: the share knows a later one of its student.
+    Fence {
+        /// The container.
+        container: Container,
+        /// What the share has.
+        pair: Pair,
+    },
     /// The task in flight works for an order that is over: it is to end at its next safe point.
     Cancel {
         /// Its workspace.
@@ -128,6 +136,7 @@ impl Action {
         match self {
             Self::Bring { item, .. } | Self::Stop { item } => item.workspace,
             Self::Clear { workspace, .. } | Self::Cancel { workspace } => *workspace,
+            Self::Fence { container, .. } => container.workspace,
         }
     }
 }

@@ -178,6 +178,7 @@ impl World {
                         }
                     }
                 }
+                Action::Fence { .. } => panic!("the share's word is no part of an order"),
                 Action::Cancel { .. } => continue,
             };
             self.memory.insert(workspace, Memory { generation, at: self.now, settled });

@@ -282,6 +282,7 @@ impl Runtime for Fake {
         listener.set_nonblocking(true).expect("nonblocking");
         kept.endpoint = Some(listener.local_addr().expect("address").to_string());
         (kept.phase, kept.exit_code) = (Phase::Running, None);
+        let _ = self.hints.send(Hint::Started(id.to_owned()));
         match mode(&kept.plan.item.spec.image) {
             Some("test") => {
                 kept.program.spawn(answer(listener));

@@ -126,6 +126,8 @@ pub struct Created {
 /// That something happened. Hints only: they get lost, the listing is the truth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hint {
+    /// The program of this container was started: by us, or by an earlier call that had been given up.
+    Started(String),
     /// The program of this container ended.
     Died(String),
     /// This container was removed.

@@ -234,6 +234,8 @@ impl<R: Runtime> Live<'_, R> {
                 Ok(()) = self.session.engine.changed() => self.engine_changed(),
                 // At once: a placement waits for nothing that is here.
                 Ok(()) = images.changed() => self.heartbeat(),
+                // The share's, too: else a node that was mended would wait for the next heartbeat.
+                () = self.session.host.storage.turned() => self.heartbeat(),
                 Ok(()) = self.session.orphans.changed() => {
                     orphans_from = self.now();
                     self.orphans()

@@ -2,8 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use carrel_common::id::ClusterId;
+use serde::{Deserialize, Serialize};
+
 /// What the base is meant to be.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 pub enum Kind {
     /// Any directory.
     Directory,
@@ -11,8 +14,29 @@ pub enum Kind {
     Mount,
 }
 
+/// What the base has to be for an agent to use it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Expected {
+    /// What it lies on.
+    pub kind: Kind,
+    /// Whose it is.
+    pub cluster: ClusterId,
+}
+
+/// Whose the base is, by the file that an operator's command left on it once. A share that is not mounted has none: what is seen
+/// then is a directory of the root disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Marker {
+    /// Nobody's.
+    Missing,
+    /// This Carrel's.
+    Of(ClusterId),
+    /// It cannot be read or understood, for this reason.
+    Unreadable(String),
+}
+
 /// What stands at the base's path.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Entry {
     /// Nothing.
     Missing,
@@ -28,7 +52,7 @@ pub enum Entry {
 }
 
 /// The mount that the base lies on.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountFact {
     /// Where it is mounted.
     pub point: PathBuf,
@@ -39,7 +63,7 @@ pub struct MountFact {
 }
 
 /// How writing below the base went.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum WriteTrial {
     /// Not tried yet.
     NotTried,
@@ -52,7 +76,7 @@ pub enum WriteTrial {
 }
 
 /// What is known of the base.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
     /// Its path.
     pub base: PathBuf,
@@ -60,6 +84,8 @@ pub struct Facts {
     pub entry: Entry,
     /// What it lies on; `None` when the table of mounts names nothing.
     pub mount: Option<MountFact>,
+    /// Whose it is.
+    pub marker: Marker,
     /// How writing went.
     pub trial: WriteTrial,
 }
@@ -85,15 +111,29 @@ impl Problem {
             ),
         }
     }
+
+    /// Nothing is known of the base, for this reason.
+    pub fn unanswered(base: &Path, why: &str) -> Self {
+        Self {
+            reason: "STORAGE_TIMEOUT",
+            message: format!("{}: {why}; check the file server and the mount", base.display()),
+        }
+    }
 }
 
 /// Others may neither list nor write the base, its group may not write it.
 const EXPOSED: u32 = 0o026;
 
-/// What is wrong with the base; `None`: nothing.
-pub fn check(kind: Kind, facts: &Facts) -> Option<Problem> {
+/// What keeps the base from taking workspaces; `None`: nothing.
+pub fn check(expected: Expected, facts: &Facts) -> Option<Problem> {
+    check_place(expected.kind, facts)
+        .or_else(|| check_marker(expected, facts))
+        .or_else(|| check_trial(&facts.base, &facts.trial))
+}
+
+/// What is wrong with the place, whoever it belongs to.
+pub fn check_place(kind: Kind, facts: &Facts) -> Option<Problem> {
     let base = facts.base.display();
-    let problem = |reason, message| Some(Problem { reason, message });
     let mode = match &facts.entry {
         Entry::Missing => {
             return problem("STORAGE_BASE_MISSING", format!("{base} does not exist; create or mount it"));
@@ -119,8 +159,8 @@ pub fn check(kind: Kind, facts: &Facts) -> Option<Problem> {
             format!("{base} lies on the root disk; mount the share there, or run with --storage=directory"),
         );
     }
-    if facts.mount.as_ref().is_some_and(|mount| mount.read_only) || facts.trial == WriteTrial::ReadOnly {
-        return problem("STORAGE_READ_ONLY", format!("{base} is mounted read-only; mount it read-write"));
+    if facts.mount.as_ref().is_some_and(|mount| mount.read_only) {
+        return read_only(&facts.base);
     }
     if mode & EXPOSED != 0 {
         return problem(
@@ -130,13 +170,66 @@ pub fn check(kind: Kind, facts: &Facts) -> Option<Problem> {
             ),
         );
     }
-    match &facts.trial {
+    None
+}
+
+fn check_marker(expected: Expected, facts: &Facts) -> Option<Problem> {
+    let base = facts.base.display();
+    match &facts.marker {
+        Marker::Of(cluster) if *cluster == expected.cluster => None,
+        Marker::Of(other) => problem(
+            "STORAGE_OF_ANOTHER_CLUSTER",
+            format!(
+                "{base} belongs to the Carrel {other}, not to {}; mount the right share",
+                expected.cluster
+            ),
+        ),
+        Marker::Missing => problem(
+            "STORAGE_NOT_MARKED",
+            format!(
+                "{base} has no mark of this Carrel; mount the share there, or when it is new, run once: {}",
+                mark_command(expected, &facts.base)
+            ),
+        ),
+        Marker::Unreadable(why) => problem(
+            "STORAGE_NOT_WRITABLE",
+            format!(
+                "the mark of {base}, .carrel/cluster-id, cannot be read ({why}); an operator has to look at it"
+            ),
+        ),
+    }
+}
+
+/// As an operator would type it.
+fn mark_command(expected: Expected, base: &Path) -> String {
+    let storage = match expected.kind {
+        Kind::Directory => "",
+        Kind::Mount => " --storage mount",
+    };
+    format!(
+        "node-agent mark-share --workspace-base-path {}{storage} --cluster-id {}",
+        base.display(),
+        expected.cluster
+    )
+}
+
+fn check_trial(base: &Path, trial: &WriteTrial) -> Option<Problem> {
+    match trial {
+        WriteTrial::ReadOnly => read_only(base),
         WriteTrial::Failed(why) => problem(
             "STORAGE_NOT_WRITABLE",
-            format!("{base} cannot be written ({why}); let the agent's user write it"),
+            format!("{} cannot be written ({why}); let the agent's user write it", base.display()),
         ),
-        WriteTrial::NotTried | WriteTrial::Worked | WriteTrial::ReadOnly => None,
+        WriteTrial::NotTried | WriteTrial::Worked => None,
     }
+}
+
+fn read_only(base: &Path) -> Option<Problem> {
+    problem("STORAGE_READ_ONLY", format!("{} is mounted read-only; mount it read-write", base.display()))
+}
+
+fn problem(reason: &'static str, message: String) -> Option<Problem> {
+    Some(Problem { reason, message })
 }
 
 /// The mount that `path` (absolute, without links) lies on, from the text of `/proc/self/mountinfo`.
@@ -180,22 +273,31 @@ mod tests {
 31 22 0:41 / /mnt/ro\\040share ro,relatime - ext4 /dev/loop0 rw
 ";
 
+    fn ours() -> ClusterId {
+        "5f0c1f6e-7d57-4c51-9c3c-2f6d0a3f0a01".parse().expect("valid")
+    }
+
+    fn expected(kind: Kind) -> Expected {
+        Expected { kind, cluster: ours() }
+    }
+
     fn good() -> Facts {
         Facts {
             base: "/mnt/efs/workspace-data".into(),
             entry: Entry::Directory { mode: 0o711 },
             mount: mount_of(Path::new("/mnt/efs/workspace-data"), MOUNTINFO),
+            marker: Marker::Of(ours()),
             trial: WriteTrial::Worked,
         }
     }
 
     fn reason(kind: Kind, facts: &Facts) -> Option<&'static str> {
-        check(kind, facts).map(|problem| problem.reason)
+        check(expected(kind), facts).map(|problem| problem.reason)
     }
 
     #[test]
     fn takes_a_private_directory_on_a_mount() {
-        assert_eq!((check(Kind::Mount, &good()), check(Kind::Directory, &good())), (None, None));
+        assert_eq!((reason(Kind::Mount, &good()), reason(Kind::Directory, &good())), (None, None));
     }
 
     #[test]
@@ -215,6 +317,9 @@ mod tests {
         assert_eq!(with(&|f| f.trial = WriteTrial::ReadOnly), Some("STORAGE_READ_ONLY"));
         assert_eq!(with(&|f| f.trial = WriteTrial::Failed("EACCES".into())), Some("STORAGE_NOT_WRITABLE"));
         assert_eq!(with(&|f| f.entry = Entry::Unreadable("EACCES".into())), Some("STORAGE_NOT_WRITABLE"));
+        assert_eq!(with(&|f| f.marker = Marker::Missing), Some("STORAGE_NOT_MARKED"));
+        assert_eq!(with(&|f| f.marker = Marker::Of(ClusterId::new())), Some("STORAGE_OF_ANOTHER_CLUSTER"));
+        assert_eq!(with(&|f| f.marker = Marker::Unreadable("EIO".into())), Some("STORAGE_NOT_WRITABLE"));
     }
 
     #[test]
@@ -230,8 +335,23 @@ mod tests {
     #[test]
     fn the_message_says_what_to_run() {
         let facts = Facts { entry: Entry::Directory { mode: 0o755 }, ..good() };
-        let problem = check(Kind::Mount, &facts).expect("exposed");
+        let problem = check(expected(Kind::Mount), &facts).expect("exposed");
         assert!(problem.message.ends_with("run: chmod 0711 /mnt/efs/workspace-data"), "{}", problem.message);
+        let facts = Facts { marker: Marker::Missing, ..good() };
+        let problem = check(expected(Kind::Mount), &facts).expect("not marked");
+        let command = "run once: node-agent mark-share --workspace-base-path /mnt/efs/workspace-data --storage mount \
+                       --cluster-id 5f0c1f6e-7d57-4c51-9c3c-2f6d0a3f0a01";
+        assert!(problem.message.ends_with(command), "{}", problem.message);
+    }
+
+    #[test]
+    fn an_empty_directory_in_place_of_the_share_is_told_as_such_whatever_it_lies_on() {
+        let facts =
+            Facts { mount: mount_of(Path::new("/srv"), MOUNTINFO), marker: Marker::Missing, ..good() };
+        assert_eq!(
+            (reason(Kind::Directory, &facts), reason(Kind::Mount, &facts)),
+            (Some("STORAGE_NOT_MARKED"), Some("STORAGE_NOT_MOUNTED"))
+        );
     }
 
     #[test]

@@ -1,9 +1,15 @@
-//! The students' files: whether the base can take them, and a student's directory below it.
+//! The students' files: whether the base can take them, whose the share is, a student's directory, and who may write it.
 //!
-//! `check` decides (pure), `probe` gathers what it decides on, `layout` makes and moves directories without ever following a
-//! link out of the base. A base that is missing is never made: on a host where the share is not mounted that would be the root
-//! disk.
+//! `check` and `fence_file` decide (pure). `marker`, `layout` and `fences` read and write the share without ever following a link
+//! out of the base; `errand` is what they are asked to do, in a process of its own that `prober` starts and, when the share
+//! hangs, abandons. `probe` is what the rest of the agent sees. A base that is missing is never made, and nothing is made below
+//! one without our mark: on a host where the share is not mounted that would be the root disk.
 
 pub mod check;
+pub mod errand;
+pub mod fence_file;
+pub mod fences;
 pub mod layout;
+pub mod marker;
 pub mod probe;
+pub mod prober;

@@ -1,23 +1,20 @@
-//! Gathers what `check` decides on. Every touch of the share is on a blocking thread that can be abandoned.
+//! Keeps a verdict on the base, and does what starts and stops need on it. The share itself is touched by probers only.
 
-use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use carrel_common::clock::Clock;
+use carrel_common::id::{Pair, StudentId, WorkspaceUid};
 use carrel_common::model::Health;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::check::{Entry, Facts, Kind, Problem, WriteTrial, check, mount_of};
-use super::layout::{OWN, ensure_own};
-
-/// A healthy share answers in milliseconds; one that takes longer would hang every editor on it.
-const DEADLINE: Duration = Duration::from_secs(10);
+use super::check::{Problem, check};
+use super::errand::{Errand, Place, Told};
+use super::fence_file::Token;
+use super::fences::Claim;
+use super::prober::{Prober, Trouble};
 
 /// What an answer takes on top of a look that ran into its deadline.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -25,16 +22,20 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// A verdict this fresh is good enough for a start; the share is looked at again in the background at half of it.
 const FRESH: Duration = Duration::from_secs(15);
 
+/// While something is wrong it is looked at this often: somebody may be mending it.
+const MENDED: Duration = Duration::from_secs(2);
+
 /// The base and the last verdict on it.
 #[derive(Debug)]
 pub struct Storage {
-    base: PathBuf,
-    kind: Kind,
-    /// Names the trial file, so that two agents on one share do not meet.
-    trial_name: String,
+    place: Place,
+    prober: Prober,
+    /// A healthy share answers in milliseconds; one that takes longer than this would hang every editor on it.
+    within: Duration,
     clock: Arc<dyn DebugClock>,
     verdict: watch::Sender<Option<Verdict>>,
     wanted: Notify,
+    turned: Notify,
 }
 
 /// A clock that can stand in a `Debug` struct.
@@ -49,19 +50,20 @@ struct Verdict {
 }
 
 impl Storage {
-    /// The base at `base` (absolute). Touches nothing.
+    /// The base at `place`, touched by `prober`; a touch that takes longer than `within` is given up. Touches nothing yet.
     pub fn new<C: Clock + std::fmt::Debug>(
-        base: PathBuf,
-        kind: Kind,
-        trial_name: String,
+        place: Place,
+        prober: Prober,
+        within: Duration,
         clock: Arc<C>,
     ) -> Self {
-        Self { base, kind, trial_name, clock, verdict: watch::Sender::new(None), wanted: Notify::new() }
+        let verdict = watch::Sender::new(None);
+        Self { place, prober, within, clock, verdict, wanted: Notify::new(), turned: Notify::new() }
     }
 
     /// The base's path.
     pub fn base(&self) -> &Path {
-        &self.base
+        &self.place.base
     }
 
     /// The last verdict; not healthy before the first.
@@ -76,6 +78,11 @@ impl Storage {
                 age: self.clock.monotonic().saturating_sub(verdict.began),
             },
         }
+    }
+
+    /// Completes when the verdict is another than before; a single waiter. Cancel-safe.
+    pub async fn turned(&self) {
+        self.turned.notified().await;
     }
 
     /// A verdict for a start: a good one that is fresh, else a new look.
@@ -99,25 +106,24 @@ impl Storage {
         self.wanted.notify_one();
         let fresh =
             verdicts.wait_for(|verdict| verdict.as_ref().is_some_and(|verdict| verdict.began >= asked));
-        match tokio::time::timeout(DEADLINE + PATIENCE, fresh).await {
+        match tokio::time::timeout(self.within + PATIENCE, fresh).await {
             Ok(Ok(verdict)) => verdict.as_ref().and_then(|verdict| verdict.problem.clone()),
-            Ok(Err(_)) | Err(_) => Some(Problem::timeout(&self.base, DEADLINE)),
+            Ok(Err(_)) | Err(_) => Some(Problem::timeout(self.base(), self.within)),
         }
     }
 
-    /// Keeps the verdict fresh until `stop`, and looks when asked. Run it once: it alone touches the share, so that one that
-    /// hangs holds one thread.
+    /// Keeps the verdict fresh until `stop`, and looks when asked. Run it once.
     pub async fn watch(&self, stop: CancellationToken) {
-        let pending = Arc::new(AtomicBool::new(false));
         loop {
             let began = self.clock.monotonic();
             // Cancel-safe: a look that is cut off leaves the last verdict.
-            let Some(problem) = stop.run_until_cancelled(self.probe(&pending)).await else { return };
+            let Some(problem) = stop.run_until_cancelled(self.probe()).await else { return };
+            let pause = if problem.is_some() { MENDED } else { FRESH / 2 };
             self.tell(began, problem);
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.wanted.notified() => {}
-                () = tokio::time::sleep(FRESH / 2) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
     }
@@ -126,71 +132,106 @@ impl Storage {
         let told = problem.clone();
         let before = self.verdict.send_replace(Some(Verdict { began, problem }));
         match (before.map(|verdict| verdict.problem), told) {
-            (Some(before), now) if before == now => {}
+            (Some(before), now) if before == now => return,
             (_, Some(problem)) => tracing::error!(reason = problem.reason, "{}", problem.message),
-            (_, None) => tracing::info!(base = %self.base.display(), "the base takes workspaces"),
+            (_, None) => tracing::info!(base = %self.base().display(), "the base takes workspaces"),
+        }
+        self.turned.notify_one();
+    }
+
+    async fn probe(&self) -> Option<Problem> {
+        match self.prober.run(&self.place, Errand::Look, self.within).await {
+            Ok(Told::Facts(facts)) => check(self.place.expected, &facts),
+            Ok(told) => Some(Problem::unanswered(self.base(), &format!("it told {told:?}"))),
+            Err(Trouble::Slow(within)) => Some(Problem::timeout(self.base(), within)),
+            Err(trouble) => Some(Problem::unanswered(self.base(), &trouble.to_string())),
         }
     }
 
-    /// `pending`: a look that has not come back. No second one is sent after it, each could hang for ever.
-    async fn probe(&self, pending: &Arc<AtomicBool>) -> Option<Problem> {
-        if pending.swap(true, Ordering::AcqRel) {
-            return Some(Problem::timeout(&self.base, DEADLINE));
-        }
-        let (base, kind, trial_name, pending) =
-            (self.base.clone(), self.kind, self.trial_name.clone(), Arc::clone(pending));
-        let look = tokio::task::spawn_blocking(move || {
-            let problem = gather_and_check(&base, kind, &trial_name);
-            pending.store(false, Ordering::Release);
-            problem
-        });
-        match tokio::time::timeout(DEADLINE, look).await {
-            Ok(Ok(problem)) => problem,
-            Ok(Err(_)) | Err(_) => Some(Problem::timeout(&self.base, DEADLINE)),
+    /// The student's directory, made when it is missing.
+    ///
+    /// # Errors
+    /// One sentence, when the share takes no workspaces, refuses, or does not answer.
+    pub async fn student_dir(&self, student: &StudentId) -> Result<PathBuf, String> {
+        self.verdict_for_start().await.map_err(|problem| problem.message)?;
+        match self.errand(Errand::StudentDir(student.clone())).await? {
+            Told::Dir(path) => Ok(path),
+            other => Err(format!("the prober told {other:?}")),
         }
     }
-}
 
-/// Blocking. Writes only below a base that is otherwise as it should be.
-fn gather_and_check(base: &Path, kind: Kind, trial_name: &str) -> Option<Problem> {
-    let mut facts = gather(base);
-    if let Some(problem) = check(kind, &facts) {
-        return Some(problem);
+    /// Whether the share lets a container be started: it has said there that it is the student's, and read it back.
+    ///
+    /// # Errors
+    /// One sentence, when that is not known; then nothing may be started.
+    pub async fn claim(&self, student: &StudentId, own: Token) -> Result<Claim, String> {
+        match self.errand(Errand::Claim(student.clone(), own)).await? {
+            Told::Claim(claim) => Ok(claim),
+            other => Err(format!("the prober told {other:?}")),
+        }
     }
-    facts.trial = try_to_write(base, trial_name);
-    check(kind, &facts)
-}
 
-fn gather(base: &Path) -> Facts {
-    let entry = match fs::metadata(base) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Entry::Missing,
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Entry::Missing,
-        Err(error) => Entry::Unreadable(error.to_string()),
-        Ok(metadata) if !metadata.is_dir() => Entry::NotADirectory,
-        Ok(metadata) => Entry::Directory { mode: metadata.permissions().mode() & 0o7777 },
-    };
-    let real = fs::canonicalize(base).unwrap_or_else(|_| base.to_owned());
-    let mount = fs::read_to_string("/proc/self/mountinfo").ok().and_then(|text| mount_of(&real, &text));
-    Facts { base: base.to_owned(), entry, mount, trial: WriteTrial::NotTried }
-}
-
-fn try_to_write(base: &Path, trial_name: &str) -> WriteTrial {
-    if let Err(error) = ensure_own(base) {
-        let read_only = matches!(&error, super::layout::LayoutError::Refused { source, .. }
-            if source.kind() == std::io::ErrorKind::ReadOnlyFilesystem);
-        return if read_only { WriteTrial::ReadOnly } else { WriteTrial::Failed(error.to_string()) };
+    /// The same for all that run, in their order; an error in place of what is not known.
+    ///
+    /// # Errors
+    /// One sentence, when nothing is known.
+    pub async fn claim_all(
+        &self,
+        all: Vec<(StudentId, Token)>,
+    ) -> Result<Vec<Result<Claim, String>>, String> {
+        let asked = all.len();
+        match self.prober.run(&self.place, Errand::ClaimAll(all), self.within).await {
+            Ok(Told::Claims(claims)) if claims.len() == asked => Ok(claims),
+            Ok(Told::Refused(why)) => Err(why),
+            Ok(other) => Err(format!("the prober told {other:?}")),
+            Err(trouble) => Err(trouble.to_string()),
+        }
     }
-    let path = base.join(OWN).join(format!("trial.{trial_name}"));
-    let write = || {
-        let mut file = fs::File::create(&path)?;
-        file.write_all(b"carrel\n")?;
-        file.sync_all()?;
-        fs::remove_file(&path)
-    };
-    match write() {
-        Ok(()) => WriteTrial::Worked,
-        Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => WriteTrial::ReadOnly,
-        Err(error) => WriteTrial::Failed(error.to_string()),
+
+    /// Moves a student's directory to the trash.
+    ///
+    /// # Errors
+    /// One sentence, when it was not moved, or when that is not known.
+    pub async fn move_to_trash(
+        &self,
+        student: &StudentId,
+        workspace: WorkspaceUid,
+        pair: Pair,
+    ) -> Result<(), String> {
+        if let Some(problem) = self.look().await {
+            return Err(problem.message);
+        }
+        match self.errand(Errand::Trash { student: student.clone(), workspace, pair }).await? {
+            Told::Done => Ok(()),
+            other => Err(format!("the prober told {other:?}")),
+        }
+    }
+
+    /// Removes what cut-off writes left on the share.
+    ///
+    /// # Errors
+    /// One sentence, when that did not work.
+    pub async fn tidy(&self) -> Result<(), String> {
+        match self.prober.run(&self.place, Errand::Tidy, self.within).await {
+            Ok(Told::Done) => Ok(()),
+            Ok(Told::Refused(why)) => Err(why),
+            Ok(other) => Err(format!("the prober told {other:?}")),
+            Err(trouble) => Err(trouble.to_string()),
+        }
+    }
+
+    /// How many touches of the share have not come back.
+    pub fn stuck(&self) -> usize {
+        self.prober.stuck()
+    }
+
+    async fn errand(&self, errand: Errand) -> Result<Told, String> {
+        match self.prober.run(&self.place, errand, self.within).await {
+            // Perhaps the share went away since the last look: then that is the better sentence.
+            Ok(Told::Refused(why)) => Err(self.look().await.map_or(why, |problem| problem.message)),
+            Ok(told) => Ok(told),
+            Err(trouble) => Err(trouble.to_string()),
+        }
     }
 }
 

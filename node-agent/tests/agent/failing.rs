@@ -86,6 +86,7 @@ async fn a_missing_base_refuses_starts_creates_nothing_and_heals_by_itself() {
     assert_eq!((rig.containers(), rig.base().exists()), (Vec::new(), false));
     std::fs::create_dir(rig.base()).expect("mounted again");
     std::fs::set_permissions(rig.base(), std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("mode");
+    rig.mark_share();
     let next = crate::rig::later(&ada, 1);
     rig.control_plane.want(vec![next.clone()]);
     rig.running(&next).await;

@@ -87,7 +87,20 @@ impl Rig {
         std::fs::create_dir(&base).expect("base");
         std::fs::set_permissions(&base, std::fs::Permissions::from_mode(0o711)).expect("mode");
         let control_plane = ControlPlane::start().await;
-        Self { control_plane, dir, agent: None, change }
+        let rig = Self { control_plane, dir, agent: None, change };
+        rig.mark_share();
+        rig
+    }
+
+    /// As an operator does it once.
+    pub(crate) fn mark_share(&self) {
+        let marked = Command::new(env!("CARGO_BIN_EXE_node-agent"))
+            .args(["mark-share", "--cluster-id", &self.control_plane.cluster().to_string()])
+            .arg("--workspace-base-path")
+            .arg(self.base())
+            .output()
+            .expect("node-agent runs");
+        assert!(marked.status.success(), "{}", String::from_utf8_lossy(&marked.stderr));
     }
 
     pub(crate) fn base(&self) -> PathBuf {
@@ -99,6 +112,7 @@ impl Rig {
             control_plane: vec![self.control_plane.url.clone()],
             workspace_base_path: self.base(),
             storage: Kind::Directory,
+            storage_timeout: Duration::from_secs(10),
             state_dir: self.dir.path().join("state"),
             docker_host: surroundings("DOCKER_HOST", "unix:///var/run/docker.sock"),
             docker_timeout: Duration::from_secs(30),
@@ -113,11 +127,13 @@ impl Rig {
             max_workspaces: 250,
             start_concurrency: 6,
             reconcile_interval: Duration::from_secs(2),
+            fence_file_interval: Duration::from_secs(1),
             crash_budget: 3,
             crash_window: Duration::from_secs(600),
             log_format: LogFormat::Text,
             log_filter: "info".into(),
             otlp_endpoint: None,
+            prober: Some(env!("CARGO_BIN_EXE_node-agent").into()),
         };
         (self.change)(&mut config);
         config

@@ -1,6 +1,6 @@
 //! What can happen to a workspace.
 
-use carrel_common::id::{CourseId, NodeId};
+use carrel_common::id::{CourseId, Generation, NodeId};
 use carrel_common::model::{Stage, StatusReason, StopReason, WorkspaceSpec};
 
 use super::{IdleEvidence, State, Workspace};
@@ -36,6 +36,13 @@ pub enum Report {
         reason: StatusReason,
         /// Exit code.
         exit_code: Option<i32>,
+        /// One sentence.
+        message: String,
+    },
+    /// Not started, or stopped: the share knows a later container of the student, of an incarnation that the store has had.
+    Fenced {
+        /// Its generation.
+        latest: Generation,
         /// One sentence.
         message: String,
     },

@@ -1,5 +1,6 @@
 //! What the steps are made of: entering a state, beginning a generation, winding down, coming to rest, failing, deleting.
 
+use carrel_common::id::Generation;
 use carrel_common::model::{Stage, StatusReason, StopReason, WorkspaceSpec};
 use time::OffsetDateTime;
 
@@ -69,6 +70,17 @@ impl Workspace {
         (self.started_at, self.attempts) = (started_at, Some(attempts));
         self.status_message = "It could not be started on its host, and is tried on another.".into();
         vec![entry]
+    }
+
+    /// A start was refused, as the share knows a container that was started later than the store does: a generation above that
+    /// one, placed when the host has confirmed the end of this.
+    pub(super) fn go_above(&mut self, latest: Generation, now: OffsetDateTime) -> Vec<Entry> {
+        let fenced = Entry::new("workspace.fenced", Actor::Agent)
+            .because(StatusReason::StorageFenced)
+            .with("latest_generation", latest.0);
+        self.generation = self.generation.max(latest);
+        let (spec, traceparent) = (self.spec.clone(), self.traceparent.clone());
+        vec![fenced, self.begin(spec, traceparent, Actor::ControlPlane, now)]
     }
 
     /// What runs now has its own spec in its placement; this one is for the generation that follows.
@@ -155,7 +167,7 @@ impl Workspace {
         let stop_reason = match reason {
             StatusReason::CrashLoop => StopReason::Exited,
             StatusReason::OutOfMemory => StopReason::Oom,
-            StatusReason::StorageUnavailable => StopReason::Storage,
+            StatusReason::StorageUnavailable | StatusReason::StorageFenced => StopReason::Storage,
             _ => StopReason::StartFailed,
         };
         self.note_stop(stop_reason, message.clone(), None, now);

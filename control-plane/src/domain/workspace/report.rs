@@ -60,6 +60,11 @@ impl Workspace {
                 State::Starting | State::Running | State::Unreachable,
                 Report::Failed { reason, exit_code, message },
             ) => self.fail(reason, exit_code, message, Actor::Agent, now),
+            (State::Starting, Report::Fenced { latest, .. }) => self.go_above(latest, now),
+            // Two that both run would else stop each other in turn, for ever: going on here is for the student to say.
+            (State::Running | State::Unreachable, Report::Fenced { message, .. }) => {
+                self.fail(StatusReason::StorageFenced, None, message, Actor::Agent, now)
+            }
             (_, Report::Gone { purged, exit_code }) => self.gone(purged, exit_code, now),
             // A late word about a container that is to go, or has been given up: what counts is `Gone`.
             (
@@ -67,7 +72,8 @@ impl Workspace {
                 Report::Starting { .. }
                 | Report::Running { .. }
                 | Report::Restarting { .. }
-                | Report::Failed { .. },
+                | Report::Failed { .. }
+                | Report::Fenced { .. },
             ) => vec![],
         }
     }

@@ -73,6 +73,10 @@ fn events() -> Vec<(&'static str, Event)> {
             Event::Report(Report::Restarting { exit_code: Some(1), message: "It crashed.".into() }),
         ),
         ("Failed", Event::Report(failed())),
+        (
+            "Fenced",
+            Event::Report(Report::Fenced { latest: Generation(6), message: "Another is later.".into() }),
+        ),
         ("Gone", Event::Report(gone())),
         ("NodeSilent", Event::NodeSilent),
         ("Lost, in use", Event::NodeLost { in_use: true }),
@@ -243,6 +247,18 @@ fn a_purge_that_crossed_the_report_is_placed_again() {
     assert!(w.deleted_at.is_some());
 }
 
+#[test]
+fn a_start_that_the_share_refuses_begins_again_above_what_it_knows_once_its_host_has_let_go() {
+    let fenced = Report::Fenced { latest: Generation(6), message: "Another is later.".into() };
+    let w = after([start(), Event::Place { node: node() }, Event::Report(fenced)]);
+    let seen = (w.state, w.status_reason, w.generation, w.node.is_some());
+    assert_eq!(seen, (State::Pending, Some(StatusReason::PreviousStopping), Generation(7), true));
+    let w = [Event::Report(gone()), Event::Place { node: node() }, Event::Report(running())]
+        .into_iter()
+        .fold(w, |w, event| w.apply(event, T0).expect("legal").0);
+    assert_eq!((w.state, w.generation), (State::Running, Generation(7)));
+}
+
 fn history() -> impl Strategy<Value = Vec<usize>> {
     proptest::collection::vec(0..events().len(), 0..60)
 }
@@ -257,7 +273,8 @@ proptest! {
             let (name, event) = events().swap_remove(index);
             let Ok((next, log)) = w.apply(event, T0) else { continue };
             prop_assert!(next.generation >= w.generation);
-            prop_assert!(next.generation.0 - w.generation.0 <= 1);
+            let above = if name == "Fenced" { w.generation.max(Generation(6)) } else { w.generation };
+            prop_assert!(next.generation.0 - above.0 <= 1);
             if w.node.is_some() && next.node.is_none() {
                 let proof = ["Gone", "Lost, in use", "Lost, idle"].contains(&name);
                 prop_assert!(proof, "{} released a placement without proof", name);

@@ -349,7 +349,7 @@ impl Runtime for Docker {
         let filters = HashMap::from([
             ("type".to_owned(), vec!["container".to_owned()]),
             ("label".to_owned(), vec![format!("{}={cluster}", labels::CLUSTER)]),
-            ("event".to_owned(), vec!["die".to_owned(), "destroy".to_owned()]),
+            ("event".to_owned(), ["start", "die", "destroy"].map(str::to_owned).to_vec()),
         ]);
         let options = EventsOptionsBuilder::default().since(&since.to_string()).filters(&filters).build();
         match self.client() {

@@ -149,6 +149,7 @@ pub(super) fn inspected(container: ContainerInspectResponse, port: u16) -> Inspe
 pub(super) fn hint(event: EventMessage) -> Option<Hint> {
     let id = event.actor?.id?;
     match event.action?.as_str() {
+        "start" => Some(Hint::Started(id)),
         "die" => Some(Hint::Died(id)),
         "destroy" => Some(Hint::Removed(id)),
         _ => None,

@@ -1,0 +1,67 @@
+//! What the share knows and the store does not: a container that was started later.
+
+use carrel_common::id::{Generation, Pair};
+use carrel_common::model::{Observed, StatusReason};
+use control_plane::domain::workspace::State;
+
+use crate::rig::Rig;
+
+fn pair(incarnation: i64, generation: i64) -> Pair {
+    Pair { incarnation, generation: Generation(generation) }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_start_that_the_share_refuses_is_placed_again_above_it_once_its_host_has_let_go() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let desk = rig.start("ada").await.unwrap();
+    rig.give_way(node, &desk, pair(1, 9)).await;
+    let waits = rig.get("ada").await;
+    assert_eq!((waits.state, waits.generation, waits.node), (State::Pending, Generation(10), Some(node)));
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("ada").await.state, State::Pending, "not before the host has let go");
+
+    // Told again, as on a new session: it is over.
+    rig.give_way(node, &desk, pair(1, 9)).await;
+    assert_eq!(rig.get("ada").await.generation, Generation(10));
+    rig.report(node, desk.uid, desk.generation, Observed::Gone { purge: Ok(false) }).await;
+    rig.app.place_waiting().await.unwrap();
+    rig.obey(node).await;
+    let up = rig.get("ada").await;
+    assert_eq!((up.state, up.generation), (State::Running, Generation(10)));
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_twin_of_the_same_generation_is_gone_above_too() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let desk = rig.start("ada").await.unwrap();
+    rig.give_way(node, &desk, pair(1, desk.generation.0)).await;
+    assert_eq!(rig.get("ada").await.generation, desk.generation.next());
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_ran_and_gave_way_waits_for_its_student() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let desk = rig.running(node, "ada").await;
+    rig.give_way(node, &desk, pair(1, 9)).await;
+    let failed = rig.get("ada").await;
+    let seen = (failed.state, failed.status_reason, failed.generation);
+    assert_eq!(seen, (State::Failed, Some(StatusReason::StorageFenced), desk.generation));
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_incarnation_that_the_store_never_had_is_told_and_nothing_is_counted_above_it() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let desk = rig.start("ada").await.unwrap();
+    rig.give_way(node, &desk, pair(2, 1)).await;
+    let failed = rig.get("ada").await;
+    let seen = (failed.state, failed.status_reason, failed.generation);
+    assert_eq!(seen, (State::Failed, Some(StatusReason::StorageFenced), desk.generation));
+    rig.end().await;
+}
