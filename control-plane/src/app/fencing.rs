@@ -5,6 +5,7 @@
 //! the next look.
 
 use carrel_common::id::{NodeId, StudentId, WorkspaceUid};
+use serde::{Deserialize, Serialize};
 
 use super::settle::settle;
 use super::{App, AppError, Result};
@@ -16,7 +17,7 @@ use crate::domain::workspace::{Event, State, Workspace};
 use crate::store::Locked;
 
 /// What became of the workspaces of a node that was given up.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeLoss {
     /// Somebody works in them: they are queued again.
     pub moved: Vec<StudentId>,

@@ -4,7 +4,7 @@ use carrel_common::id::NodeId;
 
 use super::settle::settle;
 use super::workspaces::replay;
-use super::{App, AppError, Call, Result};
+use super::{App, AppError, Call, NodeLoss, Result};
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::node::Node;
 use crate::store::{NodeLoad, Work};
@@ -138,6 +138,37 @@ impl App {
             tracing::info!(node.id = %id, hostname = node.facts.hostname, "node removed");
         }
         self.finish_node(work, call, id).await
+    }
+
+    /// An operator's word that a node is dead: what it held goes elsewhere at once, or stops. The node as it is then, and what became,
+    /// or with `validate_only` would become, of its workspaces.
+    ///
+    /// # Errors
+    /// [`AppError::NodeStillHeard`], and the rest of [`AppError`].
+    pub async fn confirm_dead(
+        &self,
+        call: &Call,
+        id: NodeId,
+        why: &str,
+        validate_only: bool,
+    ) -> Result<(NodeLoad, NodeLoss)> {
+        // Many transactions, so none is held open over them: a call that is repeated while they go on does the same once more.
+        let answered = replay(&mut self.store.begin().await?, call).await?;
+        let loss = match answered {
+            Some(loss) => loss,
+            None => {
+                let loss = self.confirm_node_dead(id, why, validate_only).await?;
+                let mut work = self.store.begin().await?;
+                if let (Some(request), false) = (call.request_id, validate_only)
+                    && replay::<NodeLoss>(&mut work, call).await?.is_none()
+                {
+                    work.answer(call.rpc, request, &loss).await?;
+                    work.commit().await?;
+                }
+                loss
+            }
+        };
+        Ok((self.node(id).await?, loss))
     }
 
     /// A node that is not taken out, locked.

@@ -107,9 +107,22 @@ impl NodeService for Nodes {
 
     async fn confirm_node_dead(
         &self,
-        _: Request<pb::ConfirmNodeDeadRequest>,
+        request: Request<pb::ConfirmNodeDeadRequest>,
     ) -> Answer<pb::ConfirmNodeDeadResponse> {
-        Err(Status::unimplemented("nodes cannot be confirmed dead yet"))
+        let request = request.into_inner();
+        let id = parse::node("name", &request.name).map_err(bad_field)?;
+        let why = parse::needed_reason(&request.reason).map_err(bad_field)?;
+        let content = [request.name.as_str(), why, only(request.validate_only)];
+        let call = parse::call("ConfirmNodeDead", &request.request_id, &content).map_err(bad_field)?;
+        let confirmed = self.app.confirm_dead(&call, id, why, request.validate_only).await;
+        let (node, loss) = confirmed.map_err(to_status)?;
+        let names =
+            |students: Vec<_>| students.iter().map(|student| format!("workspaces/{student}")).collect();
+        Ok(Response::new(pb::ConfirmNodeDeadResponse {
+            node: Some(convert::node(node)),
+            moved: names(loss.moved),
+            stopped: names(loss.stopped),
+        }))
     }
 
     async fn create_join_token(

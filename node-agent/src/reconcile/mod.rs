@@ -309,8 +309,10 @@ fn bring(
         let running = |found: &Found| found.phase == Phase::Running;
         running(a).cmp(&running(b)).then(b.container.container_id.cmp(&a.container.container_id))
     });
+    // A start needs the word of this session: what was ordered in the one before may have been given to another host since.
+    let may_start = view.lease == Standing::Leased && view.session_fresh;
     let Some(found) = best else {
-        if view.lease == Standing::Leased {
+        if may_start {
             out.actions.push(Action::Bring { item: item.clone(), from: From::Nothing });
         }
         return;
@@ -327,10 +329,9 @@ fn bring(
         Phase::Running => From::Running(id),
     };
     // What runs already is taken over without a lease, too: it is the lease's end that stops it.
-    let allowed = match view.lease {
-        Standing::Leased => true,
-        Standing::Unleased => matches!(from, From::Running(_)),
-        Standing::Over => false,
+    let allowed = match from {
+        From::Running(_) => view.lease != Standing::Over,
+        From::Nothing | From::Created(_) | From::Exited(_) => may_start,
     };
     if allowed {
         out.actions.push(Action::Bring { item: item.clone(), from });
