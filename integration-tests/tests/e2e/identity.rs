@@ -264,13 +264,10 @@ async fn a_node_reports_on_its_own_desks_only_and_a_banned_one_on_none() {
     let now = client.get("ada").await;
     assert_eq!((now.state(), now.version, now.node), (State::Running, ada.version, ada.node));
 
-    // Taken out for good, by the store's word: its session ends at its next sign of life, and it gets no other.
-    let id = &enrolled.node_id;
-    cluster
-        .database()
-        .text(&format!("UPDATE nodes SET removed_at = now() WHERE id = '{id}' RETURNING id::text"))
-        .await;
-    say(Up::Heartbeat(pb::Heartbeat { sequence: 1, ..Default::default() })).await;
+    // Taken out for good: its session ends, and it gets no other.
+    let name = format!("nodes/{}", enrolled.node_id);
+    let remove = pb::RemoveNodeRequest { name, reason: "stolen".into(), ..Default::default() };
+    client.nodes.clone().remove_node(remove).await.unwrap();
     let ended = loop {
         match down.message().await {
             Ok(Some(_)) => {}

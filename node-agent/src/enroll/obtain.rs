@@ -7,6 +7,7 @@ use carrel_common::id::{ClusterId, NodeId};
 use carrel_common::join::JoinToken;
 use carrel_common::model::{Container, NodeFacts};
 use futures_util::TryStreamExt as _;
+use time::OffsetDateTime;
 use tonic::transport::Endpoint;
 
 use super::{EnrollError, Identity, enroll, enroll_with_token, files};
@@ -35,6 +36,34 @@ pub enum Entry {
     },
 }
 
+/// What a host does that speaks TLS.
+#[derive(Debug, PartialEq, Eq)]
+enum Way<'a> {
+    /// It stays who it is, even when its certificate has ended: what runs goes on being looked after.
+    Stay,
+    /// It enrols with this token.
+    Join(&'a JoinToken),
+}
+
+/// What to do with an identity that was kept and a token that was given. A token helps those alone who have no identity that
+/// counts: it may lie about long after it was used.
+fn way<'a>(
+    kept: Option<&Identity>,
+    token: Option<&'a JoinToken>,
+    now: OffsetDateTime,
+) -> Result<Way<'a>, EnrollError> {
+    match (kept, token) {
+        (None, None) => Err(EnrollError::NotEnrolled),
+        (None, Some(token)) => Ok(Way::Join(token)),
+        (Some(kept), Some(token)) if kept.cluster != token.cluster => {
+            let (ours, theirs) = (kept.cluster, token.cluster);
+            Err(EnrollError::OtherCarrel { node: kept.node, ours, theirs })
+        }
+        (Some(kept), Some(token)) if kept.has_ended(now) => Ok(Way::Join(token)),
+        (Some(_), _) => Ok(Way::Stay),
+    }
+}
+
 /// What it takes to find out.
 #[derive(Debug)]
 pub struct Obtain<'a, R> {
@@ -61,41 +90,42 @@ impl<R: Runtime> Obtain<'_, R> {
     /// # Errors
     /// The files cannot be used; the host has none and no token; the control plane refuses.
     pub async fn obtain(&self) -> Result<Identity, EnrollError> {
-        let dir = self.state_dir.to_owned();
-        let load = match self.entry {
-            Entry::Dev => files::load,
-            Entry::Tls { .. } => files::load_certified,
+        let Entry::Tls { token, stop_existing } = self.entry else {
+            return match self.load(files::load).await? {
+                Some(kept) => Ok(kept),
+                None => self.insist(None).await,
+            };
         };
-        let kept = tokio::task::spawn_blocking(move || load(&dir)).await;
-        let kept = kept.map_err(|e| EnrollError::File {
-            path: self.state_dir.to_owned(),
-            source: std::io::Error::other(e),
-        })??;
-        match (self.entry, kept) {
-            (Entry::Dev, Some(kept)) | (Entry::Tls { token: None, .. }, Some(kept)) => Ok(kept),
-            (Entry::Dev, None) => self.insist(None).await,
-            (Entry::Tls { token: None, .. }, None) => Err(EnrollError::NotEnrolled),
-            (Entry::Tls { token: Some(token), stop_existing }, None) => {
-                self.insist(Some((token, *stop_existing))).await
-            }
-            (Entry::Tls { token: Some(token), .. }, Some(kept)) if kept.cluster != token.cluster => {
-                let (ours, theirs) = (kept.cluster, token.cluster);
-                Err(EnrollError::OtherCarrel { node: kept.node, ours, theirs })
-            }
-            (Entry::Tls { token: Some(_), .. }, Some(kept)) if !kept.has_ended(self.clock.now()) => {
-                tracing::info!(node.id = %kept.node, "this host has enrolled already: the join token is not used");
+        let kept = self.load(files::load_certified).await?;
+        match (way(kept.as_ref(), token.as_ref(), self.clock.now())?, kept) {
+            (Way::Stay, Some(kept)) => {
+                if token.is_some() {
+                    tracing::info!(node.id = %kept.node, "this host has enrolled already: the join token is not used");
+                }
                 Ok(kept)
             }
-            (Entry::Tls { token: Some(token), stop_existing }, Some(kept)) => {
-                match self.insist(Some((token, *stop_existing))).await {
-                    Ok(identity) => Ok(identity),
-                    Err(error) => {
-                        tracing::error!(node.id = %kept.node, "the join token did not help: {error}");
-                        Ok(kept)
-                    }
+            (Way::Stay, None) => Err(EnrollError::NotEnrolled),
+            (Way::Join(token), None) => self.insist(Some((token, *stop_existing))).await,
+            (Way::Join(token), Some(kept)) => match self.insist(Some((token, *stop_existing))).await {
+                Ok(identity) => Ok(identity),
+                Err(error) => {
+                    tracing::error!(node.id = %kept.node, "the join token did not help: {error}");
+                    Ok(kept)
                 }
-            }
+            },
         }
+    }
+
+    async fn load(
+        &self,
+        load: fn(&Path) -> Result<Option<Identity>, EnrollError>,
+    ) -> Result<Option<Identity>, EnrollError> {
+        let dir = self.state_dir.to_owned();
+        let kept = tokio::task::spawn_blocking(move || load(&dir)).await;
+        kept.map_err(|e| EnrollError::File {
+            path: self.state_dir.to_owned(),
+            source: std::io::Error::other(e),
+        })?
     }
 
     /// Tries one replica after the other until one answers.
@@ -170,6 +200,55 @@ impl<R: Runtime> Obtain<'_, R> {
             .await;
         if let Err(error) = stopped {
             tracing::error!(%error, "not all containers of other nodes are stopped");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use carrel_common::certificate::Validity;
+    use carrel_common::id::new_secret;
+    use time::macros::datetime;
+
+    use super::super::{Credentials, Proof, Secret};
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-24 12:00:00 UTC);
+
+    fn identity(cluster: ClusterId, until: OffsetDateTime) -> Identity {
+        let credentials = Credentials {
+            key_pem: Secret(String::new()),
+            certificate_pem: String::new(),
+            ca_pem: String::new(),
+            validity: Validity { from: until - Duration::from_secs(86_400), until },
+        };
+        Identity { node: NodeId::new(), cluster, proof: Proof::Certificate(Box::new(credentials)) }
+    }
+
+    #[test]
+    fn a_token_is_used_only_by_who_has_no_identity_that_counts() {
+        let cluster = ClusterId::new();
+        let (good, ended) = (identity(cluster, NOW), identity(cluster, NOW - Duration::from_secs(1)));
+        let token = JoinToken { cluster, secret: new_secret(), authorities: vec![vec![1]] };
+        for (kept, given, expected) in [
+            (None, Some(&token), Way::Join(&token)),
+            (Some(&good), Some(&token), Way::Stay),
+            (Some(&good), None, Way::Stay),
+            (Some(&ended), Some(&token), Way::Join(&token)),
+            (Some(&ended), None, Way::Stay),
+        ] {
+            assert_eq!(way(kept, given, NOW).expect("a way"), expected, "{kept:?} {given:?}");
+        }
+        assert!(matches!(way(None, None, NOW), Err(EnrollError::NotEnrolled)));
+    }
+
+    #[test]
+    fn a_token_of_another_carrel_is_refused_and_not_passed_over() {
+        let token = JoinToken { cluster: ClusterId::new(), secret: new_secret(), authorities: vec![vec![1]] };
+        for until in [NOW, NOW - Duration::from_secs(1)] {
+            let kept = identity(ClusterId::new(), until);
+            let refused = way(Some(&kept), Some(&token), NOW);
+            assert!(matches!(refused, Err(EnrollError::OtherCarrel { .. })), "{refused:?}");
         }
     }
 }
