@@ -174,7 +174,7 @@ impl<R: Runtime> Session<R> {
             Ending::Stopped => tracing::info!(node.id = %node, "session closed"),
             other if ended => tracing::error!(
                 node.id = %node, %endpoint, ?pause,
-                "no session: {other}. The node's certificate has ended. All containers run on. To come back as the same node: ask an \
+                "no session: {other}. The node's certificate has ended. Nothing is stopped for that, only by the lease as ever. To come back as the same node: ask an \
                  operator for a join token for it (CreateJoinToken with node nodes/{node}) and restart the agent with --join-token-file"
             ),
             Ending::Status(status) if status.code() == Code::Unauthenticated => tracing::error!(
