@@ -62,6 +62,21 @@ pub enum Signal {
     Job,
 }
 
+impl Signal {
+    /// All of them, in the order of the API.
+    pub const ALL: [Self; 4] = [Self::LmsInput, Self::EditorInput, Self::KeepWorking, Self::Job];
+
+    /// As stored and as in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LmsInput => "LMS_INPUT",
+            Self::EditorInput => "EDITOR_INPUT",
+            Self::KeepWorking => "KEEP_WORKING",
+            Self::Job => "JOB",
+        }
+    }
+}
+
 /// Who or what stopped a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -298,6 +313,21 @@ pub enum Observed {
         /// Whether the files went to the trash, when the item asked for it; `Err` says why not.
         purge: Result<bool, String>,
     },
+}
+
+/// When one workspace will be stopped, as its node is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkspaceIdle {
+    /// The workspace.
+    pub workspace: WorkspaceUid,
+    /// The incarnation of the container.
+    pub generation: Generation,
+    /// Time left when this was said, and what it will be stopped for; `None` while the clock does not run.
+    pub remaining: Option<(Duration, StopReason)>,
+    /// Version of this statement.
+    pub deadline_version: i64,
+    /// A warning is out.
+    pub warned: bool,
 }
 
 /// Health of a part of a node.

@@ -3,6 +3,7 @@
 //! Only what both binaries exchange is here; the public API is rendered in the control plane's `grpc::convert`.
 
 mod container;
+mod idle;
 
 use std::time::Duration;
 

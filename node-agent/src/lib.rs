@@ -20,6 +20,7 @@
 
 pub mod commands;
 pub mod config;
+pub mod deadlines;
 pub mod driver;
 pub mod enroll;
 pub mod facts;

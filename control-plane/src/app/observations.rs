@@ -5,8 +5,8 @@ use carrel_common::model::{Observation, Observed};
 
 use super::settle::settle;
 use super::{App, AppError, Result};
+use crate::domain::activity::Activity;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::idle::{Activity, Look};
 use crate::domain::reconcile::Placement;
 use crate::domain::workspace::{Event, Report, State, Workspace};
 use crate::store::{Locked, Work};
@@ -82,8 +82,7 @@ impl App {
             // While the node was silent nobody could see activity: the idle clock stood still.
             let rules = self.rules.get();
             let policy = rules.times(&before);
-            let look =
-                Look { policy: &policy, pauses: &rules.pauses, workspace: &before, activity: &activity, now };
+            let look = rules.look(&policy, &before, &activity, now);
             next.resumed_at = look.after_silence(before.state_since - self.settings.unreachable_after);
         }
         let after = work.save(&before, next, log, now).await?;
@@ -108,7 +107,7 @@ impl App {
                     self.metrics.start_phase("ready", seconds(after.started_at));
                 }
                 // When its first warning could be due; the look says when to come again.
-                let (_, clock) = self.rules.get().clock(after, &Activity::default(), after.updated_at);
+                let clock = self.rules.get().clock(after, &Activity::default(), after.updated_at);
                 let first = clock.times().map_or(after.updated_at, |times| times.warning_at);
                 self.nudge.look_at(after.uid, first);
             }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::deadlines::Deadlines;
 use super::logs::Tails;
 use crate::app::{App, AppError, HeartbeatOutcome};
 use crate::grpc::to_status;
@@ -56,6 +57,7 @@ pub(super) struct Session {
     /// The images that were ordered last.
     images: Option<Vec<String>>,
     tails: Tails,
+    deadlines: Deadlines,
 }
 
 impl Session {
@@ -66,8 +68,18 @@ impl Session {
         stop: CancellationToken,
         superseded: CancellationToken,
     ) -> Self {
-        let (sent, images, tails) = (None, None, Tails::default());
-        Self { app, node, to, stop, superseded, epoch: 0, sent, images, tails }
+        Self {
+            app,
+            node,
+            to,
+            stop,
+            superseded,
+            epoch: 0,
+            sent: None,
+            images: None,
+            tails: Tails::default(),
+            deadlines: Deadlines::default(),
+        }
     }
 
     pub(super) async fn run(mut self, mut incoming: Streaming<pb::SessionRequest>) {
@@ -83,9 +95,11 @@ impl Session {
     async fn hold(&mut self, incoming: &mut Streaming<pb::SessionRequest>) -> Result<(), End> {
         self.greet(incoming).await?;
         let bell = self.app.nudge.node(self.node);
+        let warnings = self.app.nudge.deadlines(self.node);
         let mut orders = self.app.log_tails.serve(self.node);
         self.publish().await?;
         self.order_images().await?;
+        self.tell_deadlines().await?;
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let silence = self.app.settings.heartbeat_interval * MISSED_HEARTBEATS;
@@ -104,6 +118,8 @@ impl Session {
                 }
                 // Cancel-safe: a nudge that is not taken stays.
                 () = bell.notified() => self.publish().await?,
+                // Cancel-safe: a nudge that is not taken stays.
+                () = warnings.notified() => self.tell_deadlines().await?,
                 // Cancel-safe: an order that is not taken stays in its channel.
                 Some(order) = orders.recv() => {
                     let request = self.tails.ask(order);
@@ -120,6 +136,7 @@ impl Session {
                         self.publish().await?;
                     }
                     self.order_images().await?;
+                    self.tell_deadlines().await?;
                     for cancel in self.tails.unwanted() {
                         self.send(ToAgent::LogCancel(cancel)).await?;
                     }
@@ -198,6 +215,15 @@ impl Session {
         self.send(ToAgent::ImageOrder(pb::ImageOrder { references })).await
     }
 
+    /// Sends the deadlines that are not as they were told: all, the first time.
+    async fn tell_deadlines(&mut self) -> Result<(), End> {
+        let (running, now) = self.app.deadlines_on(self.node).await?;
+        match self.deadlines.news(running, now) {
+            Some(state) => self.send(ToAgent::IdleState(state)).await,
+            None => Ok(()),
+        }
+    }
+
     async fn take(&mut self, message: FromAgent) -> Result<(), End> {
         match message {
             FromAgent::Hello(_) => Err(End::Told(Box::new(Status::invalid_argument("a second Hello")))),
@@ -208,7 +234,11 @@ impl Session {
                 Some(cancel) => self.send(ToAgent::LogCancel(cancel)).await,
                 None => Ok(()),
             },
-            FromAgent::IdleStateAck(_) | FromAgent::Withheld(_) => Ok(()),
+            FromAgent::IdleStateAck(ack) => {
+                let arrived = self.deadlines.acked(ack.sequence);
+                Ok(self.app.ack_warnings(&arrived).await?)
+            }
+            FromAgent::Withheld(_) => Ok(()),
             FromAgent::DesiredRefused(refused) => {
                 tracing::error!(node.id = %self.node, ?refused, "the agent refused a desired set");
                 Ok(())

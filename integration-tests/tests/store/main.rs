@@ -5,6 +5,7 @@
 mod drains;
 mod events;
 mod heartbeats;
+mod idleness;
 mod migrations;
 mod nodes;
 mod orphans;

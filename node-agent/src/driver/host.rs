@@ -8,6 +8,7 @@ use carrel_common::clock::Clock;
 use tokio::sync::{Semaphore, broadcast};
 
 use super::images::{Images, Inbox};
+use crate::deadlines::Deadlines;
 use crate::logs::SavedLogs;
 use crate::metrics::Metrics;
 use crate::reconcile::crash::{Budget, Exits};
@@ -37,6 +38,8 @@ pub struct Host<R> {
     pub reports: Reports,
     /// The images here, and their pulls.
     pub images: Images,
+    /// When the workspaces will be stopped, as the control plane last said.
+    pub deadlines: Deadlines,
     /// Logs of containers that are gone.
     pub saved_logs: SavedLogs,
     /// The agent's numbers.
@@ -76,6 +79,7 @@ impl<R: Runtime> Host<R> {
             storage,
             images,
             reports: Reports::new(&*clock),
+            deadlines: Deadlines::default(),
             saved_logs: SavedLogs::new(state_dir.join("logs")),
             metrics,
             clock,

@@ -225,6 +225,7 @@ impl<R: Runtime> Driver<R> {
             set.items.iter().any(|item| item.workspace == workspace && item.generation == generation)
         };
         self.host.reports.prune(exact);
+        self.host.deadlines.keep(|workspace| wanted(&workspace));
         // Gone stays in the set until the control plane has committed it; tell it again if it seems to have missed it.
         let now = self.host.clock.monotonic();
         let missed =

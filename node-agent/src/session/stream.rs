@@ -289,7 +289,7 @@ impl<R: Runtime> Live<'_, R> {
                 self.session.host.images.order(order.references);
                 Ok(())
             }
-            Down::IdleState(_) => Ok(()),
+            Down::IdleState(state) => self.idle_state(state),
             Down::Superseded(_) => Err(Ending::Superseded),
             Down::GoAway(leaving) => Err(Ending::GoAway(leaving.reason)),
             Down::Welcome(_) => Err(WireError::new("welcome", "came twice").into()),
@@ -316,6 +316,14 @@ impl<R: Runtime> Live<'_, R> {
             }
         }
         Ok(())
+    }
+
+    /// The ack is what a warning counts as given from.
+    fn idle_state(&self, state: pb::IdleState) -> Result<(), Ending> {
+        let pb::IdleState { sequence, workspaces } = state;
+        let said = workspaces.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?;
+        self.session.host.deadlines.take(said, self.now());
+        self.send(Up::IdleStateAck(pb::IdleStateAck { sequence }))
     }
 
     fn observations(&self) -> Result<(), Ending> {

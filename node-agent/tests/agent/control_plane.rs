@@ -29,6 +29,7 @@ pub(crate) struct Heard {
     pub(crate) orphans: Vec<pb::OrphanReport>,
     pub(crate) refused: Vec<pb::DesiredRefused>,
     pub(crate) pieces: Vec<pb::LogPiece>,
+    pub(crate) idle_acks: Vec<i64>,
 }
 
 #[derive(Debug)]
@@ -319,7 +320,8 @@ impl State {
                 }
             }
             Up::LogPiece(piece) => self.heard.pieces.push(piece),
-            Up::IdleStateAck(_) | Up::Withheld(_) => {}
+            Up::IdleStateAck(ack) => self.heard.idle_acks.push(ack.sequence),
+            Up::Withheld(_) => {}
             Up::DesiredRefused(refused) => self.heard.refused.push(refused),
         }
     }

@@ -40,9 +40,10 @@ impl Workspace {
                 let first = self.ready_at.is_none();
                 self.ready_at = self.ready_at.or(Some(now));
                 if before == State::Unreachable {
+                    let mut log = vec![Entry::new("workspace.reachable", Actor::Agent)];
                     // Nobody could see a warning while the node was silent: its lead begins anew.
-                    self.warning = None;
-                    return vec![Entry::new("workspace.reachable", Actor::Agent)];
+                    log.extend(self.warning.take().map(|warning| warning.withdrawn()));
+                    return log;
                 }
                 vec![Entry::new("workspace.ready", Actor::Agent).with("first", first)]
             }

@@ -8,6 +8,7 @@ mod m20261124_000003_incarnations;
 mod m20261124_000004_certificates;
 mod m20261124_000007_node_service;
 mod m20261124_000008_placing;
+mod m20261124_000009_activity;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000004_certificates::Migration),
             Box::new(m20261124_000007_node_service::Migration),
             Box::new(m20261124_000008_placing::Migration),
+            Box::new(m20261124_000009_activity::Migration),
         ]
     }
 }
