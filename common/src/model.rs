@@ -228,6 +228,9 @@ pub struct DesiredItem {
     pub run: Run,
     /// W3C trace context of the request that caused the order; empty when there is none.
     pub traceparent: String,
+    /// With an idle stop: age of the newest activity its decision knew, when the order was sent. A node that has seen younger
+    /// refuses the stop; `None`: it cannot be refused.
+    pub idle_basis_age: Option<Duration>,
 }
 
 /// Run or stop.
@@ -304,6 +307,14 @@ pub enum Observed {
         /// host:port.
         endpoint: String,
     },
+    /// As [`Observed::Running`], and an idle stop was not carried out: there was activity this long ago, which its decision did
+    /// not know of.
+    RefusedStop {
+        /// host:port.
+        endpoint: String,
+        /// How long ago there was activity.
+        seen_ago: Duration,
+    },
     /// Its program ended and is being restarted.
     Restarting,
     /// Given up.
@@ -313,6 +324,19 @@ pub enum Observed {
         /// Whether the files went to the trash, when the item asked for it; `Err` says why not.
         purge: Result<bool, String>,
     },
+}
+
+/// Activity that a node has seen itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActivityReport {
+    /// The workspace.
+    pub workspace: WorkspaceUid,
+    /// The incarnation of the container.
+    pub generation: Generation,
+    /// What was seen.
+    pub signal: Signal,
+    /// How long ago.
+    pub age: Duration,
 }
 
 /// When one workspace will be stopped, as its node is told.

@@ -44,6 +44,11 @@ impl Deadlines {
         self.lock().get(&workspace).copied()
     }
 
+    /// Whether a warning is out in this incarnation.
+    pub fn is_warned(&self, workspace: WorkspaceUid, generation: Generation) -> bool {
+        self.get(workspace).is_some_and(|deadline| deadline.warned && deadline.generation == generation)
+    }
+
     /// Drops what was said of workspaces that are no more.
     pub fn keep(&self, is_here: impl Fn(WorkspaceUid) -> bool) {
         self.lock().retain(|workspace, _| is_here(*workspace));

@@ -9,6 +9,7 @@
 //! | `carrel_agent_stops_total` | `kind` (`ordered`, `superseded`, `orphan`) | containers removed |
 //! | `carrel_agent_restarts_total` | `counted` | restarts after a program ended |
 //! | `carrel_agent_orphans_total` | `verdict` | verdicts received on orphans |
+//! | `carrel_agent_stops_refused_total` | – | idle stops not carried out: there was activity since |
 //! | `carrel_agent_stops_withheld_total` | – | orphan stops that the breaker held back |
 //! | `carrel_agent_held_containers` | – | containers left alone: of a higher generation, or made of another spec |
 //! | `carrel_agent_sessions_total` | `outcome` (how the session or the attempt ended) | session attempts; all but the first are reconnects |
@@ -33,6 +34,7 @@ pub struct Metrics {
     stops: Counter<u64>,
     restarts: Counter<u64>,
     orphans: Counter<u64>,
+    refused_stops: Counter<u64>,
     withheld: Counter<u64>,
     held: Gauge<u64>,
     sessions: Counter<u64>,
@@ -59,6 +61,10 @@ impl Metrics {
             stops: counter("carrel_agent_stops", "Containers removed"),
             restarts: counter("carrel_agent_restarts", "Restarts after a program ended"),
             orphans: counter("carrel_agent_orphans", "Verdicts received on orphans"),
+            refused_stops: counter(
+                "carrel_agent_stops_refused",
+                "Idle stops not carried out: there was activity since",
+            ),
             withheld: counter("carrel_agent_stops_withheld", "Orphan stops that the breaker held back"),
             held: meter
                 .u64_gauge("carrel_agent_held_containers")
@@ -104,6 +110,11 @@ impl Metrics {
     /// A container was removed.
     pub fn stopped(&self, kind: &'static str) {
         self.stops.add(1, &[KeyValue::new("kind", kind)]);
+    }
+
+    /// An idle stop was not carried out.
+    pub fn refused_stop(&self) {
+        self.refused_stops.add(1, &[]);
     }
 
     /// A program is restarted; `counted` says whether it costs budget.

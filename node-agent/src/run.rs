@@ -109,14 +109,14 @@ async fn start(
     let scope = identity.scope();
     tracing::info!(node.id = %scope.node, cluster = %scope.cluster, "identity");
 
-    let base = base_path(&config.workspace_base_path)?;
+    let base = real_path(&config.workspace_base_path).context("WORKSPACE_BASE_PATH")?;
     let storage = Storage::new(base, config.storage, scope.node.to_string(), clock.clone());
     let limits = Limits {
         start_concurrency: usize::from(config.start_concurrency),
         budget: Budget { restarts: usize::from(config.crash_budget), window: config.crash_window },
         reconcile_interval: config.reconcile_interval,
     };
-    let state_dir = config.state_dir.clone();
+    let state_dir = real_path(&config.state_dir).context("--state-dir")?;
     let (host, wanted) = Host::new(docker, storage, state_dir, metrics, clock, scope, limits);
     let host = Arc::new(host);
     tracker.spawn(images::run(Arc::clone(&host), wanted, stop.clone()));
@@ -158,6 +158,8 @@ fn spawn_parts(
         orphans: from_orphans,
         engine: from_engine,
     };
+    let (desks, clock) = (Arc::clone(&host.desks), Arc::clone(&host.clock));
+    tracker.spawn(desks.watch(move || clock.monotonic(), stop.clone()));
     let watched = Arc::clone(&host);
     let (for_storage, for_driver, for_session) = (stop.clone(), stop.clone(), stop.clone());
     tracker.spawn(async move { watched.storage.watch(for_storage).await });
@@ -172,9 +174,8 @@ fn routes(telemetry: Telemetry) -> Router {
         .route("/healthz", get(|| async { (StatusCode::OK, "ok\n") }))
 }
 
-/// The base's path without links and dots, as far as it exists: Docker takes no other as a mount's source.
-fn base_path(path: &Path) -> anyhow::Result<std::path::PathBuf> {
-    let absolute =
-        std::path::absolute(path).with_context(|| format!("WORKSPACE_BASE_PATH {}", path.display()))?;
+/// A path without links and dots, as far as it exists: Docker takes no other as a mount's source.
+fn real_path(path: &Path) -> std::io::Result<std::path::PathBuf> {
+    let absolute = std::path::absolute(path)?;
     Ok(std::fs::canonicalize(&absolute).unwrap_or(absolute))
 }

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use carrel_common::id::Generation;
-use carrel_common::model::Signal;
+use carrel_common::id::{Generation, NodeId};
+use carrel_common::model::{ActivityReport, Signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -66,6 +66,22 @@ impl App {
         let waiting = Waiting { beats, answer };
         self.heartbeats.queue.send(waiting).await.map_err(|_| AppError::ShuttingDown)?;
         told.await.map_err(|_| AppError::ShuttingDown)
+    }
+
+    /// Records what a node has seen itself, of the workspaces that run there; a batch of its own, as it comes with one
+    /// heartbeat of the node.
+    ///
+    /// # Errors
+    /// The database: then it is not known whether anything was recorded.
+    pub async fn record_seen(&self, node: NodeId, seen: &[ActivityReport]) -> Result<()> {
+        if seen.is_empty() {
+            return Ok(());
+        }
+        let (warned, now) = self.store.record_seen(node, seen).await?;
+        for uid in warned {
+            self.nudge.look_at(uid, now);
+        }
+        Ok(())
     }
 
     /// The writer: runs until `stop`, then finishes what was handed in.

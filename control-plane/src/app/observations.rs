@@ -1,9 +1,10 @@
 //! What the agents report.
 
 use carrel_common::id::{NodeId, WorkspaceUid};
-use carrel_common::model::{Observation, Observed};
+use carrel_common::model::{Observation, Observed, Signal};
 
 use super::settle::settle;
+use super::workspaces::rfc3339;
 use super::{App, AppError, Result};
 use crate::domain::activity::Activity;
 use crate::domain::event::{Actor, Entry, Subject};
@@ -77,7 +78,15 @@ impl App {
                 work.append(subject, entry).await?;
             }
         }
-        let (mut next, log) = before.apply(Event::Report(report), now)?;
+        let (mut next, mut log) = before.apply(Event::Report(report), now)?;
+        // Seen there, and not known here when the stop was decided.
+        let refused_for = match &seen.state {
+            Observed::RefusedStop { seen_ago, .. } if before.is_refusable() => Some(now - *seen_ago),
+            _ => None,
+        };
+        if let Some(at) = refused_for {
+            log = log.into_iter().map(|entry| entry.with("last_active_time", rfc3339(at))).collect();
+        }
         if before.state == State::Unreachable && next.state == State::Running {
             // While the node was silent nobody could see activity: the idle clock stood still.
             let rules = self.rules.get();
@@ -86,6 +95,9 @@ impl App {
             next.resumed_at = look.after_silence(before.state_since - self.settings.unreachable_after);
         }
         let after = work.save(&before, next, log, now).await?;
+        if let Some(at) = refused_for {
+            work.touch(before.uid, Signal::EditorInput, at).await?;
+        }
         Ok(Some((before, after)))
     }
 
@@ -139,6 +151,11 @@ fn concerns(placement: &Placement, workspace: &Workspace, seen: &Observation) ->
         Observed::Running { endpoint } => {
             Some(Report::Running { endpoint: endpoint.clone(), image_digest: seen.image_digest.clone() })
         }
+        Observed::RefusedStop { endpoint, .. } => Some(Report::RefusedStop {
+            endpoint: endpoint.clone(),
+            image_digest: seen.image_digest.clone(),
+            spec: placement.spec.clone(),
+        }),
         Observed::Restarting => {
             Some(Report::Restarting { exit_code: seen.exit_code, message: seen.message.clone() })
         }

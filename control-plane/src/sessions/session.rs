@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use carrel_common::id::NodeId;
-use carrel_common::model::{Container, DesiredPair, Health, NodeFacts, Observation, Observed};
+use carrel_common::model::{
+    ActivityReport, Container, DesiredPair, Health, NodeFacts, Observation, Observed, Signal,
+};
 use carrel_common::telemetry::set_parent;
-use carrel_common::wire::{duration, timestamp};
+use carrel_common::wire::{WireError, duration, timestamp};
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::session_request::Message as FromAgent;
 use carrel_proto::v1::session_response::Message as ToAgent;
@@ -40,8 +42,8 @@ impl From<AppError> for End {
     }
 }
 
-impl From<carrel_common::wire::WireError> for End {
-    fn from(error: carrel_common::wire::WireError) -> Self {
+impl From<WireError> for End {
+    fn from(error: WireError) -> Self {
         Self::Told(Box::new(Status::invalid_argument(error.to_string())))
     }
 }
@@ -249,7 +251,15 @@ impl Session {
     async fn heartbeat(&mut self, heartbeat: pb::Heartbeat) -> Result<(), End> {
         let health = |part: Option<pb::ComponentHealth>| Health::try_from(part.unwrap_or_default());
         let (docker, storage) = (health(heartbeat.docker)?, health(heartbeat.storage)?);
-        // Before the heartbeat's own commit: the ack says that both are kept.
+        let activity: Vec<ActivityReport> =
+            heartbeat.activity.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?;
+        if activity.iter().any(|report| report.signal != Signal::EditorInput) {
+            return Err(
+                WireError::new("heartbeat.activity.signal", "an agent sees EDITOR_INPUT alone").into()
+            );
+        }
+        // Before the heartbeat's own commit: the ack says that all is kept, and it itself that the node has told all it saw.
+        self.app.record_seen(self.node, &activity).await?;
         if let Some(images) = heartbeat.images
             && !self.app.note_images(self.node, self.epoch, &images.references).await?
         {

@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use carrel_common::id::{Generation, StudentId};
-use carrel_common::model::Signal;
+use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
+use carrel_common::model::{ActivityReport, Signal};
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
 
@@ -120,6 +120,24 @@ FROM unnest($1::text[], $2::bigint[]) AS beat (key, generation)
 WHERE NOT a.closed AND (beat.generation = 0 OR beat.generation = a.generation)
 ORDER BY a.workspace_id FOR UPDATE OF a";
 
+/// As [`RECORD`], of what a node has seen in its own containers: whatever it says of others is not recorded. Tells those that
+/// carry a warning.
+const RECORD_SEEN: &str = "
+WITH clock AS (
+    SELECT clock_timestamp() AS now
+), locked AS (
+    SELECT a.workspace_id, clock.now - make_interval(secs => seen.age) AS at, seen.generation, w.warning IS NOT NULL AS warned
+    FROM unnest($2::uuid[], $3::bigint[], $4::float8[]) AS seen (id, generation, age) CROSS JOIN clock
+         JOIN workspaces w ON w.id = seen.id AND w.node_id = $1
+         JOIN workspace_activity a ON a.workspace_id = w.id
+    WHERE NOT a.closed AND a.generation = seen.generation
+    ORDER BY a.workspace_id FOR UPDATE OF a
+)
+UPDATE workspace_activity a SET editor_input_at = greatest(a.editor_input_at, locked.at), version = a.version + 1
+FROM locked WHERE a.workspace_id = locked.workspace_id AND NOT a.closed AND a.generation = locked.generation
+      AND coalesce(a.editor_input_at < locked.at, true)
+RETURNING a.workspace_id, locked.warned";
+
 /// Why those that were not recorded were not.
 const REFUSED: &str = "
 SELECT lower(w.student_id) AS key, w.stop, a.closed, a.generation
@@ -206,6 +224,33 @@ impl Store {
         }
         work.commit().await?;
         self.with_refused(answers, keys).await
+    }
+
+    /// Records what a node has seen of the workspaces that run there, each named once; those that carry a warning, and the
+    /// database's time.
+    ///
+    /// # Errors
+    /// When the database cannot be reached: then it is not known whether anything was recorded.
+    pub async fn record_seen(
+        &self,
+        node: NodeId,
+        seen: &[ActivityReport],
+    ) -> Result<(Vec<WorkspaceUid>, OffsetDateTime)> {
+        let ids: Vec<sea_orm::prelude::Uuid> = seen.iter().map(|report| report.workspace.0).collect();
+        let generations: Vec<i64> = seen.iter().map(|report| report.generation.0).collect();
+        let ages: Vec<f64> = seen.iter().map(|report| report.age.as_secs_f64()).collect();
+        let rows = self
+            .db
+            .query_all_raw(sql(RECORD_SEEN, [node.0.into(), ids.into(), generations.into(), ages.into()]))
+            .await
+            .map_err(StoreError::sort("record what a node has seen"))?;
+        let mut warned = Vec::new();
+        for row in &rows {
+            if refuse(row.try_get("", "warned"))? {
+                warned.push(WorkspaceUid(refuse(row.try_get("", "workspace_id"))?));
+            }
+        }
+        Ok((warned, self.now().await?))
     }
 
     /// Adds to the answers those that were not recorded, with why.

@@ -88,7 +88,7 @@ fn names_stay_where_they_belong() {
         &sources,
         "carrel_proto",
         &[
-            "common/src/wire.rs",
+            "common/src/wire",
             "common/src/serve.rs",
             "control-plane/src/grpc",
             "control-plane/src/sessions",

@@ -11,6 +11,7 @@ mod nodes;
 mod orphans;
 mod placing;
 mod policies;
+mod refusing;
 mod reports;
 mod requests;
 mod rig;

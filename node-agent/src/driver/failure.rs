@@ -30,6 +30,13 @@ pub(super) fn storage(message: String) -> Failure {
     Failure::of(StatusReason::StorageUnavailable, format!("Your files cannot be reached: {message}"))
 }
 
+pub(super) fn desk(problem: &str) -> Failure {
+    Failure::of(
+        StatusReason::RuntimeError,
+        format!("The host cannot keep what the workspace needs in its state directory: {problem}"),
+    )
+}
+
 pub(super) fn refused(error: &RuntimeError) -> Failure {
     Failure::of(StatusReason::RuntimeError, format!("The workspace could not be started: {error}"))
 }

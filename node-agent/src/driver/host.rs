@@ -5,9 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use carrel_common::clock::Clock;
+use carrel_common::id::WorkspaceUid;
 use tokio::sync::{Semaphore, broadcast};
 
 use super::images::{Images, Inbox};
+use crate::activity::Desks;
 use crate::deadlines::Deadlines;
 use crate::logs::SavedLogs;
 use crate::metrics::Metrics;
@@ -38,6 +40,8 @@ pub struct Host<R> {
     pub reports: Reports,
     /// The images here, and their pulls.
     pub images: Images,
+    /// What is seen of activity.
+    pub desks: Arc<Desks>,
     /// When the workspaces will be stopped, as the control plane last said.
     pub deadlines: Deadlines,
     /// Logs of containers that are gone.
@@ -63,7 +67,8 @@ impl<T: Clock + std::fmt::Debug> ShareClock for T {}
 const HINTS_KEPT: usize = 256;
 
 impl<R: Runtime> Host<R> {
-    /// A host with nothing going on, and what `images::run` works from.
+    /// A host with nothing going on, and what `images::run` works from. `state_dir` is absolute and without links: Docker takes no
+    /// other as a mount's source. Looks at what is there of workspaces, so it blocks for some milliseconds.
     pub fn new(
         runtime: R,
         storage: Storage,
@@ -79,6 +84,7 @@ impl<R: Runtime> Host<R> {
             storage,
             images,
             reports: Reports::new(&*clock),
+            desks: Arc::new(Desks::open(state_dir.join("desks"), clock.monotonic())),
             deadlines: Deadlines::default(),
             saved_logs: SavedLogs::new(state_dir.join("logs")),
             metrics,
@@ -90,6 +96,14 @@ impl<R: Runtime> Host<R> {
             exits: Mutex::new(Exits::default()),
         };
         (host, inbox)
+    }
+
+    /// The workspace has no container any more.
+    pub(super) async fn clear_desk(&self, workspace: WorkspaceUid) {
+        let desks = Arc::clone(&self.desks);
+        if let Err(error) = tokio::task::spawn_blocking(move || desks.remove(workspace)).await {
+            tracing::error!(%error, "a removal died; this is a defect of the agent");
+        }
     }
 
     pub(super) fn exits(&self) -> std::sync::MutexGuard<'_, Exits> {

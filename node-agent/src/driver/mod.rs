@@ -9,6 +9,7 @@ pub mod images;
 mod listing;
 mod probe;
 mod ready;
+mod refuse;
 mod remove;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carrel_common::id::{Generation, WorkspaceUid};
-use carrel_common::model::{Container, DesiredItem, DesiredSet, Verdict};
+use carrel_common::model::{Container, DesiredItem, DesiredPair, DesiredSet, Verdict};
 use carrel_common::telemetry;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -38,6 +39,8 @@ pub struct Accepted {
     pub set: Option<Arc<DesiredSet>>,
     /// Whether it was accepted in the session that stands now.
     pub fresh: bool,
+    /// When it was accepted, by the monotonic clock.
+    pub taken_at: Duration,
 }
 
 /// How the session and the driver are joined.
@@ -226,6 +229,8 @@ impl<R: Runtime> Driver<R> {
         };
         self.host.reports.prune(exact);
         self.host.deadlines.keep(|workspace| wanted(&workspace));
+        let containers = listing.containers.iter().map(|found| found.container.workspace);
+        self.host.desks.only(containers.chain(set.items.iter().map(|item| item.workspace)).collect());
         // Gone stays in the set until the control plane has committed it; tell it again if it seems to have missed it.
         let now = self.host.clock.monotonic();
         let missed =
@@ -238,7 +243,9 @@ impl<R: Runtime> Driver<R> {
 
     /// Decides and starts what is to be done now.
     fn look(&mut self) {
-        let Accepted { set: Some(set), fresh } = self.links.accepted.borrow().clone() else { return };
+        let Accepted { set: Some(set), fresh, taken_at } = self.links.accepted.borrow().clone() else {
+            return;
+        };
         let Some(listing) = &self.listing else { return };
         let in_flight = self.running.iter().map(|(workspace, task)| (*workspace, task.kind)).collect();
         let decisions = diff(&View {
@@ -273,11 +280,12 @@ impl<R: Runtime> Driver<R> {
             changed
         });
         for action in actions {
-            self.start(action, set.pair.incarnation);
+            self.start(action, set.pair, taken_at);
         }
     }
 
-    fn start(&mut self, action: Action, incarnation: i64) {
+    /// `taken_at`: when the set was accepted that the action is for.
+    fn start(&mut self, action: Action, pair: DesiredPair, taken_at: Duration) {
         let host = Arc::clone(&self.host);
         let cancel = CancellationToken::new();
         let (workspace, generation, kind, task) = match action {
@@ -307,7 +315,10 @@ impl<R: Runtime> Driver<R> {
                 let span = tracing::info_span!("workspace.stop", workspace.id = %workspace, %generation, node.id = %host.scope.node);
                 telemetry::set_parent(&span, &item.traceparent);
                 let task = async move {
-                    let settled = remove::stop(&host, &item, incarnation).await;
+                    let settled = match refuse::idle_stop(&host, &item, taken_at, pair).await {
+                        Some(refused) => refused,
+                        None => remove::stop(&host, &item, pair.incarnation).await,
+                    };
                     (workspace, generation, Outcome::Settled(settled))
                 };
                 (workspace, generation, InFlight::Remove, self.tasks.spawn(task.instrument(span)))

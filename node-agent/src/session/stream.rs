@@ -19,7 +19,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
 use super::accept::{Offer, judge};
+use super::activity::ToldActivity;
 use super::{Ending, Session, logs};
+use crate::activity::Seen;
 use crate::driver::Accepted;
 use crate::driver::images::References;
 use crate::enroll::{Identity, Proof};
@@ -57,6 +59,7 @@ struct Live<'a, R> {
     was_healthy: bool,
     images: ImagesTold,
     told_no_orphans: bool,
+    activity: ToldActivity,
 }
 
 /// What the control plane knows of the images: told with a heartbeat when it is news, and known once that is acked.
@@ -123,6 +126,7 @@ impl<R: Runtime> Session<R> {
             was_healthy: true,
             images: ImagesTold::default(),
             told_no_orphans: false,
+            activity: ToldActivity::default(),
         };
         Ok((live, down))
     }
@@ -214,6 +218,7 @@ impl<R: Runtime> Live<'_, R> {
                     Ok(Some(pb::SessionResponse { message: Some(answer) })) => self.answer(answer).await,
                 },
                 () = self.session.host.reports.news() => self.observations(),
+                () = self.session.host.desks.news() => self.activity_seen(),
                 () = tokio::time::sleep(beat) => {
                     (beat_from, beat_in) = (self.now(), self.interval.mul_f64(0.9 + 0.2 * rand::random::<f64>()));
                     self.heartbeat()
@@ -255,6 +260,7 @@ impl<R: Runtime> Live<'_, R> {
             Down::HeartbeatAck(ack) => {
                 if ack.sequence > self.last_acked {
                     self.last_acked = ack.sequence;
+                    self.activity.acked(ack.sequence);
                     self.progress_at = self.now();
                     self.images.ack(ack.sequence);
                 }
@@ -302,7 +308,8 @@ impl<R: Runtime> Live<'_, R> {
             Offer::Take => {
                 tracing::debug!(pair = ?offered.pair, items = offered.items.len(), "desired set taken");
                 let set = Some(Arc::new(offered));
-                self.session.accepted.send_replace(Accepted { set, fresh: true });
+                let taken_at = self.now();
+                self.session.accepted.send_replace(Accepted { set, fresh: true, taken_at });
             }
             Offer::Same => self.session.accepted.send_modify(|accepted| accepted.fresh = true),
             Offer::Refuse { accepted } => {
@@ -327,7 +334,7 @@ impl<R: Runtime> Live<'_, R> {
     }
 
     fn observations(&self) -> Result<(), Ending> {
-        let unsent = self.session.host.reports.take_unsent();
+        let unsent = self.session.host.reports.take_unsent(self.now());
         if unsent.is_empty() {
             return Ok(());
         }
@@ -348,6 +355,7 @@ impl<R: Runtime> Live<'_, R> {
 
     fn heartbeat(&mut self) -> Result<(), Ending> {
         self.sequence += 1;
+        let activity = self.activity.to_tell(&self.session.host.desks, self.sequence, self.now());
         let docker = self.docker_health();
         let storage = self.session.host.storage.health();
         self.was_healthy = docker.problem.is_none();
@@ -359,8 +367,16 @@ impl<R: Runtime> Live<'_, R> {
             docker: Some(docker.into()),
             storage: Some(storage.into()),
             images,
+            activity: activity.into_iter().map(Into::into).collect(),
             ..pb::Heartbeat::default()
         }))
+    }
+
+    /// What is seen while a warning is out is told at once: the next heartbeat could be too late for the deadline.
+    fn activity_seen(&mut self) -> Result<(), Ending> {
+        let host = &self.session.host;
+        let warned = |seen: &Seen| host.deadlines.is_warned(seen.workspace, seen.generation);
+        if self.activity.untold(&host.desks).iter().any(warned) { self.heartbeat() } else { Ok(()) }
     }
 
     /// Docker's coming and going is told at once, not with the next heartbeat.

@@ -42,6 +42,7 @@ struct State {
     send_sets: bool,
     heard: Heard,
     verdict: Option<pb::orphan_verdict::Verdict>,
+    beat_each: Duration,
     session: Option<mpsc::UnboundedSender<Result<pb::SessionResponse, Status>>>,
     sessions: i64,
 }
@@ -84,6 +85,7 @@ impl ControlPlane {
             send_sets: true,
             heard: Heard::default(),
             verdict: Some(pb::orphan_verdict::Verdict::Hold),
+            beat_each: Duration::from_millis(500),
             session: None,
             sessions: 0,
         };
@@ -148,6 +150,11 @@ impl ControlPlane {
     /// Breaks the session off.
     pub(crate) fn hang_up(&self) {
         self.shared.lock().session = None;
+    }
+
+    /// The heartbeat interval of the sessions from now on.
+    pub(crate) fn beat_each(&self, interval: Duration) {
+        self.shared.lock().beat_each = interval;
     }
 
     pub(crate) fn send(&self, message: Down) {
@@ -277,7 +284,7 @@ impl State {
                     session_epoch: epoch,
                     boot_epoch: 1,
                     incarnation: 1,
-                    heartbeat_interval: Some(prost_duration(Duration::from_millis(500))),
+                    heartbeat_interval: Some(prost_duration(self.beat_each)),
                     cluster_id: self.cluster.to_string(),
                     ..pb::Welcome::default()
                 }));

@@ -1,6 +1,6 @@
 //! What the agent's word means in each state.
 
-use carrel_common::model::{Stage, StatusReason};
+use carrel_common::model::{Stage, StatusReason, StopReason};
 use time::OffsetDateTime;
 
 use super::{Desired, Report, State, Workspace};
@@ -9,6 +9,16 @@ use crate::domain::event::{Actor, Entry};
 impl Workspace {
     pub(super) fn report(&mut self, report: Report, now: OffsetDateTime) -> Vec<Entry> {
         match (self.state, report) {
+            (_, Report::RefusedStop { endpoint, image_digest, spec }) if self.is_refusable() => {
+                self.enter(State::Running, now);
+                self.desired = Desired::Running;
+                (self.force, self.stop) = (false, None);
+                (self.endpoint, self.image_digest, self.spec) = (Some(endpoint), image_digest, spec);
+                vec![Entry::new("workspace.stop_refused", Actor::Agent).because(StopReason::Idle)]
+            }
+            (_, Report::RefusedStop { endpoint, image_digest, .. }) => {
+                self.report(Report::Running { endpoint, image_digest }, now)
+            }
             (
                 State::Starting | State::Running | State::Unreachable,
                 Report::Starting { stage, pull_percent },
@@ -71,6 +81,17 @@ impl Workspace {
                 | Report::Failed { .. },
             ) => vec![],
         }
+    }
+
+    /// Whether its node may still say that it is in use: it is being stopped for want of activity, and for nothing else.
+    pub fn is_refusable(&self) -> bool {
+        let under_way = match self.state {
+            State::Stopping => true,
+            State::Failed => self.status_reason == Some(StatusReason::StopTimeout),
+            State::Stopped | State::Pending | State::Starting | State::Running | State::Unreachable => false,
+        };
+        let idle = self.stop.as_ref().is_some_and(|stop| stop.reason == StopReason::Idle);
+        under_way && idle && !self.force && self.deletion.is_none() && self.node.is_some()
     }
 
     /// The proof that the placement is over.
