@@ -62,6 +62,21 @@ pub enum Signal {
     Job,
 }
 
+impl Signal {
+    /// All of them, in the order of the API.
+    pub const ALL: [Self; 4] = [Self::LmsInput, Self::EditorInput, Self::KeepWorking, Self::Job];
+
+    /// As stored and as in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::LmsInput => "LMS_INPUT",
+            Self::EditorInput => "EDITOR_INPUT",
+            Self::KeepWorking => "KEEP_WORKING",
+            Self::Job => "JOB",
+        }
+    }
+}
+
 /// Who or what stopped a workspace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
@@ -222,6 +237,9 @@ pub struct DesiredItem {
     pub run: Run,
     /// W3C trace context of the request that caused the order; empty when there is none.
     pub traceparent: String,
+    /// With an idle stop: age of the newest activity its decision knew, when the order was sent. A node that has seen younger
+    /// refuses the stop; `None`: it cannot be refused.
+    pub idle_basis_age: Option<Duration>,
 }
 
 impl DesiredItem {
@@ -307,6 +325,14 @@ pub enum Observed {
         /// host:port.
         endpoint: String,
     },
+    /// As [`Observed::Running`], and an idle stop was not carried out: there was activity this long ago, which its decision did
+    /// not know of.
+    RefusedStop {
+        /// host:port.
+        endpoint: String,
+        /// How long ago there was activity.
+        seen_ago: Duration,
+    },
     /// Its program ended and is being restarted.
     Restarting,
     /// Given up.
@@ -318,6 +344,34 @@ pub enum Observed {
     },
     /// Ended and removed since the node's lease had run out, and never again in this generation.
     Fenced,
+}
+
+/// Activity that a node has seen itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ActivityReport {
+    /// The workspace.
+    pub workspace: WorkspaceUid,
+    /// The incarnation of the container.
+    pub generation: Generation,
+    /// What was seen.
+    pub signal: Signal,
+    /// How long ago.
+    pub age: Duration,
+}
+
+/// When one workspace will be stopped, as its node is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WorkspaceIdle {
+    /// The workspace.
+    pub workspace: WorkspaceUid,
+    /// The incarnation of the container.
+    pub generation: Generation,
+    /// Time left when this was said, and what it will be stopped for; `None` while the clock does not run.
+    pub remaining: Option<(Duration, StopReason)>,
+    /// Version of this statement.
+    pub deadline_version: i64,
+    /// A warning is out.
+    pub warned: bool,
 }
 
 /// Health of a part of a node.

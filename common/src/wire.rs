@@ -3,6 +3,7 @@
 //! Only what both binaries exchange is here; the public API is rendered in the control plane's `grpc::convert`.
 
 mod container;
+mod idle;
 
 use std::time::Duration;
 
@@ -269,6 +270,7 @@ impl From<DesiredItem> for pb::DesiredItem {
             placement_id: item.placement.to_string(),
             spec: Some(item.spec.into()),
             traceparent: item.traceparent,
+            idle_basis_age: item.idle_basis_age.map(duration),
             ..Self::default()
         };
         match item.run {
@@ -313,6 +315,7 @@ impl TryFrom<pb::DesiredItem> for DesiredItem {
             spec: present("item.spec", m.spec)?.try_into()?,
             run,
             traceparent: m.traceparent,
+            idle_basis_age: m.idle_basis_age.map(|age| span_of("item.idle_basis_age", &age)).transpose()?,
         })
     }
 }
@@ -339,7 +342,8 @@ impl TryFrom<pb::Desired> for DesiredSet {
 }
 
 impl DesiredSet {
-    /// A set with its digest. The trace context is not part of it: it changes nothing that should run.
+    /// A set with its digest. The trace context and the age of an idle stop's basis are not part of it: they change nothing that
+    /// should run.
     pub fn new(pair: DesiredPair, mut items: Vec<DesiredItem>) -> Self {
         use sha2::{Digest as _, Sha256};
         items.sort_by_key(|item| item.workspace);
@@ -384,6 +388,11 @@ impl From<Observation> for pb::Observation {
                 message.set_state(pb::observation::State::Running);
                 message.endpoint = endpoint;
             }
+            Observed::RefusedStop { endpoint, seen_ago } => {
+                message.set_state(pb::observation::State::Running);
+                message.endpoint = endpoint;
+                message.refused_idle_stop = Some(duration(seen_ago));
+            }
             Observed::Restarting => message.set_state(pb::observation::State::Restarting),
             Observed::Failed(reason) => {
                 message.set_state(pb::observation::State::Failed);
@@ -415,7 +424,13 @@ impl TryFrom<pb::Observation> for Observation {
             pb::observation::State::Running if m.endpoint.is_empty() => {
                 return Err(WireError::new("observation.endpoint", "must be set with RUNNING"));
             }
-            pb::observation::State::Running => Observed::Running { endpoint: m.endpoint },
+            pb::observation::State::Running => match m.refused_idle_stop {
+                None => Observed::Running { endpoint: m.endpoint },
+                Some(ago) => Observed::RefusedStop {
+                    endpoint: m.endpoint,
+                    seen_ago: span_of("observation.refused_idle_stop", &ago)?,
+                },
+            },
             pb::observation::State::Restarting => Observed::Restarting,
             pb::observation::State::Failed => {
                 let reason = variant::<pb::workspace::StatusReason>("observation.reason", m.reason)?;

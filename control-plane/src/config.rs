@@ -10,6 +10,7 @@ use carrel_common::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
 
 use crate::app::Settings;
+use crate::domain::activity::BySignal;
 use crate::domain::idle::IdlePolicy;
 use crate::domain::lease::LeaseTerms;
 use crate::domain::policy::Defaults;
@@ -150,6 +151,9 @@ pub struct ServeArgs {
     /// ExtendWorkspace reaches at most this far from now.
     #[arg(long, env = "CARREL_EXTENSION_BUDGET", default_value = "4h", value_parser = humantime::parse_duration)]
     pub extension_budget: Duration,
+    /// Declared jobs keep a workspace awake for at most this long in all, in one generation.
+    #[arg(long, env = "CARREL_KEEP_AWAKE_BUDGET", default_value = "2h", value_parser = humantime::parse_duration)]
+    pub keep_awake_budget: Duration,
     /// Stop a workspace this long after it was ready whatever happens, with a warning before; 0s: never.
     #[arg(long, env = "CARREL_MAX_LIFETIME", default_value = "0s", value_parser = humantime::parse_duration)]
     pub max_lifetime: Duration,
@@ -345,6 +349,10 @@ impl ServeArgs {
                     warning_lead: self.warning_lead,
                     max_lifetime: self.max_lifetime,
                     extension_budget: self.extension_budget,
+                    keep_awake_budget: self.keep_awake_budget,
+                    counts: BySignal::of(|_| true),
+                    // Silent for longer, a node is unreachable, and nothing is decided about what it runs.
+                    ack_within: self.unreachable_after,
                     quiet: vec![],
                     drain: None,
                 },

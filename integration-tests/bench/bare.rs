@@ -61,6 +61,7 @@ impl Bare {
         std::fs::DirBuilder::new().mode(0o700).create(&dir).expect("a directory");
         std::os::unix::fs::chown(&dir, Some(1000), Some(1000)).expect("given to the student");
         let mut host_config = self.host_config.clone();
+        // As many mounts as Carrel makes; all of one directory, as only their number bears on the time.
         for mount in host_config.mounts.iter_mut().flatten() {
             mount.source = Some(dir.to_string_lossy().into_owned());
         }

@@ -4,7 +4,8 @@
 //!   control plane ◄──stream──► session ──desired set──► driver ──tasks──► runtime ──► Docker
 //!                                 ▲                       │  │
 //!                                 │                 reconcile└──────────► storage ──► <base>/<student>
-//!                                 └────── reports ◄───────┘
+//!                                 ├────── reports ◄───────┘
+//!                                 └───── activity ◄─── /run/carrel in the containers
 //! ```
 //!
 //! The session takes the complete desired set; the driver holds it against a listing of our containers (`reconcile::diff`, pure)
@@ -20,8 +21,10 @@
 //! Two rules over everything: an agent that stops, stops no container; and nothing is removed without an order, the knowledge
 //! that it was superseded, or the control plane's word.
 
+pub mod activity;
 pub mod commands;
 pub mod config;
+pub mod deadlines;
 pub mod driver;
 pub mod enroll;
 pub mod facts;

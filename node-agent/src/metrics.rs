@@ -9,6 +9,7 @@
 //! | `carrel_agent_stops_total` | `kind` (`ordered`, `superseded`, `orphan`, `fenced`) | containers removed |
 //! | `carrel_agent_restarts_total` | `counted` | restarts after a program ended |
 //! | `carrel_agent_orphans_total` | `verdict` | verdicts received on orphans |
+//! | `carrel_agent_stops_refused_total` | – | idle stops not carried out: there was activity since |
 //! | `carrel_agent_stops_withheld_total` | – | orphan stops that the breaker held back |
 //! | `carrel_agent_fenced_total` | `when` (`start`, `running`) | containers not started, or stopped, as the share knows a later one |
 //! | `carrel_agent_share_stuck` | – | touches of the share that have not come back |
@@ -37,6 +38,7 @@ pub struct Metrics {
     stops: Counter<u64>,
     restarts: Counter<u64>,
     orphans: Counter<u64>,
+    refused_stops: Counter<u64>,
     withheld: Counter<u64>,
     fenced: Counter<u64>,
     stuck: Gauge<u64>,
@@ -67,6 +69,10 @@ impl Metrics {
             stops: counter("carrel_agent_stops", "Containers removed"),
             restarts: counter("carrel_agent_restarts", "Restarts after a program ended"),
             orphans: counter("carrel_agent_orphans", "Verdicts received on orphans"),
+            refused_stops: counter(
+                "carrel_agent_stops_refused",
+                "Idle stops not carried out: there was activity since",
+            ),
             withheld: counter("carrel_agent_stops_withheld", "Orphan stops that the breaker held back"),
             fenced: counter("carrel_agent_fenced", "Containers that gave way to a later one on the share"),
             stuck: meter
@@ -126,6 +132,11 @@ impl Metrics {
     /// A container was removed.
     pub fn stopped(&self, kind: &'static str) {
         self.stops.add(1, &[KeyValue::new("kind", kind)]);
+    }
+
+    /// An idle stop was not carried out.
+    pub fn refused_stop(&self) {
+        self.refused_stops.add(1, &[]);
     }
 
     /// A program is restarted; `counted` says whether it costs budget.

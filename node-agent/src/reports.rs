@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use carrel_common::clock::Clock;
 use carrel_common::id::{Generation, Pair, WorkspaceUid};
@@ -62,6 +63,8 @@ struct Inner {
 #[derive(Debug)]
 struct Entry {
     observation: Observation,
+    /// With a refused stop: when there was activity, by the monotonic clock.
+    seen_at: Option<Duration>,
     sent: bool,
     acked: bool,
 }
@@ -106,9 +109,30 @@ impl Reports {
             pull_percent,
             share_pair,
         };
-        inner.latest.insert((workspace, generation), Entry { observation, sent: false, acked: false });
+        let entry = Entry { observation, seen_at: None, sent: false, acked: false };
+        inner.latest.insert((workspace, generation), entry);
         drop(inner);
         self.news.notify_one();
+    }
+
+    /// Reports that a workspace that answers was not stopped, as there was activity at `seen_at`, by the monotonic clock. False:
+    /// it is not known to answer.
+    pub fn refuse_stop(&self, workspace: WorkspaceUid, generation: Generation, seen_at: Duration) -> bool {
+        let mut inner = self.lock();
+        let Inner { next, latest } = &mut *inner;
+        let Some(entry) = latest.get_mut(&(workspace, generation)) else { return false };
+        let (Observed::Running { endpoint } | Observed::RefusedStop { endpoint, .. }) =
+            &entry.observation.state
+        else {
+            return false;
+        };
+        let state = Observed::RefusedStop { endpoint: endpoint.clone(), seen_ago: Duration::ZERO };
+        let observation = Observation { state, sequence: *next, ..entry.observation.clone() };
+        *entry = Entry { observation, seen_at: Some(seen_at), sent: false, acked: false };
+        *next += 1;
+        drop(inner);
+        self.news.notify_one();
+        true
     }
 
     /// Completes when there is something to send; a single waiter. Cancel-safe.
@@ -116,8 +140,8 @@ impl Reports {
         self.news.notified().await;
     }
 
-    /// What has not been sent in this session, in the order it was reported.
-    pub fn take_unsent(&self) -> Vec<Observation> {
+    /// What has not been sent in this session, in the order it was reported. `now`: by the monotonic clock.
+    pub fn take_unsent(&self, now: Duration) -> Vec<Observation> {
         let mut inner = self.lock();
         let mut unsent: Vec<_> = inner
             .latest
@@ -125,7 +149,13 @@ impl Reports {
             .filter(|entry| !entry.sent)
             .map(|entry| {
                 entry.sent = true;
-                entry.observation.clone()
+                let mut observation = entry.observation.clone();
+                if let (Observed::RefusedStop { seen_ago, .. }, Some(seen_at)) =
+                    (&mut observation.state, entry.seen_at)
+                {
+                    *seen_ago = now.saturating_sub(seen_at);
+                }
+                observation
             })
             .collect();
         unsent.sort_by_key(|observation| observation.sequence);
@@ -193,22 +223,22 @@ mod tests {
         let (reports, workspace) = (reports(), WorkspaceUid::new());
         reports.report(workspace, Generation(1), starting(Stage::Creating));
         reports.report(workspace, Generation(1), starting(Stage::Probing));
-        let sent = reports.take_unsent();
+        let sent = reports.take_unsent(Duration::ZERO);
         assert_eq!(
             sent.iter().map(|o| o.state.clone()).collect::<Vec<_>>(),
             [Observed::Starting(Stage::Probing)]
         );
-        assert_eq!(reports.take_unsent(), []);
+        assert_eq!(reports.take_unsent(Duration::ZERO), []);
     }
 
     #[test]
     fn tells_everything_again_on_a_new_session_with_a_higher_sequence() {
         let (reports, workspace) = (reports(), WorkspaceUid::new());
         reports.report(workspace, Generation(1), starting(Stage::Creating));
-        let first = reports.take_unsent();
+        let first = reports.take_unsent(Duration::ZERO);
         reports.ack(workspace, first[0].sequence);
         reports.renew();
-        let again = reports.take_unsent();
+        let again = reports.take_unsent(Duration::ZERO);
         assert_eq!(again.len(), 1);
         assert!(again[0].sequence > first[0].sequence);
     }
@@ -218,22 +248,45 @@ mod tests {
         let (reports, workspace) = (reports(), WorkspaceUid::new());
         reports.report(workspace, Generation(1), starting(Stage::Creating));
         reports.prune(|_, _| false);
-        let sent = reports.take_unsent();
+        let sent = reports.take_unsent(Duration::ZERO);
         assert_eq!(sent.len(), 1);
         reports.ack(workspace, sent[0].sequence);
         reports.prune(|_, _| false);
         reports.renew();
-        assert_eq!(reports.take_unsent(), []);
+        assert_eq!(reports.take_unsent(Duration::ZERO), []);
+    }
+
+    #[test]
+    fn a_refused_stop_tells_how_long_ago_there_was_activity_whenever_it_is_told() {
+        let (reports, workspace, seconds) = (reports(), WorkspaceUid::new(), Duration::from_secs);
+        assert!(!reports.refuse_stop(workspace, Generation(1), seconds(10)), "nothing is known of it");
+        reports.report(workspace, Generation(1), starting(Stage::Probing));
+        assert!(!reports.refuse_stop(workspace, Generation(1), seconds(10)), "it does not answer");
+        let endpoint = "127.0.0.1:1".to_owned();
+        reports.report(
+            workspace,
+            Generation(1),
+            Report::of(Observed::Running { endpoint: endpoint.clone() }),
+        );
+        let running = reports.take_unsent(seconds(11)).remove(0);
+        assert!(reports.refuse_stop(workspace, Generation(1), seconds(10)));
+        for now in [12, 40] {
+            let told = reports.take_unsent(seconds(now)).remove(0);
+            let seen_ago = seconds(now - 10);
+            assert_eq!(told.state, Observed::RefusedStop { endpoint: endpoint.clone(), seen_ago });
+            assert!(told.sequence > running.sequence);
+            reports.renew();
+        }
     }
 
     #[test]
     fn an_ack_of_an_older_report_does_not_cover_a_newer_one() {
         let (reports, workspace) = (reports(), WorkspaceUid::new());
         reports.report(workspace, Generation(1), starting(Stage::Creating));
-        let old = reports.take_unsent()[0].sequence;
+        let old = reports.take_unsent(Duration::ZERO)[0].sequence;
         reports.report(workspace, Generation(1), starting(Stage::Probing));
         reports.ack(workspace, old);
         reports.prune(|_, _| false);
-        assert_eq!(reports.take_unsent().len(), 1);
+        assert_eq!(reports.take_unsent(Duration::ZERO).len(), 1);
     }
 }

@@ -1,5 +1,6 @@
 //! Builds the parts and holds them together until the end. The only place that spawns.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,8 +125,8 @@ async fn start(
         reconcile_interval: config.reconcile_interval,
         fence_file_interval: config.fence_file_interval,
     };
-    let (state_dir, boot_id, its_clock) =
-        (config.state_dir.clone(), host_facts.boot_id.clone(), Arc::clone(&clock));
+    let state_dir = real_path(&config.state_dir).context("--state-dir")?;
+    let (boot_id, its_clock) = (host_facts.boot_id.clone(), Arc::clone(&clock));
     let kept = tokio::task::spawn_blocking(move || Kept::open(&state_dir, &boot_id, its_clock)).await?;
     let kept = kept.context("the lease's files below --state-dir")?;
     let (host, wanted) = Host::new(docker, storage, kept, metrics, clock, scope, limits);
@@ -172,6 +173,8 @@ fn spawn_parts(
         orphans: from_orphans,
         engine: from_engine,
     };
+    let (desks, clock) = (Arc::clone(&host.desks), Arc::clone(&host.clock));
+    tracker.spawn(desks.watch(move || clock.monotonic(), stop.clone()));
     let watched = Arc::clone(&host);
     let [for_storage, for_fences, for_driver, for_session] = std::array::from_fn(|_| stop.clone());
     tracker.spawn(async move { watched.storage.watch(for_storage).await });
@@ -186,4 +189,10 @@ fn routes(telemetry: Telemetry) -> Router {
     Router::new()
         .route("/metrics", get(move || async move { telemetry.metrics_text() }))
         .route("/healthz", get(|| async { (StatusCode::OK, "ok\n") }))
+}
+
+/// A path without links and dots, as far as it exists: Docker takes no other as a mount's source.
+fn real_path(path: &Path) -> std::io::Result<std::path::PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    Ok(std::fs::canonicalize(&absolute).unwrap_or(absolute))
 }

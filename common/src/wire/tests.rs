@@ -39,6 +39,7 @@ fn a_desired_set_comes_back_as_it_went() {
         spec: spec(),
         run,
         traceparent: "00-1-2-01".into(),
+        idle_basis_age: None,
     };
     let set = DesiredSet::new(
         DesiredPair { incarnation: 1, generation: 9 },

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use carrel_common::id::{NodeId, StudentId};
+use carrel_common::id::{Generation, NodeId, StudentId};
 
 use crate::authority::AuthorityError;
 use crate::domain::policy::{Contradiction, Scope};
@@ -26,9 +26,14 @@ pub enum AppError {
     /// No such policy.
     #[error("no policy is set for {0}; everything is inherited there")]
     PolicyNotFound(Scope),
-    /// Times that contradict each other.
-    #[error(transparent)]
-    PolicyContradiction(#[from] Contradiction),
+    /// Policies that contradict each other.
+    #[error("{contradiction}")]
+    PolicyContradiction {
+        /// What contradicts what.
+        contradiction: Contradiction,
+        /// The field of the change that led to it.
+        field: &'static str,
+    },
     /// The etag is not the present one.
     #[error("it has changed since it was read: etag {given} is stale, the present one is {present}")]
     StaleEtag {
@@ -47,6 +52,12 @@ pub enum AppError {
         state: Option<State>,
         /// Its last stop.
         stop: Option<Box<Stop>>,
+    },
+    /// What was reported on is not the present incarnation.
+    #[error("nothing was recorded: the workspace is in generation {present} now")]
+    GenerationOver {
+        /// The present one.
+        present: Generation,
     },
     /// The step means nothing now.
     #[error(transparent)]

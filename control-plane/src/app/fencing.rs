@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::settle::settle;
 use super::{App, AppError, Result};
+use crate::domain::activity::Activity;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::idle::{Activity, Look};
 use crate::domain::lease::{Renewals, Seen};
 use crate::domain::node::NodeState;
 use crate::domain::workspace::{Event, State, Workspace};
@@ -145,7 +145,7 @@ impl App {
     ) -> Event {
         let rules = self.rules.get();
         let policy = rules.times(workspace);
-        let look = Look { policy: &policy, pauses: &rules.pauses, workspace, activity, now };
+        let look = rules.look(&policy, workspace, activity, now);
         Event::NodeLost { in_use: look.is_in_use() }
     }
 

@@ -4,21 +4,33 @@
 //! sets the size of the batches and one commit serves many.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
-use carrel_common::id::StudentId;
+use carrel_common::id::{Generation, NodeId};
+use carrel_common::model::{ActivityReport, Signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::{App, AppError, IdleView, Result};
-use crate::store::{Beat, Beaten};
+use crate::domain::activity::{BySignal, falls_short};
+use crate::store::{Beat, Beaten, Input, Job, StoreError};
 
 /// Reports in one statement at most; the bench shows no gain beyond.
 const BATCH: usize = 1000;
 /// Callers that may wait for the writer; more are told to come back.
 const WAITING: usize = 4096;
 
-/// What one student's report led to.
-type Answer = Result<IdleView>;
+/// What a report that was recorded led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    /// The deadline that follows.
+    pub idle: IdleView,
+    /// A job got less time than it asked for.
+    pub clamped: bool,
+}
+
+/// What one report led to.
+type Answer = Result<Recorded>;
 
 #[derive(Debug)]
 struct Waiting {
@@ -56,6 +68,22 @@ impl App {
         told.await.map_err(|_| AppError::ShuttingDown)
     }
 
+    /// Records what a node has seen itself, of the workspaces that run there; a batch of its own, as it comes with one
+    /// heartbeat of the node.
+    ///
+    /// # Errors
+    /// The database: then it is not known whether anything was recorded.
+    pub async fn record_seen(&self, node: NodeId, seen: &[ActivityReport]) -> Result<()> {
+        if seen.is_empty() {
+            return Ok(());
+        }
+        let (warned, now) = self.store.record_seen(node, seen).await?;
+        for uid in warned {
+            self.nudge.look_at(uid, now);
+        }
+        Ok(())
+    }
+
     /// The writer: runs until `stop`, then finishes what was handed in.
     pub async fn write_heartbeats(&self, inbox: Inbox, stop: CancellationToken) {
         let Inbox(mut inbox) = inbox;
@@ -85,50 +113,183 @@ impl App {
     }
 
     async fn write_batch(&self, batch: Vec<Waiting>) {
-        // Of several reports of one student the youngest is the one that counts.
-        let mut youngest: HashMap<String, &Beat> = HashMap::new();
-        for beat in batch.iter().flat_map(|waiting| &waiting.beats) {
-            let known = youngest.entry(beat.student.key()).or_insert(beat);
-            if beat.age < known.age {
-                *known = beat;
-            }
+        let Gathered { input, jobs } = Gathered::of(batch.iter().flat_map(|waiting| &waiting.beats));
+        let mut told = HashMap::new();
+        for input in input {
+            let recorded = self.store.record_input(&input).await;
+            let who = input.into_iter().map(|input| (input.key, input.generation, false));
+            told.extend(spread(who, recorded));
         }
-        let beats: Vec<Beat> = youngest.into_values().cloned().collect();
-        let recorded = match self.store.record_beats(&beats).await {
-            Ok(recorded) => Ok(recorded.into_iter().collect::<HashMap<_, _>>()),
-            Err(error) => Err(AppError::from(error)),
-        };
+        let rules = self.rules.get();
+        for jobs in jobs {
+            let recorded = self.store.record_jobs(&jobs, |job, workspace, activity, now| {
+                let policy = rules.times(workspace);
+                // What does not count is known of, and keeps nobody awake.
+                let budget = if policy.counts.job { policy.keep_awake_budget } else { Duration::ZERO };
+                activity.awake.grant(budget, job.keep_awake, now)
+            });
+            let recorded = recorded.await;
+            let who = jobs.into_iter().map(|job| (job.key, job.generation, true));
+            told.extend(spread(who, recorded));
+        }
         for waiting in batch {
-            let answers = waiting
-                .beats
-                .iter()
-                .map(|beat| match &recorded {
-                    Ok(recorded) => self.answer(&beat.student, recorded.get(&beat.student.key())),
-                    Err(error) => Err(error.clone()),
-                })
-                .collect();
+            let answers = waiting.beats.iter().map(|beat| match told.get(&who(beat)) {
+                Some(Err(error)) => Err(error.clone()),
+                Some(Ok(beaten)) => self.answer(beat, beaten),
+                None => self.answer(beat, &Beaten::NotFound),
+            });
             // A caller that went away needs no answer; what it reported counts all the same.
-            waiting.answer.send(answers).ok();
+            waiting.answer.send(answers.collect()).ok();
         }
     }
 
-    fn answer(&self, student: &StudentId, beaten: Option<&Beaten>) -> Answer {
+    fn answer(&self, beat: &Beat, beaten: &Beaten) -> Answer {
         match beaten {
-            Some(Beaten::Recorded { workspace, activity, now }) => {
+            Beaten::Recorded { workspace, activity, now } => {
                 self.metrics.heartbeat("recorded");
                 if workspace.warning.is_some() {
                     self.nudge.look_at(workspace.uid, *now);
                 }
-                Ok(IdleView::new(&self.rules.get(), workspace, activity, *now))
+                let idle = IdleView::new(&self.rules.get(), workspace, activity, *now);
+                let clamped =
+                    beat.signal == Signal::Job && falls_short(idle.awake_until, beat.keep_awake, *now);
+                Ok(Recorded { idle, clamped })
             }
-            Some(Beaten::NotRunning { stop }) => {
+            Beaten::NotRunning { stop } => {
                 self.metrics.heartbeat("not_running");
                 Err(AppError::NotRunning { state: None, stop: stop.clone().map(Box::new) })
             }
-            Some(Beaten::NotFound) | None => {
+            Beaten::OtherGeneration { present } => {
+                self.metrics.heartbeat("not_running");
+                Err(AppError::GenerationOver { present: *present })
+            }
+            Beaten::NotFound => {
                 self.metrics.heartbeat("not_found");
-                Err(AppError::WorkspaceNotFound(student.clone()))
+                Err(AppError::WorkspaceNotFound(beat.student.clone()))
             }
         }
+    }
+}
+
+/// What a report is answered by: the student, the incarnation it names, and whether it is a job.
+type Who = (String, Option<Generation>, bool);
+
+fn who(beat: &Beat) -> Who {
+    (beat.student.key(), beat.generation, beat.signal == Signal::Job)
+}
+
+/// What became of one statement, for each that it named.
+fn spread(
+    who: impl Iterator<Item = Who>,
+    recorded: std::result::Result<HashMap<String, Beaten>, StoreError>,
+) -> Vec<(Who, Result<Beaten>)> {
+    match recorded.map_err(AppError::from) {
+        Ok(mut beaten) => who
+            .filter_map(|who| {
+                let found = beaten.remove(&who.0)?;
+                Some((who, Ok(found)))
+            })
+            .collect(),
+        Err(error) => who.map(|who| (who, Err(error.clone()))).collect(),
+    }
+}
+
+/// The reports of a batch, put together by student and incarnation: of several of one signal the youngest counts, of
+/// several jobs the longest. Each statement names a student once, so there are as many as one student was reported on in
+/// different incarnations: one, but for a caller that is behind.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Gathered {
+    input: Vec<Vec<Input>>,
+    jobs: Vec<Vec<Job>>,
+}
+
+impl Gathered {
+    fn of<'a>(beats: impl Iterator<Item = &'a Beat>) -> Self {
+        let mut input: HashMap<String, Vec<Input>> = HashMap::new();
+        let mut jobs: HashMap<String, Vec<Job>> = HashMap::new();
+        for beat in beats {
+            let (key, generation) = (beat.student.key(), beat.generation);
+            if beat.signal == Signal::Job {
+                let known = jobs.entry(key.clone()).or_default();
+                let job = Job { key, generation, age: beat.age, keep_awake: beat.keep_awake };
+                match known.iter_mut().find(|known| known.generation == generation) {
+                    Some(known) => {
+                        known.age = known.age.min(job.age);
+                        known.keep_awake = known.keep_awake.max(job.keep_awake);
+                    }
+                    None => known.push(job),
+                }
+                continue;
+            }
+            let known = input.entry(key.clone()).or_default();
+            let at = known.iter().position(|known| known.generation == generation).unwrap_or_else(|| {
+                known.push(Input { key, generation, ages: BySignal::default() });
+                known.len() - 1
+            });
+            let age = known[at].ages.get_mut(beat.signal);
+            *age = Some(age.map_or(beat.age, |known| known.min(beat.age)));
+        }
+        Self { input: in_rounds(input), jobs: in_rounds(jobs) }
+    }
+}
+
+/// The first of each, then the second of each, and so on.
+fn in_rounds<T>(lists: HashMap<String, Vec<T>>) -> Vec<Vec<T>> {
+    let mut rounds: Vec<Vec<T>> = Vec::new();
+    for (round, item) in lists.into_values().flat_map(|list| list.into_iter().enumerate()) {
+        if rounds.len() <= round {
+            rounds.resize_with(round + 1, Vec::new);
+        }
+        rounds[round].push(item);
+    }
+    rounds
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn beat(student: &str, signal: Signal, age: u64, generation: Option<i64>) -> Beat {
+        Beat {
+            student: student.parse().expect("valid"),
+            generation: generation.map(Generation),
+            signal,
+            age: Duration::from_secs(age),
+            keep_awake: Duration::from_secs(age * 10),
+        }
+    }
+
+    #[test]
+    fn of_several_reports_of_one_signal_the_youngest_counts_and_no_statement_names_a_student_twice() {
+        let beats = [
+            beat("ada", Signal::LmsInput, 9, None),
+            beat("ADA", Signal::LmsInput, 3, None),
+            beat("ada", Signal::EditorInput, 5, None),
+            beat("ada", Signal::LmsInput, 1, Some(4)),
+            beat("ada", Signal::Job, 2, None),
+            beat("ada", Signal::Job, 7, None),
+        ];
+        let seconds = |n| Some(Duration::from_secs(n));
+        let of = |generation, lms_input, editor_input| Input {
+            key: "ada".into(),
+            generation,
+            ages: BySignal { lms_input, editor_input, ..BySignal::default() },
+        };
+        let job = Job {
+            key: "ada".into(),
+            generation: None,
+            age: Duration::from_secs(2),
+            keep_awake: Duration::from_secs(70),
+        };
+        assert_eq!(
+            Gathered::of(beats.iter()),
+            Gathered {
+                input: vec![
+                    vec![of(None, seconds(3), seconds(5))],
+                    vec![of(Some(Generation(4)), seconds(1), None)]
+                ],
+                jobs: vec![vec![job]],
+            }
+        );
     }
 }

@@ -9,10 +9,11 @@ use time::OffsetDateTime;
 use super::settle::settle;
 use super::workspaces::rfc3339;
 use super::{App, Result};
+use crate::domain::activity::Activity;
 use crate::domain::event::{Actor, Entry};
 use crate::domain::idle::{Look, Verdict};
 use crate::domain::workspace::{Event, Workspace};
-use crate::store::{Locked, RunningRow};
+use crate::store::{Locked, SweepLimits};
 
 /// While nothing may be decided it is asked again so soon.
 const BLIND_PAUSE: Duration = Duration::from_secs(1);
@@ -38,19 +39,19 @@ impl App {
     ) -> Result<(Vec<(WorkspaceUid, OffsetDateTime)>, OffsetDateTime)> {
         let rules = self.rules.get();
         let (idle, lifetime) = rules.book.shortest_until_warning();
-        let (idle, lifetime) =
-            (idle.saturating_sub(horizon), lifetime.map(|span| span.saturating_sub(horizon)));
-        let emptied = rules.drains.keys().copied().collect();
-        let (rows, now) = self.store.running_for(idle, lifetime, emptied).await?;
-        let due = |row: RunningRow| {
-            let times = rules.book.times(row.course.as_ref(), &row.student);
-            let idle = row.basis_at + times.idle_timeout;
-            let over = (!times.max_lifetime.is_zero()).then(|| row.ready_at + times.max_lifetime);
-            let at = over.map_or(idle, |over| over.min(idle)) - times.warning_lead;
-            let leaves = row.node.is_some_and(|node| rules.drains.contains_key(&node));
-            (row.uid, if row.warned || leaves { now } else { at })
+        let limits = SweepLimits {
+            counts: rules.book.count_for_all(),
+            idle: idle.saturating_sub(horizon),
+            lifetime: lifetime.map(|span| span.saturating_sub(horizon)),
+            held: rules.book.longest_lead() + horizon,
+            emptied: rules.drains.keys().copied().collect(),
         };
-        let soon = rows.into_iter().map(due).filter(|(_, at)| *at <= now + horizon).collect();
+        let (found, now) = self.store.running_for(limits).await?;
+        let due = |(workspace, activity): (Workspace, Activity)| {
+            let times = rules.clock(&workspace, &activity, now).times()?;
+            Some((workspace.uid, if workspace.warning.is_some() { now } else { times.warning_at }))
+        };
+        let soon = found.into_iter().filter_map(due).filter(|(_, at)| *at <= now + horizon).collect();
         Ok((soon, now))
     }
 
@@ -72,15 +73,14 @@ impl App {
             return Ok(IdleCheck { again_at: Some(now + BLIND_PAUSE), now });
         };
         let policy = rules.times(&before);
-        let look =
-            Look { policy: &policy, pauses: &rules.pauses, workspace: &before, activity: &activity, now };
+        let heard = work.node_has_told(before.node).await?;
+        let look = Look { heard, ..rules.look(&policy, &before, &activity, now) };
         let (next, log, again_at) = match look.decide() {
             Verdict::Unobservable => return Ok(IdleCheck { again_at: None, now }),
+            Verdict::Unheard => return Ok(IdleCheck { again_at: Some(now + BLIND_PAUSE), now }),
             Verdict::Active { recheck_at } => return Ok(IdleCheck { again_at: Some(recheck_at), now }),
             Verdict::Withdraw { warning } => {
-                let entry = Entry::new("workspace.warning_withdrawn", Actor::Policy)
-                    .with("deadline_version", warning.version);
-                (Workspace { warning: None, ..before.clone() }, vec![entry], Some(now))
+                (Workspace { warning: None, ..before.clone() }, vec![warning.withdrawn()], Some(now))
             }
             Verdict::Warn { warning, deadline_at } => {
                 let entry = Entry::new("workspace.warning", Actor::Policy)
@@ -89,6 +89,10 @@ impl App {
                     .with("deadline_version", warning.version)
                     .with("why", policy.drain.as_ref().map_or("", |drain| drain.reason.as_str()));
                 (Workspace { warning: Some(warning), ..before.clone() }, vec![entry], Some(deadline_at))
+            }
+            // A policy was changed meanwhile: decided anew by that one.
+            Verdict::Stop { .. } if !work.hold_rules(rules.book.version).await? => {
+                return Ok(IdleCheck { again_at: Some(now), now });
             }
             Verdict::Stop { reason, evidence } => {
                 let lateness = (now - evidence.deadline_at).as_seconds_f64();
@@ -124,8 +128,10 @@ impl App {
                 (next, log, None)
             }
         };
+        let node = before.node;
         work.save(&before, next, log, now).await?;
         self.nudge.ring(&work.commit().await?);
+        self.nudge.ring_deadlines(node);
         Ok(IdleCheck { again_at, now })
     }
 }

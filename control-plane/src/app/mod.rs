@@ -4,6 +4,7 @@
 //! chooses a gRPC code and nothing here writes SQL.
 
 mod access;
+mod deadlines;
 mod drains;
 mod enrolment;
 mod error;
@@ -26,11 +27,12 @@ mod settle;
 mod view;
 mod workspaces;
 
+pub use deadlines::Deadline;
 pub use drains::{DrainOrder, Drained};
 pub use enrolment::{Applicant, Certified};
 pub use error::{AppError, Result};
 pub use fencing::NodeLoss;
-pub use heartbeats::Heartbeats;
+pub use heartbeats::{Heartbeats, Recorded};
 pub use idle::IdleCheck;
 pub use logs::{LogOrder, LogPart, LogTails, Tail};
 pub use nodes::HeartbeatOutcome;

@@ -108,7 +108,8 @@ impl App {
     pub async fn desired_set(&self, node: NodeId) -> Result<DesiredSet> {
         let found = self.store.placements_on(node).await?;
         let (generation, placements) = found.ok_or(AppError::NodeBanned(node))?;
-        let items = placements.iter().map(|(p, w)| desired_item(p, w, self.settings.orders)).collect();
+        let now = self.store.now().await?;
+        let items = placements.iter().map(|(p, w)| desired_item(p, w, self.settings.orders, now)).collect();
         Ok(DesiredSet::new(DesiredPair { incarnation: self.settings.incarnation, generation }, items))
     }
 

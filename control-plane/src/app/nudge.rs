@@ -25,7 +25,25 @@ pub struct Nudge {
     /// The rules have changed: every deadline is to be looked at anew.
     pub sweep: Notify,
     idle: mpsc::UnboundedSender<IdleDue>,
-    nodes: Mutex<HashMap<NodeId, Arc<Notify>>>,
+    desired: Bells,
+    deadlines: Bells,
+}
+
+/// One bell for each node.
+#[derive(Debug, Default)]
+struct Bells(Mutex<HashMap<NodeId, Arc<Notify>>>);
+
+impl Bells {
+    fn of(&self, node: NodeId) -> Arc<Notify> {
+        Arc::clone(self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default())
+    }
+
+    fn ring(&self, nodes: impl IntoIterator<Item = NodeId>) {
+        let bells = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for bell in nodes.into_iter().filter_map(|node| bells.get(&node)) {
+            bell.notify_one();
+        }
+    }
 }
 
 impl Nudge {
@@ -38,7 +56,8 @@ impl Nudge {
             lost: Notify::new(),
             sweep: Notify::new(),
             idle,
-            nodes: Mutex::default(),
+            desired: Bells::default(),
+            deadlines: Bells::default(),
         };
         (Arc::new(nudge), due)
     }
@@ -51,10 +70,7 @@ impl Nudge {
         if touched.queue {
             self.queue.notify_one();
         }
-        let nodes = self.nodes.lock().unwrap_or_else(PoisonError::into_inner);
-        for bell in touched.nodes.iter().filter_map(|node| nodes.get(node)) {
-            bell.notify_one();
-        }
+        self.desired.ring(touched.nodes.iter().copied());
     }
 
     /// Has the idle loop look at a workspace at a time.
@@ -68,8 +84,18 @@ impl Nudge {
         self.events.subscribe()
     }
 
-    /// The bell of a node, for the session that holds it.
+    /// The bell of a node's desired set, for the session that holds it.
     pub fn node(&self, node: NodeId) -> Arc<Notify> {
-        Arc::clone(self.nodes.lock().unwrap_or_else(PoisonError::into_inner).entry(node).or_default())
+        self.desired.of(node)
+    }
+
+    /// The bell of the warnings on a node, for the session that holds it.
+    pub fn deadlines(&self, node: NodeId) -> Arc<Notify> {
+        self.deadlines.of(node)
+    }
+
+    /// A warning on a node was given or withdrawn.
+    pub fn ring_deadlines(&self, node: Option<NodeId>) {
+        self.deadlines.ring(node);
     }
 }

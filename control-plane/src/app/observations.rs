@@ -1,12 +1,13 @@
 //! What the agents report.
 
 use carrel_common::id::{Generation, NodeId, WorkspaceUid};
-use carrel_common::model::{Observation, Observed, StatusReason};
+use carrel_common::model::{Observation, Observed, Signal, StatusReason};
 
 use super::settle::settle;
+use super::workspaces::rfc3339;
 use super::{App, AppError, Result};
+use crate::domain::activity::Activity;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::idle::{Activity, Look};
 use crate::domain::reconcile::Placement;
 use crate::domain::workspace::{Event, Report, State, Workspace};
 use crate::store::{Locked, Work};
@@ -78,16 +79,26 @@ impl App {
                 work.append(subject, entry).await?;
             }
         }
-        let (mut next, log) = before.apply(event, now)?;
+        let (mut next, mut log) = before.apply(event, now)?;
+        // Seen there, and not known here when the stop was decided.
+        let refused_for = match &seen.state {
+            Observed::RefusedStop { seen_ago, .. } if before.is_refusable() => Some(now - *seen_ago),
+            _ => None,
+        };
+        if let Some(at) = refused_for {
+            log = log.into_iter().map(|entry| entry.with("last_active_time", rfc3339(at))).collect();
+        }
         if before.state == State::Unreachable && next.state == State::Running {
             // While the node was silent nobody could see activity: the idle clock stood still.
             let rules = self.rules.get();
             let policy = rules.times(&before);
-            let look =
-                Look { policy: &policy, pauses: &rules.pauses, workspace: &before, activity: &activity, now };
+            let look = rules.look(&policy, &before, &activity, now);
             next.resumed_at = look.after_silence(before.state_since - self.settings.unreachable_after);
         }
         let after = work.save(&before, next, log, now).await?;
+        if let Some(at) = refused_for {
+            work.touch(before.uid, Signal::EditorInput, at).await?;
+        }
         Ok(Some((before, after)))
     }
 
@@ -109,7 +120,7 @@ impl App {
                     self.metrics.start_phase("ready", seconds(after.started_at));
                 }
                 // When its first warning could be due; the look says when to come again.
-                let (_, clock) = self.rules.get().clock(after, &Activity::default(), after.updated_at);
+                let clock = self.rules.get().clock(after, &Activity::default(), after.updated_at);
                 let first = clock.times().map_or(after.updated_at, |times| times.warning_at);
                 self.nudge.look_at(after.uid, first);
             }
@@ -147,6 +158,11 @@ fn concerns(
         Observed::Running { endpoint } => {
             Report::Running { endpoint: endpoint.clone(), image_digest: seen.image_digest.clone() }
         }
+        Observed::RefusedStop { endpoint, .. } => Report::RefusedStop {
+            endpoint: endpoint.clone(),
+            image_digest: seen.image_digest.clone(),
+            spec: placement.spec.clone(),
+        },
         Observed::Restarting => {
             Report::Restarting { exit_code: seen.exit_code, message: seen.message.clone() }
         }

@@ -10,10 +10,11 @@ use carrel_common::id::{CourseId, NodeId, StudentId};
 use time::OffsetDateTime;
 
 use super::settle::settle;
-use super::{App, AppError, Result, Settings};
+use super::{App, AppError, IdleView, Result, Settings};
+use crate::domain::activity::Activity;
 use crate::domain::drain::Drain;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::idle::{Activity, Clock, IdlePolicy, Look, Pause, Times};
+use crate::domain::idle::{Clock, IdlePolicy, Look, Pause, Times};
 use crate::domain::policy::{Defaults, Effective, Policy, PolicyBook, Scope};
 use crate::domain::workspace::Workspace;
 use crate::store::{Pulse, StoredDrain, StoredPolicy, StoredRules, Work};
@@ -54,15 +55,20 @@ impl Rules {
     }
 
     /// When a workspace is stopped, as callers are told.
-    pub fn clock(
-        &self,
-        workspace: &Workspace,
-        activity: &Activity,
-        now: OffsetDateTime,
-    ) -> (IdlePolicy, Clock) {
+    pub fn clock(&self, workspace: &Workspace, activity: &Activity, now: OffsetDateTime) -> Clock {
         let policy = self.times(workspace);
-        let clock = Look { policy: &policy, pauses: &self.pauses, workspace, activity, now }.clock();
-        (policy, clock)
+        self.look(&policy, workspace, activity, now).clock()
+    }
+
+    /// A look at a workspace whose node has told all that it saw.
+    pub(super) fn look<'a>(
+        &'a self,
+        policy: &'a IdlePolicy,
+        workspace: &'a Workspace,
+        activity: &'a Activity,
+        now: OffsetDateTime,
+    ) -> Look<'a> {
+        Look { policy, pauses: &self.pauses, workspace, activity, heard: true, now }
     }
 }
 
@@ -99,16 +105,10 @@ pub struct Explained {
     pub workspace: Workspace,
     /// Its activity.
     pub activity: Activity,
-    /// When each kind of signal was last seen, by its name in the API.
-    pub signals: Vec<(&'static str, Option<OffsetDateTime>)>,
-    /// Whether the clock runs.
-    pub clock: Clock,
-    /// A warning is out.
-    pub warned: bool,
+    /// Its deadline.
+    pub idle: IdleView,
     /// What holds.
     pub policy: Effective,
-    /// Version of the rules.
-    pub policy_version: i64,
 }
 
 impl App {
@@ -193,7 +193,10 @@ impl App {
             None => work.delete_policy(scope).await?,
         }
         let rules = self.rules_after(&mut work).await?;
-        rules.book.check()?;
+        rules.book.check().map_err(|contradiction| {
+            let field = contradiction.field(scope);
+            AppError::PolicyContradiction { contradiction, field }
+        })?;
         let entry = Entry::new("policy.changed", Actor::Caller)
             .with("policy", format!("policies/{scope}"))
             .with("policy_version", rules.book.version)
@@ -259,19 +262,11 @@ impl App {
         let rules = self.rules.get();
         let found = self.store.find_workspace(student).await?;
         let workspace = found.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
-        let (activity, signals, now) = self.store.signals(workspace.uid).await?;
-        let (_, clock) = rules.clock(&workspace, &activity, now);
-        let warned = warned(&workspace, clock);
+        let (mut activities, now) = self.store.activities(vec![workspace.uid]).await?;
+        let activity = activities.remove(&workspace.uid).unwrap_or_default();
+        let idle = IdleView::new(&rules, &workspace, &activity, now);
         let policy = rules.book.effective(workspace.course.as_ref(), Some(student));
-        Ok(Explained {
-            workspace,
-            activity,
-            signals,
-            clock,
-            warned,
-            policy,
-            policy_version: rules.book.version,
-        })
+        Ok(Explained { workspace, activity, idle, policy })
     }
 }
 

@@ -8,7 +8,8 @@ use time::OffsetDateTime;
 
 use super::rules::{Rules, warned};
 use super::{App, Result};
-use crate::domain::idle::{Activity, Clock};
+use crate::domain::activity::Activity;
+use crate::domain::idle::Clock;
 use crate::domain::workspace::{State, Workspace};
 
 /// When a workspace will be stopped for idleness, and from what that follows.
@@ -26,6 +27,8 @@ pub struct IdleView {
     pub warned: bool,
     /// The latest time an extension can reach.
     pub extendable_until: OffsetDateTime,
+    /// A declared job keeps it awake until then.
+    pub awake_until: Option<OffsetDateTime>,
     /// The database's time of this statement.
     pub now: OffsetDateTime,
 }
@@ -33,14 +36,18 @@ pub struct IdleView {
 impl IdleView {
     /// Derived from the rules, the workspace and its activity.
     pub fn new(rules: &Rules, workspace: &Workspace, activity: &Activity, now: OffsetDateTime) -> Self {
-        let (policy, clock) = rules.clock(workspace, activity, now);
+        let policy = rules.times(workspace);
+        let look = rules.look(&policy, workspace, activity, now);
+        let clock = look.clock();
+        let budget = now + policy.extension_budget;
         Self {
-            last: activity.last,
+            last: look.last(),
             clock,
             version: activity.version,
             policy_version: rules.book.version,
             warned: warned(workspace, clock),
-            extendable_until: now + policy.extension_budget,
+            extendable_until: policy.grant(workspace.ready_at, budget, now).0,
+            awake_until: look.awake_until(),
             now,
         }
     }

@@ -216,7 +216,7 @@ impl App {
                 Extent::Until(at) => at,
                 Extent::By(span) => now + span,
             };
-            let (until, clamped) = rules.times(&before).grant(wanted, now);
+            let (until, clamped) = rules.times(&before).grant(before.ready_at, wanted, now);
             if replayed {
                 let shown = IdleView::new(&rules, &before, &activity, now);
                 return Ok((shown, before.extended_until.unwrap_or(until), clamped));

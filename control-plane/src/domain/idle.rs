@@ -1,14 +1,16 @@
 //! When a workspace is stopped because nobody works in it, or because its time is over.
 //!
 //! The one idea: a deadline is data, derived from the policy and the activity whenever it is asked for. **No stop
-//! without a warning that has been out for the whole lead**: warned late means stopped later. What could not be
-//! observed (a [`Pause`]) is not idleness: the clock stands still, and afterwards a lead begins anew.
+//! without a warning that has been out for the whole lead**: warned late means stopped later. A warning is out once the
+//! node's session has acked it; where none acks, from the log alone. What could not be observed (a [`Pause`]) is not
+//! idleness: the clock stands still, a full round of reports comes first, and a lead begins anew.
 
 use std::time::Duration;
 
 use carrel_common::model::{Signal, StopReason};
 use time::OffsetDateTime;
 
+use super::activity::{Activity, BySignal};
 use super::drain::Drain;
 use super::workspace::{IdleEvidence, State, Warning, Workspace};
 
@@ -27,6 +29,13 @@ pub struct IdlePolicy {
     pub max_lifetime: Duration,
     /// An extension reaches at most this far from now.
     pub extension_budget: Duration,
+    /// Declared jobs keep it awake for at most this long in all, in one generation.
+    pub keep_awake_budget: Duration,
+    /// Which kinds of signal keep it from its idle stop.
+    pub counts: BySignal<bool>,
+    /// The ack of a warning by the node's session is waited for this long; without one the node has no session, and the
+    /// warning is out in the log alone.
+    pub ack_within: Duration,
     /// Times without stops, sorted.
     pub quiet: Vec<(OffsetDateTime, OffsetDateTime)>,
     /// The node it is on is being emptied.
@@ -43,15 +52,6 @@ pub struct Pause {
     pub to: OffsetDateTime,
 }
 
-/// What is known of a workspace's activity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Activity {
-    /// The newest that counted, and its signal.
-    pub last: Option<(OffsetDateTime, Signal)>,
-    /// Rises with each record of activity or extension: the `deadline_version`.
-    pub version: i64,
-}
-
 /// Everything a decision is made from.
 #[derive(Debug, Clone, Copy)]
 pub struct Look<'a> {
@@ -63,6 +63,9 @@ pub struct Look<'a> {
     pub workspace: &'a Workspace,
     /// Its activity.
     pub activity: &'a Activity,
+    /// Whether its node has told all that it saw, since its session began and since the last time that could not be
+    /// observed.
+    pub heard: bool,
     /// The database's time.
     pub now: OffsetDateTime,
 }
@@ -99,6 +102,11 @@ impl Clock {
             Self::Quiet(times) | Self::Running(times) => Some(times),
         }
     }
+
+    /// The times, while the clock runs.
+    pub fn running(self) -> Option<Times> {
+        if let Self::Running(times) = self { Some(times) } else { None }
+    }
 }
 
 /// What is to be done now.
@@ -106,6 +114,8 @@ impl Clock {
 pub enum Verdict {
     /// Nothing can be decided; it is asked again when the workspace changes.
     Unobservable,
+    /// A warning or a stop would be due, but its node has yet to tell what it saw: ask again soon.
+    Unheard,
     /// Nothing before this time.
     Active {
         /// Ask again then.
@@ -140,10 +150,21 @@ struct Due {
 }
 
 impl IdlePolicy {
-    /// How far an extension that asks for `until` reaches, and whether it was cut at the budget.
-    pub fn grant(&self, until: OffsetDateTime, now: OffsetDateTime) -> (OffsetDateTime, bool) {
-        let most = now + self.extension_budget;
+    /// How far an extension that asks for `until` reaches, and whether it was cut: at the budget, or at the end of the
+    /// longest lifetime, which no extension moves.
+    pub fn grant(
+        &self,
+        ready_at: Option<OffsetDateTime>,
+        until: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> (OffsetDateTime, bool) {
+        let budget = now + self.extension_budget;
+        let most = self.lifetime_ends(ready_at).map_or(budget, |end| end.min(budget));
         if until > most { (most, true) } else { (until, false) }
+    }
+
+    fn lifetime_ends(&self, ready_at: Option<OffsetDateTime>) -> Option<OffsetDateTime> {
+        ready_at.filter(|_| !self.max_lifetime.is_zero()).map(|ready_at| ready_at + self.max_lifetime)
     }
 
     /// The first deadline from `at` on whose whole warning lies outside of quiet windows.
@@ -156,11 +177,21 @@ impl IdlePolicy {
 }
 
 impl Look<'_> {
+    /// The newest activity that counts, and its signal.
+    pub fn last(&self) -> Option<(OffsetDateTime, Signal)> {
+        self.activity.last(&self.policy.counts)
+    }
+
+    /// Until when declared jobs keep it awake; `None` when none does.
+    pub fn awake_until(&self) -> Option<OffsetDateTime> {
+        self.activity.awake.until.filter(|until| self.policy.counts.job && *until > self.now)
+    }
+
     /// What the timeout is counted from: the latest of activity, readiness and the end of a silence, moved on by what
     /// could not be observed since.
     pub fn basis(&self) -> Option<OffsetDateTime> {
         let ready_at = self.workspace.ready_at?;
-        let last = self.activity.last.map_or(ready_at, |(at, _)| at);
+        let last = self.last().map_or(ready_at, |(at, _)| at);
         let seen = ready_at.max(last).max(self.workspace.resumed_at.unwrap_or(ready_at)).min(self.now);
         let lost: Duration = self
             .pauses
@@ -176,8 +207,14 @@ impl Look<'_> {
     /// Whether somebody worked in it within the idle timeout, or asked for it to be kept: then it is to run elsewhere
     /// when its node is not to run it any more.
     pub fn worked_in_lately(&self) -> bool {
-        let kept = self.workspace.extended_until.is_some_and(|until| until > self.now);
+        let kept = self.held_until().is_some_and(|until| until > self.now);
         kept || self.basis().is_some_and(|basis| basis + self.policy.idle_timeout > self.now)
+    }
+
+    /// The end of an extension and of declared jobs.
+    fn held_until(&self) -> Option<OffsetDateTime> {
+        let awake = self.activity.awake.until.filter(|_| self.policy.counts.job);
+        self.workspace.extended_until.max(awake)
     }
 
     fn due(&self) -> Option<Due> {
@@ -186,21 +223,37 @@ impl Look<'_> {
             return Some(Due { at: drain.deadline_at, reason: StopReason::Drain });
         }
         let by_activity = self.basis()? + self.policy.idle_timeout;
-        let idle = Due {
-            at: self.workspace.extended_until.map_or(by_activity, |until| until.max(by_activity)),
-            reason: StopReason::Idle,
+        let at = self.held_until().map_or(by_activity, |held| held.max(by_activity));
+        let over = self.policy.lifetime_ends(self.workspace.ready_at).filter(|over| *over < at);
+        Some(match over {
+            Some(over) => Due { at: over, reason: StopReason::MaxLifetime },
+            None => Due { at, reason: StopReason::Idle },
+        })
+    }
+
+    /// When the node's session acked a warning; an ack that came too late is none.
+    fn acked_at(&self, warning: &Warning) -> Option<OffsetDateTime> {
+        let acked = self.activity.acked.filter(|acked| acked.warned_at == warning.at)?;
+        (acked.at <= warning.at + self.policy.ack_within).then_some(acked.at.max(warning.at))
+    }
+
+    /// The stop that a warning leads to. While its ack is awaited this is the earliest that can come of it, so that a
+    /// deadline that was told is never followed by an earlier one.
+    fn deadline_after(&self, warning: &Warning, due: Due) -> OffsetDateTime {
+        let lead = self.policy.warning_lead;
+        let unacked = warning.at + lead.max(self.policy.ack_within);
+        let full = match self.acked_at(warning) {
+            Some(acked_at) => acked_at + lead,
+            None => unacked.min(self.now.max(warning.at) + lead),
         };
-        let over = self.workspace.ready_at.filter(|_| !self.policy.max_lifetime.is_zero());
-        let over = over
-            .map(|ready_at| Due { at: ready_at + self.policy.max_lifetime, reason: StopReason::MaxLifetime });
-        Some(over.filter(|over| over.at < idle.at).unwrap_or(idle))
+        self.deadline(due, full)
     }
 
     /// When it is stopped whose warning will have been out for the whole lead at `lead_over_at`.
     fn deadline(&self, due: Due, lead_over_at: OffsetDateTime) -> OffsetDateTime {
         match (&self.policy.drain, self.basis()) {
             (Some(drain), Some(basis)) => {
-                drain.leaves_at(self.policy, lead_over_at, basis, self.workspace.extended_until)
+                drain.leaves_at(self.policy, lead_over_at, basis, self.held_until())
             }
             _ => due.at.max(lead_over_at),
         }
@@ -208,10 +261,10 @@ impl Look<'_> {
 
     /// The warning that is out, if it still speaks of this stop, and could be seen all the while.
     fn standing_warning(&self, due: Due) -> Option<Warning> {
-        let warning = self.workspace.warning?;
-        let deadline = self.deadline(due, warning.at + self.policy.warning_lead);
+        // One from the future was given before the clock was set back.
+        let warning = self.workspace.warning.filter(|warning| warning.at <= self.now)?;
         // Looked at late, the stop itself would fall into the window.
-        let until = deadline.max(self.now);
+        let until = self.deadline_after(&warning, due).max(self.now);
         // A drain is announced in an exam, too: it takes long, and its deadline holds.
         let quiet = due.reason != StopReason::Drain
             && self.policy.quiet.iter().any(|(start, end)| *start < until && *end > warning.at);
@@ -234,7 +287,7 @@ impl Look<'_> {
         let times = match self.standing_warning(due) {
             Some(warning) => Times {
                 warning_at: warning.at,
-                deadline_at: self.deadline(due, warning.at + self.policy.warning_lead),
+                deadline_at: self.deadline_after(&warning, due),
                 reason: due.reason,
             },
             None if due.reason == StopReason::Drain => Times {
@@ -261,6 +314,8 @@ impl Look<'_> {
         match (self.workspace.warning, self.standing_warning(due)) {
             (Some(warning), None) => Verdict::Withdraw { warning },
             (_, None) if self.now < warning_at => Verdict::Active { recheck_at: warning_at },
+            (_, Some(_)) if self.now < deadline_at => Verdict::Active { recheck_at: deadline_at },
+            _ if !self.heard => Verdict::Unheard,
             (_, None) => Verdict::Warn {
                 warning: Warning {
                     at: self.now,
@@ -270,19 +325,26 @@ impl Look<'_> {
                 },
                 deadline_at,
             },
-            (_, Some(_)) if self.now < deadline_at => Verdict::Active { recheck_at: deadline_at },
-            (_, Some(warning)) => Verdict::Stop {
-                reason,
-                evidence: IdleEvidence {
-                    last_active_at: self.activity.last.map(|(at, _)| at),
-                    last_signal: self.activity.last.map(|(_, signal)| signal),
-                    basis_at,
-                    idle_timeout: self.policy.idle_timeout,
-                    deadline_at,
-                    warned_at: warning.at,
-                    decided_at: self.now,
-                },
-            },
+            (_, Some(warning)) => {
+                let last = self.last();
+                let ready_at = self.workspace.ready_at;
+                Verdict::Stop {
+                    reason,
+                    evidence: IdleEvidence {
+                        last_active_at: last.map(|(at, _)| at),
+                        last_signal: last.map(|(_, signal)| signal),
+                        basis_at,
+                        idle_timeout: self.policy.idle_timeout,
+                        deadline_at,
+                        warned_at: warning.at,
+                        warning_acked_at: self.acked_at(&warning),
+                        decided_at: self.now,
+                        refusable_after: ready_at
+                            .max(last.map(|(at, _)| at))
+                            .filter(|_| self.policy.counts.editor_input),
+                    },
+                }
+            }
         }
     }
 

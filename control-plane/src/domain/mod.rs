@@ -1,10 +1,12 @@
 //! The decisions, as pure functions: values in, value out, `now` an argument; no async, no IO.
 //!
-//! `workspace` is the life of a workspace, `idle` when one is stopped for want of activity, `drain` when one leaves a
-//! node that is being emptied, `placement` which node takes one, `reconcile` what a node is told to run and what becomes of
-//! orphans, `node` whether a node is heard of, `lease` when it is given up.
+//! `workspace` is the life of a workspace, `activity` what is known of its use, `idle` when one is stopped for want of it,
+//! `drain` when one leaves a node that is being emptied, `policy` whose times and limits hold, `placement` which node takes one,
+//! `reconcile` what a node is told to run and what becomes of orphans, `node` whether a node is heard of, `lease` when it is given
+//! up.
 //! Everything around this folder only carries.
 
+pub mod activity;
 pub mod drain;
 pub mod event;
 pub mod idle;

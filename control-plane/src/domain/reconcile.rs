@@ -5,6 +5,8 @@ use std::time::Duration;
 use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
 use carrel_common::model::{Container, DesiredItem, Run, StopReason, Verdict, WorkspaceSpec};
 
+use time::OffsetDateTime;
+
 use super::workspace::Workspace;
 
 /// A workspace's claim on a node.
@@ -33,8 +35,13 @@ pub struct OrderTimes {
     pub stop_grace: Duration,
 }
 
-/// The order for a placement: run while the workspace wants this very generation to, else stop.
-pub fn desired_item(placement: &Placement, workspace: &Workspace, times: OrderTimes) -> DesiredItem {
+/// The order for a placement: run while the workspace wants this very generation to, else stop. `now`: when it is sent.
+pub fn desired_item(
+    placement: &Placement,
+    workspace: &Workspace,
+    times: OrderTimes,
+    now: OffsetDateTime,
+) -> DesiredItem {
     let wanted = workspace.generation == placement.generation && workspace.state.wants_container();
     let run = if wanted {
         Run::Running { start_timeout: times.start_timeout }
@@ -54,7 +61,16 @@ pub fn desired_item(placement: &Placement, workspace: &Workspace, times: OrderTi
         spec: placement.spec.clone(),
         run,
         traceparent: workspace.traceparent.clone(),
+        idle_basis_age: idle_basis_age(placement, workspace, now),
     }
+}
+
+/// How old the newest activity is that an idle stop was decided on: a node that has seen younger refuses it.
+fn idle_basis_age(placement: &Placement, workspace: &Workspace, now: OffsetDateTime) -> Option<Duration> {
+    let evidence = workspace.stop.as_ref()?.evidence.as_ref()?;
+    let refusable = workspace.is_refusable() && workspace.generation == placement.generation;
+    let after = evidence.refusable_after.filter(|_| refusable)?;
+    Some(Duration::try_from(now - after).unwrap_or_default())
 }
 
 /// Whether two states of a workspace give a node the same order.

@@ -27,6 +27,7 @@ pub(super) fn idle(view: &IdleView) -> pb::Idle {
         deadline_version: view.version,
         policy_version: view.policy_version,
         extendable_until_time: Some(timestamp(view.extendable_until)),
+        awake_until_time: view.awake_until.map(timestamp),
         warned: view.warned,
         ..pb::Idle::default()
     };
@@ -55,6 +56,7 @@ pub(super) fn evidence(e: &IdleEvidence) -> pb::IdleEvidence {
         idle_timeout: Some(duration(e.idle_timeout)),
         deadline_time: Some(timestamp(e.deadline_at)),
         warning_time: Some(timestamp(e.warned_at)),
+        warning_acked_time: e.warning_acked_at.map(timestamp),
         decision_time: Some(timestamp(e.decided_at)),
         ..pb::IdleEvidence::default()
     };

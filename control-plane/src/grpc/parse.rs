@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carrel_common::id::{CourseId, NodeId, RequestId, StudentId};
+use carrel_common::id::{CourseId, Generation, NodeId, RequestId, StudentId};
 use carrel_common::model::Signal;
 use carrel_common::wire::{self, WireError};
 use carrel_proto::v1 as pb;
@@ -22,6 +22,8 @@ const JOIN_TOKEN_TTL: Duration = Duration::from_secs(3600);
 const LONGEST_JOIN_TOKEN_TTL: Duration = Duration::from_secs(24 * 3600);
 /// A report older than this counts as this old.
 const OLDEST_AGE: Duration = Duration::from_secs(5 * 60);
+/// A year is beyond every budget, and still a time that can be added.
+const LONGEST_SPAN: Duration = Duration::from_secs(366 * 24 * 3600);
 const LONGEST_REASON: usize = 200;
 /// A lesson, so that most move between two.
 const DEFAULT_DRAIN: Duration = Duration::from_secs(60 * 60);
@@ -210,14 +212,27 @@ pub(super) fn event_filter(filter: Option<pb::EventFilter>) -> Parsed<EventQuery
 
 pub(super) fn beat(request: &pb::RecordHeartbeatRequest) -> Parsed<Beat> {
     let signal = match pb::Signal::try_from(request.signal) {
-        Ok(pb::Signal::Unspecified | pb::Signal::LmsInput) => Signal::LmsInput,
-        Ok(pb::Signal::EditorInput) => Signal::EditorInput,
-        Ok(pb::Signal::KeepWorking) => Signal::KeepWorking,
-        Ok(pb::Signal::Job) => return Err(WireError::new("signal", "jobs cannot be declared yet")),
+        Ok(pb::Signal::Unspecified) => Signal::LmsInput,
+        Ok(signal) => signal.try_into()?,
         Err(_) => return Err(WireError::new("signal", format!("{} is not a signal", request.signal))),
     };
     let age = request.age.as_ref().map(|age| wire::span_of("age", age)).transpose()?.unwrap_or_default();
-    Ok(Beat { student: workspace_name("name", &request.name)?, signal, age: age.min(OLDEST_AGE) })
+    let generation = match request.generation {
+        ..0 => return Err(WireError::new("generation", "must not be negative")),
+        0 => None,
+        generation => Some(Generation(generation)),
+    };
+    let keep_awake = request.keep_awake.as_ref().map(|span| wire::span_of("keep_awake", span)).transpose()?;
+    let keep_awake = match (signal, keep_awake.unwrap_or_default()) {
+        (Signal::Job, Duration::ZERO) => {
+            return Err(WireError::new("keep_awake", "must be positive with SIGNAL_JOB"));
+        }
+        (Signal::Job, span) => span.min(LONGEST_SPAN),
+        (_, Duration::ZERO) => Duration::ZERO,
+        _ => return Err(WireError::new("keep_awake", "goes with SIGNAL_JOB alone")),
+    };
+    let student = workspace_name("name", &request.name)?;
+    Ok(Beat { student, generation, signal, age: age.min(OLDEST_AGE), keep_awake })
 }
 
 /// How long the token is good for, and which node may come back with it.
@@ -237,8 +252,7 @@ pub(super) fn extent(extent: Option<pb::extend_workspace_request::Extent>) -> Pa
         Some(P::UntilTime(at)) => Ok(Extent::Until(wire::time_of("until_time", &at)?)),
         Some(P::By(span)) => match wire::span_of("by", &span)? {
             Duration::ZERO => Err(WireError::new("by", "must be positive")),
-            // A year is beyond every budget, and still a time that can be added.
-            span => Ok(Extent::By(span.min(Duration::from_secs(366 * 24 * 3600)))),
+            span => Ok(Extent::By(span.min(LONGEST_SPAN))),
         },
     }
 }
@@ -286,5 +300,23 @@ mod tests {
             ..pb::RecordHeartbeatRequest::default()
         };
         assert_eq!(beat(&old).map(|b| b.age), Ok(OLDEST_AGE));
+    }
+
+    #[test]
+    fn a_job_says_for_how_long_and_nothing_else_does() {
+        let field = |signal: pb::Signal, seconds: Option<u64>, generation| {
+            let request = pb::RecordHeartbeatRequest {
+                name: "workspaces/ada".into(),
+                signal: signal.into(),
+                keep_awake: seconds.map(|seconds| wire::duration(Duration::from_secs(seconds))),
+                generation,
+                ..pb::RecordHeartbeatRequest::default()
+            };
+            beat(&request).map(|beat| beat.keep_awake.as_secs()).map_err(|error| error.field)
+        };
+        assert_eq!(field(pb::Signal::Job, Some(60), 3), Ok(60));
+        assert_eq!(field(pb::Signal::Job, None, 0), Err("keep_awake"));
+        assert_eq!(field(pb::Signal::EditorInput, Some(60), 0), Err("keep_awake"));
+        assert_eq!(field(pb::Signal::EditorInput, None, -1), Err("generation"));
     }
 }

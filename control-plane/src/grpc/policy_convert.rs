@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use carrel_common::id::StudentId;
-use carrel_common::model::StopReason;
+use carrel_common::model::{Signal, StopReason};
 use carrel_common::wire::{self, WireError, duration, timestamp};
 use carrel_proto::v1 as pb;
 
@@ -12,13 +12,15 @@ use super::convert;
 use crate::app::StoredPolicy;
 use crate::app::{Explained, policy_etag};
 use crate::domain::idle::Clock;
-use crate::domain::policy::{Effective, Policy, QuietWindow, Scope};
+use crate::domain::policy::{Effective, Policy, Probe, QuietWindow, Scope, SignalRule};
 use crate::domain::workspace::State;
 
 const LONGEST_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
 const LONGEST_EXTRA: Duration = Duration::from_secs(24 * 3600);
 /// Enough for a term's exams.
 const MOST_WINDOWS: usize = 100;
+const MOST_IMAGES: usize = 100;
+const LONGEST_REASON: usize = 200;
 /// Timers below are for nobody: the loops themselves look each second.
 const SHORTEST: Duration = Duration::from_millis(100);
 /// Years: beyond every use, and still a time that can be added.
@@ -79,6 +81,57 @@ fn window(message: pb::QuietWindow) -> Result<QuietWindow, WireError> {
     Ok(QuietWindow { start, end, student_extra })
 }
 
+fn probe(message: pb::Probe) -> Result<Probe, WireError> {
+    let port = u16::try_from(message.port).ok().filter(|port| *port > 0);
+    let port = port.ok_or_else(|| WireError::new("policy.probe.port", "must be 1 to 65535"))?;
+    let printable = |c: char| c.is_ascii_graphic();
+    if !message.path.starts_with('/') || !message.path.chars().all(printable) {
+        let problem = "must begin with / and have neither spaces nor other than ASCII characters";
+        return Err(WireError::new("policy.probe.path", problem));
+    }
+    Ok(Probe { port, path: message.path })
+}
+
+fn signal_rule(message: pb::SignalRule) -> Result<(Signal, SignalRule), WireError> {
+    let field = "policy.signal_rules.signal";
+    let signal = pb::Signal::try_from(message.signal)
+        .map_err(|_| WireError::new(field, format!("{} is not a signal", message.signal)))?;
+    let signal = signal.try_into().map_err(|e: WireError| WireError::new(field, e.problem))?;
+    let reason = message.reason.trim();
+    if reason.is_empty() || reason.chars().count() > LONGEST_REASON {
+        let problem = format!("must say why, in at most {LONGEST_REASON} characters");
+        return Err(WireError::new("policy.signal_rules.reason", problem));
+    }
+    Ok((signal, SignalRule { counts: message.counts, reason: reason.to_owned() }))
+}
+
+fn signal_rules(messages: Vec<pb::SignalRule>) -> Result<BTreeMap<Signal, SignalRule>, WireError> {
+    let mut rules = BTreeMap::new();
+    for message in messages {
+        let (signal, rule) = signal_rule(message)?;
+        if rules.insert(signal, rule).is_some() {
+            let problem = format!("{} is named twice", signal.as_str());
+            return Err(WireError::new("policy.signal_rules.signal", problem));
+        }
+    }
+    Ok(rules)
+}
+
+fn allowed_images(list: Vec<String>) -> Result<Vec<String>, WireError> {
+    let field = "policy.allowed_images";
+    if list.len() > MOST_IMAGES {
+        return Err(WireError::new(field, format!("at most {MOST_IMAGES}")));
+    }
+    let wrong = |image: &&String| image.is_empty() || image.strip_suffix('*').unwrap_or(image).contains('*');
+    match list.iter().find(wrong) {
+        Some(image) => Err(WireError::new(
+            field,
+            format!("{image:?} must be an image, or its beginning and one * at the end"),
+        )),
+        None => Ok(list),
+    }
+}
+
 /// What a caller wants set.
 pub(super) fn policy(message: pb::Policy) -> Result<Policy, WireError> {
     if message.quiet_windows.len() > MOST_WINDOWS {
@@ -94,11 +147,19 @@ pub(super) fn policy(message: pb::Policy) -> Result<Policy, WireError> {
         warning_lead: span("policy.warning_lead", message.warning_lead.as_ref(), SHORTEST)?,
         max_lifetime: span("policy.max_lifetime", message.max_lifetime.as_ref(), Duration::ZERO)?,
         extension_budget: span("policy.extension_budget", message.extension_budget.as_ref(), Duration::ZERO)?,
+        keep_awake_budget: span(
+            "policy.keep_awake_budget",
+            message.keep_awake_budget.as_ref(),
+            Duration::ZERO,
+        )?,
         quiet_windows,
         cpu_millicores: positive("policy.cpu_millicores", message.cpu_millicores, 1)?,
         memory_bytes: positive("policy.memory_bytes", message.memory_bytes, 6 << 20)?,
         pids: positive("policy.pids", message.pids, 1)?,
         image: message.image,
+        allowed_images: allowed_images(message.allowed_images)?,
+        probe: message.probe.map(probe).transpose()?,
+        signal_rules: signal_rules(message.signal_rules)?,
     };
     match (policy.idle_timeout, policy.warning_lead) {
         (Some(timeout), Some(lead)) if timeout <= lead => {
@@ -118,16 +179,26 @@ fn values(policy: Policy) -> pb::Policy {
             .map(|(id, extra)| (id, duration(extra)))
             .collect(),
     };
+    let rule = |(signal, rule): (Signal, SignalRule)| {
+        let mut message =
+            pb::SignalRule { counts: rule.counts, reason: rule.reason, ..pb::SignalRule::default() };
+        message.set_signal(signal.into());
+        message
+    };
     pb::Policy {
         idle_timeout: policy.idle_timeout.map(duration),
         warning_lead: policy.warning_lead.map(duration),
         max_lifetime: policy.max_lifetime.map(duration),
         extension_budget: policy.extension_budget.map(duration),
+        keep_awake_budget: policy.keep_awake_budget.map(duration),
         quiet_windows: policy.quiet_windows.into_iter().map(shown).collect(),
         cpu_millicores: policy.cpu_millicores,
         memory_bytes: policy.memory_bytes,
         pids: policy.pids,
         image: policy.image,
+        allowed_images: policy.allowed_images,
+        probe: policy.probe.map(|probe| pb::Probe { port: i32::from(probe.port), path: probe.path }),
+        signal_rules: policy.signal_rules.into_iter().map(rule).collect(),
         ..pb::Policy::default()
     }
 }
@@ -151,66 +222,86 @@ pub(super) fn effective(effective: Effective, policy_version: i64) -> pb::Effect
     }
 }
 
-/// What keeps a workspace alive, and what never does, by construction: nothing reports it.
-fn why(signal: &str) -> &'static str {
-    match signal {
-        "LMS_INPUT" => "mouse or keys in the LMS's page: the student is there",
-        "EDITOR_INPUT" => "keys, clicks or edits in the editor: the student works",
-        "KEEP_WORKING" => "the student said so, or pressed Start on a running workspace",
-        "OPEN_TAB" => "a forgotten tab would keep a workspace for days",
-        "HEALTH_CHECK" => "asked by machines, whether or not anybody works",
-        "API_READ" => "a dashboard that shows a workspace does not use it",
-        _ => "",
-    }
+/// What never keeps a workspace alive, by construction: nothing reports it.
+const NEVER: [(&str, &str); 3] = [
+    ("OPEN_TAB", "a forgotten tab would keep a workspace for days"),
+    ("HEALTH_CHECK", "asked by machines, whether or not anybody works"),
+    ("API_READ", "a dashboard that shows a workspace does not use it"),
+];
+
+fn signals(told: &Explained) -> Vec<pb::SignalExplanation> {
+    let known = Signal::ALL.into_iter().map(|signal| {
+        let rule = told.policy.values.signal_rules.get(&signal).cloned();
+        let SignalRule { counts, reason } = rule.unwrap_or_else(|| SignalRule::by_default(signal));
+        pb::SignalExplanation {
+            signal: signal.as_str().to_owned(),
+            last_time: told.activity.seen.get(signal).map(timestamp),
+            counts,
+            why: reason,
+        }
+    });
+    let never = NEVER.into_iter().map(|(signal, why)| pb::SignalExplanation {
+        signal: signal.to_owned(),
+        last_time: None,
+        counts: false,
+        why: why.to_owned(),
+    });
+    known.chain(never).collect()
 }
 
-const NEVER: [&str; 3] = ["OPEN_TAB", "HEALTH_CHECK", "API_READ"];
+/// What will happen when, soonest first.
+fn next(told: &Explained) -> Vec<pb::NextStep> {
+    let idle = &told.idle;
+    let Some(times) = idle.clock.times() else { return vec![] };
+    let extended = told.workspace.extended_until.filter(|until| *until > idle.now);
+    let mut steps: Vec<_> = [
+        ("job_end", idle.awake_until),
+        ("extension_end", extended),
+        ("warning", Some(times.warning_at).filter(|_| !idle.warned)),
+        ("stop", Some(times.deadline_at)),
+    ]
+    .into_iter()
+    .filter_map(|(what, at)| at.map(|at| (at, what)))
+    .collect();
+    // Stable: what is due at the same moment stays in this order.
+    steps.sort_by_key(|(at, _)| *at);
+    let step = |(at, what): (_, &str)| pb::NextStep { what: what.to_owned(), time: Some(timestamp(at)) };
+    steps.into_iter().map(step).collect()
+}
 
 /// Why a workspace is, or is not, stopped.
 pub(super) fn explanation(told: Explained) -> pb::IdleExplanation {
     use pb::idle_explanation::Verdict;
-    let (verdict, message) = match told.clock {
+    let (verdict, message) = match told.idle.clock {
         Clock::Off => (Verdict::NotRunning, "It does not run, so nothing is counted."),
         Clock::Paused => (Verdict::PausedUnobservable, "Its host is silent, so the clock stands still."),
         Clock::Quiet(times) | Clock::Running(times) if times.reason == StopReason::Drain => (
-            if told.warned { Verdict::Warned } else { Verdict::Active },
+            if told.idle.warned { Verdict::Warned } else { Verdict::Active },
             "Its host is being emptied: it leaves when nobody has worked in it for a moment, or at the drain's deadline.",
         ),
         Clock::Quiet(_) => {
             (Verdict::PausedQuiet, "A quiet window holds stops back; the times are those after it.")
         }
-        Clock::Running(_) if told.warned => (
+        Clock::Running(_) if told.idle.warned => (
             Verdict::Warned,
             "The warning is out: it is stopped at the deadline unless somebody works in it.",
         ),
         Clock::Running(times) if times.reason == StopReason::MaxLifetime => {
             (Verdict::Active, "Its longest lifetime ends next; work in it does not move that.")
         }
+        Clock::Running(_) if told.idle.awake_until.is_some() => {
+            (Verdict::Active, "A declared job keeps it awake; then it is stopped at the deadline.")
+        }
         Clock::Running(_) => (Verdict::Active, "It is stopped at the deadline unless somebody works in it."),
     };
-    let seen = told.signals.into_iter().map(|(signal, at)| (signal, at, true));
-    let signals = seen
-        .chain(NEVER.into_iter().map(|signal| (signal, None, false)))
-        .map(|(signal, at, counts)| pb::SignalExplanation {
-            signal: signal.to_owned(),
-            last_time: at.map(timestamp),
-            counts,
-            why: why(signal).to_owned(),
-        })
-        .collect();
-    let step = |what: &str, at| pb::NextStep { what: what.to_owned(), time: Some(timestamp(at)) };
-    let next = told.clock.times().map(|times| {
-        let stop = step("stop", times.deadline_at);
-        if told.warned { vec![stop] } else { vec![step("warning", times.warning_at), stop] }
-    });
     let stopped = !matches!(told.workspace.state, State::Running | State::Unreachable);
-    let last_stop = told.workspace.stop.filter(|_| stopped).and_then(|stop| stop.evidence);
+    let last_stop = told.workspace.stop.as_ref().filter(|_| stopped).and_then(|stop| stop.evidence.as_ref());
     let mut explained = pb::IdleExplanation {
         message: message.to_owned(),
-        signals,
-        policy: Some(effective(told.policy, told.policy_version)),
-        next: next.unwrap_or_default(),
-        last_stop_evidence: last_stop.as_ref().map(convert::evidence),
+        signals: signals(&told),
+        next: next(&told),
+        last_stop_evidence: last_stop.map(convert::evidence),
+        policy: Some(effective(told.policy, told.idle.policy_version)),
         ..pb::IdleExplanation::default()
     };
     explained.set_verdict(verdict);

@@ -28,10 +28,12 @@ fn classify(error: &AppError) -> (Code, String, Option<Duration>) {
         AppError::WorkspaceNotFound(_) => plain(Code::NotFound, "WORKSPACE_NOT_FOUND"),
         AppError::DiffersInCase { .. } => plain(Code::AlreadyExists, "STUDENT_DIFFERS_IN_CASE"),
         AppError::PolicyNotFound(_) => plain(Code::NotFound, "POLICY_NOT_FOUND"),
-        AppError::PolicyContradiction(_) => plain(Code::InvalidArgument, "POLICY_CONTRADICTION"),
+        AppError::PolicyContradiction { .. } => plain(Code::InvalidArgument, "POLICY_CONTRADICTION"),
         AppError::StaleEtag { .. } => plain(Code::Aborted, "ETAG_STALE"),
         AppError::RequestIdReused => plain(Code::InvalidArgument, "REQUEST_ID_REUSED"),
-        AppError::NotRunning { .. } => plain(Code::FailedPrecondition, "WORKSPACE_NOT_RUNNING"),
+        AppError::NotRunning { .. } | AppError::GenerationOver { .. } => {
+            plain(Code::FailedPrecondition, "WORKSPACE_NOT_RUNNING")
+        }
         AppError::Illegal(IllegalTransition::Deleting) => {
             retry(Code::FailedPrecondition, "WORKSPACE_DELETING")
         }
@@ -87,6 +89,9 @@ fn metadata(error: &AppError) -> HashMap<String, String> {
         AppError::StaleEtag { present, .. } => {
             told.insert("etag".to_owned(), present.clone());
         }
+        AppError::GenerationOver { present } => {
+            told.insert("generation".to_owned(), present.to_string());
+        }
         AppError::NotRunning { state, stop } => {
             if let Some(state) = state {
                 told.insert("state".to_owned(), state.as_str().to_owned());
@@ -132,8 +137,8 @@ pub(crate) fn to_status(error: AppError) -> Status {
         error.to_string()
     };
     details.set_error_info(reason, DOMAIN, metadata(&error));
-    if let AppError::PolicyContradiction(contradiction) = &error {
-        details.add_bad_request_violation("policy.idle_timeout", contradiction.to_string());
+    if let AppError::PolicyContradiction { contradiction, field } = &error {
+        details.add_bad_request_violation(*field, contradiction.to_string());
     }
     if matches!(error, AppError::DrainTooShort { .. }) {
         details.add_bad_request_violation("within", error.to_string());
@@ -184,6 +189,7 @@ mod tests {
             AppError::StaleEtag { given: String::new(), present: String::new() },
             AppError::RequestIdReused,
             AppError::NotRunning { state: Some(State::Stopped), stop: None },
+            AppError::GenerationOver { present: carrel_common::id::Generation(2) },
             AppError::Illegal(IllegalTransition::Deleting),
             AppError::Illegal(IllegalTransition::NotInThisState { state: State::Stopped, event: "Place" }),
             healthy(true, "DOCKER_UNREACHABLE"),

@@ -152,8 +152,11 @@ impl WorkspaceService for Workspaces {
     ) -> Answer<pb::RecordHeartbeatResponse> {
         let beat = parse::beat(request.get_ref()).map_err(bad_field)?;
         let mut answers = self.app.record(vec![beat]).await.map_err(to_status)?;
-        let idle = answers.pop().unwrap_or(Err(AppError::ShuttingDown)).map_err(to_status)?;
-        Ok(Response::new(pb::RecordHeartbeatResponse { idle: Some(convert::idle(&idle)), clamped: false }))
+        let recorded = answers.pop().unwrap_or(Err(AppError::ShuttingDown)).map_err(to_status)?;
+        Ok(Response::new(pb::RecordHeartbeatResponse {
+            idle: Some(convert::idle(&recorded.idle)),
+            clamped: recorded.clamped,
+        }))
     }
 
     async fn record_heartbeats(
@@ -175,7 +178,10 @@ impl WorkspaceService for Workspaces {
             let outcome = match beat {
                 Err(bad) => Err(("INVALID_ARGUMENT", bad.to_string(), None)),
                 Ok(_) => match answers.next().unwrap_or(Err(AppError::ShuttingDown)) {
-                    Ok(idle) => Ok(idle),
+                    Ok(recorded) => Ok(recorded),
+                    Err(e @ AppError::GenerationOver { .. }) => {
+                        Err(("WORKSPACE_NOT_RUNNING", e.to_string(), None))
+                    }
                     Err(e @ AppError::WorkspaceNotFound(_)) => {
                         Err(("WORKSPACE_NOT_FOUND", e.to_string(), None))
                     }
@@ -188,13 +194,13 @@ impl WorkspaceService for Workspaces {
                 },
             };
             use pb::heartbeat_result::Result as P;
-            let result = match outcome {
-                Ok(idle) => P::Idle(convert::idle(&idle)),
+            let (result, clamped) = match outcome {
+                Ok(recorded) => (P::Idle(convert::idle(&recorded.idle)), recorded.clamped),
                 Err((reason, message, stop)) => {
-                    P::Error(pb::HeartbeatError { reason: reason.into(), message, stop })
+                    (P::Error(pb::HeartbeatError { reason: reason.into(), message, stop }), false)
                 }
             };
-            results.push(pb::HeartbeatResult { name: heartbeat.name, result: Some(result) });
+            results.push(pb::HeartbeatResult { name: heartbeat.name, result: Some(result), clamped });
         }
         Ok(Response::new(pb::RecordHeartbeatsResponse { results }))
     }

@@ -4,6 +4,7 @@
 //! reports; everything it decides is decided in `app`. One node has one session in this process: a new one ends the
 //! one before it.
 
+mod deadlines;
 mod logs;
 mod session;
 

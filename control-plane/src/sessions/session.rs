@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use carrel_common::id::NodeId;
-use carrel_common::model::{Container, DesiredPair, Health, NodeFacts, Observation, Observed};
+use carrel_common::model::{
+    ActivityReport, Container, DesiredPair, Health, NodeFacts, Observation, Observed, Signal,
+};
 use carrel_common::telemetry::set_parent;
-use carrel_common::wire::{duration, timestamp};
+use carrel_common::wire::{WireError, duration, timestamp};
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::session_request::Message as FromAgent;
 use carrel_proto::v1::session_response::Message as ToAgent;
@@ -14,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::deadlines::Deadlines;
 use super::logs::Tails;
 use crate::app::{App, AppError, HeartbeatOutcome};
 use crate::grpc::to_status;
@@ -39,8 +42,8 @@ impl From<AppError> for End {
     }
 }
 
-impl From<carrel_common::wire::WireError> for End {
-    fn from(error: carrel_common::wire::WireError) -> Self {
+impl From<WireError> for End {
+    fn from(error: WireError) -> Self {
         Self::Told(Box::new(Status::invalid_argument(error.to_string())))
     }
 }
@@ -58,6 +61,7 @@ pub(super) struct Session {
     /// The images that were ordered last.
     images: Option<Vec<String>>,
     tails: Tails,
+    deadlines: Deadlines,
 }
 
 impl Session {
@@ -68,8 +72,20 @@ impl Session {
         stop: CancellationToken,
         superseded: CancellationToken,
     ) -> Self {
-        let (sent, images, tails) = (None, None, Tails::default());
-        Self { app, node, to, stop, superseded, epoch: 0, lease_settled: false, sent, images, tails }
+        let (sent, images, tails, deadlines) = (None, None, Tails::default(), Deadlines::default());
+        Self {
+            app,
+            node,
+            to,
+            stop,
+            superseded,
+            epoch: 0,
+            lease_settled: false,
+            sent,
+            images,
+            tails,
+            deadlines,
+        }
     }
 
     pub(super) async fn run(mut self, mut incoming: Streaming<pb::SessionRequest>) {
@@ -85,9 +101,11 @@ impl Session {
     async fn hold(&mut self, incoming: &mut Streaming<pb::SessionRequest>) -> Result<(), End> {
         self.greet(incoming).await?;
         let bell = self.app.nudge.node(self.node);
+        let warnings = self.app.nudge.deadlines(self.node);
         let mut orders = self.app.log_tails.serve(self.node);
         self.publish().await?;
         self.order_images().await?;
+        self.tell_deadlines().await?;
         let mut poll = tokio::time::interval(POLL);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let silence = self.app.settings.heartbeat_interval * MISSED_HEARTBEATS;
@@ -106,6 +124,8 @@ impl Session {
                 }
                 // Cancel-safe: a nudge that is not taken stays.
                 () = bell.notified() => self.publish().await?,
+                // Cancel-safe: a nudge that is not taken stays.
+                () = warnings.notified() => self.tell_deadlines().await?,
                 // Cancel-safe: an order that is not taken stays in its channel.
                 Some(order) = orders.recv() => {
                     let request = self.tails.ask(order);
@@ -122,6 +142,7 @@ impl Session {
                         self.publish().await?;
                     }
                     self.order_images().await?;
+                    self.tell_deadlines().await?;
                     for cancel in self.tails.unwanted() {
                         self.send(ToAgent::LogCancel(cancel)).await?;
                     }
@@ -202,6 +223,15 @@ impl Session {
         self.send(ToAgent::ImageOrder(pb::ImageOrder { references })).await
     }
 
+    /// Sends the deadlines that are not as they were told: all, the first time.
+    async fn tell_deadlines(&mut self) -> Result<(), End> {
+        let (running, now) = self.app.deadlines_on(self.node).await?;
+        match self.deadlines.news(running, now) {
+            Some(state) => self.send(ToAgent::IdleState(state)).await,
+            None => Ok(()),
+        }
+    }
+
     async fn take(&mut self, message: FromAgent) -> Result<(), End> {
         match message {
             FromAgent::Hello(_) => Err(End::Told(Box::new(Status::invalid_argument("a second Hello")))),
@@ -212,7 +242,11 @@ impl Session {
                 Some(cancel) => self.send(ToAgent::LogCancel(cancel)).await,
                 None => Ok(()),
             },
-            FromAgent::IdleStateAck(_) | FromAgent::Withheld(_) => Ok(()),
+            FromAgent::IdleStateAck(ack) => {
+                let arrived = self.deadlines.acked(ack.sequence);
+                Ok(self.app.ack_warnings(&arrived).await?)
+            }
+            FromAgent::Withheld(_) => Ok(()),
             FromAgent::DesiredRefused(refused) => {
                 tracing::error!(node.id = %self.node, ?refused, "the agent refused a desired set");
                 Ok(())
@@ -223,7 +257,15 @@ impl Session {
     async fn heartbeat(&mut self, heartbeat: pb::Heartbeat) -> Result<(), End> {
         let health = |part: Option<pb::ComponentHealth>| Health::try_from(part.unwrap_or_default());
         let (docker, storage) = (health(heartbeat.docker)?, health(heartbeat.storage)?);
-        // Before the heartbeat's own commit: the ack says that both are kept.
+        let activity: Vec<ActivityReport> =
+            heartbeat.activity.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?;
+        if activity.iter().any(|report| report.signal != Signal::EditorInput) {
+            return Err(
+                WireError::new("heartbeat.activity.signal", "an agent sees EDITOR_INPUT alone").into()
+            );
+        }
+        // Before the heartbeat's own commit: the ack says that all is kept, and it itself that the node has told all it saw.
+        self.app.record_seen(self.node, &activity).await?;
         if let Some(images) = heartbeat.images
             && !self.app.note_images(self.node, self.epoch, &images.references).await?
         {

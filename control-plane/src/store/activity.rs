@@ -1,8 +1,9 @@
-//! The narrow table that heartbeats write. An activity write never touches the workspace row.
+//! The narrow table that heartbeats write, and what deadlines are derived from.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
-use carrel_common::id::{CourseId, NodeId, StudentId, WorkspaceUid};
+use carrel_common::id::{Generation, NodeId, WorkspaceUid};
 use carrel_common::model::Signal;
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
@@ -10,129 +11,83 @@ use time::OffsetDateTime;
 use super::entity::value;
 use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
-use crate::domain::idle::Activity;
-use crate::domain::workspace::{Stop, Warning, Workspace};
+use crate::domain::activity::{Acked, Activity, Awake, BySignal};
+use crate::domain::workspace::{Warning, Workspace};
 
-/// One report of activity.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Beat {
-    /// Whose.
-    pub student: StudentId,
-    /// What kind.
-    pub signal: Signal,
-    /// How long ago.
-    pub age: Duration,
-}
+/// What is known of activity, of the table `a`.
+pub(super) const ACTIVITY: &str = "
+    a.workspace_id, a.lms_input_at, a.editor_input_at, a.keep_working_at, a.job_at, a.awake_until,
+    a.awake_granted_seconds, a.acked_warning_at, a.warning_acked_at, a.version AS deadline_version";
 
-/// What became of the reports of one student.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Beaten {
-    /// Committed; the workspace as far as its deadline needs it, and its activity.
-    Recorded {
-        /// The workspace.
-        workspace: Box<Workspace>,
-        /// Its activity, with this report.
-        activity: Activity,
-        /// The database's time.
-        now: OffsetDateTime,
-    },
-    /// It is not meant to run; nothing was recorded.
-    NotRunning {
-        /// The last stop.
-        stop: Option<Stop>,
-    },
-    /// There is none.
-    NotFound,
-}
+/// What a deadline is derived from beside the activity, of the table `w`.
+pub(super) const CLOCKED: &str = "
+    w.id, w.student_id, w.course_id, w.node_id, w.state, w.generation, w.ready_at, w.extended_until, w.resumed_at, w.warning";
 
-/// What the idle loop needs to know of a running workspace.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct RunningRow {
-    /// The workspace.
-    pub uid: WorkspaceUid,
-    /// Whose.
-    pub student: StudentId,
-    /// Of which course.
-    pub course: Option<CourseId>,
-    /// When it was ready.
-    pub ready_at: OffsetDateTime,
-    /// Latest of activity, readiness and the end of a silence.
-    pub basis_at: OffsetDateTime,
-    /// A warning is out.
-    pub warned: bool,
-    /// Where it is.
-    pub node: Option<NodeId>,
-}
-
-pub(super) fn signal_name(signal: Signal) -> &'static str {
+/// The column of a signal.
+fn column(signal: Signal) -> &'static str {
     match signal {
-        Signal::LmsInput => "LMS_INPUT",
-        Signal::EditorInput => "EDITOR_INPUT",
-        Signal::KeepWorking => "KEEP_WORKING",
-        Signal::Job => "JOB",
+        Signal::LmsInput => "lms_input_at",
+        Signal::EditorInput => "editor_input_at",
+        Signal::KeepWorking => "keep_working_at",
+        Signal::Job => "job_at",
     }
 }
 
-pub(super) fn last(
-    at: Option<OffsetDateTime>,
-    signal: Option<String>,
-) -> Result<Option<(OffsetDateTime, Signal)>> {
-    let (Some(at), Some(signal)) = (at, signal) else { return Ok(None) };
-    Ok(Some((at, value("workspace_activity", signal.into())?)))
+/// Younger than this everybody is left alone by a sweep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SweepLimits {
+    /// The signals that count for everybody.
+    pub counts: BySignal<bool>,
+    /// From the basis of idleness.
+    pub idle: Duration,
+    /// From readiness; `None`: no lifetime ends.
+    pub lifetime: Option<Duration>,
+    /// Before the end of an extension or of a declared job.
+    pub held: Duration,
+    /// Nodes on which nobody is left alone.
+    pub emptied: Vec<NodeId>,
 }
 
-/// Locks in the order of ids before it writes, so that two batches cannot deadlock; `NOT closed` is checked again on
-/// the row as the lock found it, so that activity is never recorded behind an idle stop's back. A time later than the
-/// present one cannot come out, and none earlier than the recorded one replaces it.
-const RECORD: &str = r"
-WITH beat AS (
-    SELECT * FROM unnest($1::text[], $2::float8[], $3::text[]) AS b (key, age, signal)
-), locked AS (
-    SELECT a.workspace_id, beat.key, beat.age, beat.signal
-    FROM beat JOIN workspaces w ON lower(w.student_id) = beat.key AND w.deleted_at IS NULL
-              JOIN workspace_activity a ON a.workspace_id = w.id
-    WHERE NOT a.closed
-    ORDER BY a.workspace_id FOR UPDATE OF a
-), recorded AS (
-    UPDATE workspace_activity a
-    SET last_active_at = greatest(a.last_active_at, clock_timestamp() - make_interval(secs => locked.age)),
-        last_signal = CASE WHEN a.last_active_at IS NULL
-                             OR clock_timestamp() - make_interval(secs => locked.age) >= a.last_active_at
-                           THEN locked.signal ELSE a.last_signal END,
-        lms_input_at = CASE locked.signal WHEN 'LMS_INPUT'
-            THEN greatest(a.lms_input_at, clock_timestamp() - make_interval(secs => locked.age)) ELSE a.lms_input_at END,
-        editor_input_at = CASE locked.signal WHEN 'EDITOR_INPUT'
-            THEN greatest(a.editor_input_at, clock_timestamp() - make_interval(secs => locked.age)) ELSE a.editor_input_at END,
-        keep_working_at = CASE locked.signal WHEN 'KEEP_WORKING'
-            THEN greatest(a.keep_working_at, clock_timestamp() - make_interval(secs => locked.age)) ELSE a.keep_working_at END,
-        version = a.version + 1
-    FROM locked WHERE a.workspace_id = locked.workspace_id AND NOT a.closed
-    RETURNING a.workspace_id, locked.key, a.last_active_at, a.last_signal, a.version
-)
-SELECT r.workspace_id, r.key, r.last_active_at, r.last_signal, r.version, clock_timestamp() AS now,
-       w.state, w.course_id, w.node_id, w.ready_at, w.extended_until, w.resumed_at, w.warning
-FROM recorded r JOIN workspaces w ON w.id = r.workspace_id";
-
-/// Why those of a batch that were not recorded were not.
-const REFUSED: &str = r"
-SELECT lower(student_id) AS key, stop FROM workspaces WHERE lower(student_id) = ANY ($1::text[]) AND deleted_at IS NULL";
-
-fn refuse<T>(result: std::result::Result<T, sea_orm::DbErr>) -> Result<T> {
+pub(super) fn refuse<T>(result: std::result::Result<T, sea_orm::DbErr>) -> Result<T> {
     result.map_err(StoreError::sort("read activity"))
 }
 
-fn recorded(row: &QueryResult, beat: &Beat) -> Result<(String, Beaten)> {
-    let now = refuse(row.try_get("", "now"))?;
-    // Only what the deadline is derived from; the rest of the row does not matter here.
+/// The activity of a row that has [`ACTIVITY`].
+pub(super) fn activity(row: &QueryResult) -> Result<Activity> {
+    let time = |column| refuse(row.try_get::<Option<OffsetDateTime>>("", column));
+    let granted: f64 = refuse(row.try_get("", "awake_granted_seconds"))?;
+    let acked = match (time("acked_warning_at")?, time("warning_acked_at")?) {
+        (Some(warned_at), Some(at)) => Some(Acked { warned_at, at }),
+        _ => None,
+    };
+    Ok(Activity {
+        seen: BySignal {
+            lms_input: time("lms_input_at")?,
+            editor_input: time("editor_input_at")?,
+            keep_working: time("keep_working_at")?,
+            job: time("job_at")?,
+        },
+        awake: Awake {
+            until: time("awake_until")?,
+            granted: Duration::try_from_secs_f64(granted).unwrap_or_default(),
+        },
+        acked,
+        version: refuse(row.try_get("", "deadline_version"))?,
+    })
+}
+
+/// The workspace of a row that has [`CLOCKED`], as far as its deadline is derived from it; the rest of it does not matter here.
+pub(super) fn clocked(row: &QueryResult) -> Result<Workspace> {
     let spec = carrel_common::model::WorkspaceSpec {
         image: String::new(),
         resources: carrel_common::model::Resources { cpu_millicores: 0, memory_bytes: 0, pids: 0 },
         probe_port: 0,
         probe_path: String::new(),
     };
-    let uid = WorkspaceUid(refuse(row.try_get("", "workspace_id"))?);
-    let mut workspace =
-        Workspace::new(uid, beat.student.clone(), carrel_common::id::Generation(0), spec, now);
+    let uid = WorkspaceUid(refuse(row.try_get("", "id"))?);
+    let student = value("workspaces", refuse(row.try_get::<String>("", "student_id"))?.into())?;
+    let generation = Generation(refuse(row.try_get("", "generation"))?);
+    let mut workspace = Workspace::new(uid, student, generation, spec, OffsetDateTime::UNIX_EPOCH);
     workspace.state = value("workspaces", refuse(row.try_get::<String>("", "state"))?.into())?;
     let course: Option<String> = refuse(row.try_get("", "course_id"))?;
     workspace.course = course.map(|course| value("workspaces", course.into())).transpose()?;
@@ -142,65 +97,10 @@ fn recorded(row: &QueryResult, beat: &Beat) -> Result<(String, Beaten)> {
     workspace.resumed_at = refuse(row.try_get("", "resumed_at"))?;
     let warning: Option<serde_json::Value> = refuse(row.try_get("", "warning"))?;
     workspace.warning = warning.map(|json| value::<Warning>("workspaces", json)).transpose()?;
-    let activity = Activity {
-        last: last(refuse(row.try_get("", "last_active_at"))?, refuse(row.try_get("", "last_signal"))?)?,
-        version: refuse(row.try_get("", "version"))?,
-    };
-    let key = refuse(row.try_get("", "key"))?;
-    Ok((key, Beaten::Recorded { workspace: Box::new(workspace), activity, now }))
+    Ok(workspace)
 }
 
 impl Store {
-    /// Records one report for each of several students, at most one a student, in one statement; answers by
-    /// `StudentId::key` after the commit.
-    ///
-    /// # Errors
-    /// When the database cannot be reached: then it is not known whether they were recorded.
-    pub async fn record_beats(&self, beats: &[Beat]) -> Result<Vec<(String, Beaten)>> {
-        let operation = "record activity";
-        let keys: Vec<String> = beats.iter().map(|beat| beat.student.key()).collect();
-        let ages: Vec<f64> = beats.iter().map(|beat| beat.age.as_secs_f64()).collect();
-        let signals: Vec<String> = beats.iter().map(|beat| signal_name(beat.signal).to_owned()).collect();
-        let rows = self
-            .db
-            .query_all_raw(sql(RECORD, [keys.into(), ages.into(), signals.into()]))
-            .await
-            .map_err(StoreError::sort(operation))?;
-        let mut answers = Vec::with_capacity(beats.len());
-        let by_key: std::collections::HashMap<_, _> =
-            beats.iter().map(|beat| (beat.student.key(), beat)).collect();
-        for row in &rows {
-            let key: String = refuse(row.try_get("", "key"))?;
-            if let Some(beat) = by_key.get(&key) {
-                answers.push(recorded(row, beat)?);
-            }
-        }
-        let done: std::collections::HashSet<_> = answers.iter().map(|(key, _)| key.clone()).collect();
-        let refused: Vec<String> = by_key.into_keys().filter(|key| !done.contains(key)).collect();
-        if refused.is_empty() {
-            return Ok(answers);
-        }
-        let rows = self
-            .db
-            .query_all_raw(sql(REFUSED, [refused.clone().into()]))
-            .await
-            .map_err(StoreError::sort(operation))?;
-        let mut there = std::collections::HashMap::new();
-        for row in &rows {
-            let stop: Option<serde_json::Value> = refuse(row.try_get("", "stop"))?;
-            let stop = stop.map(|json| value::<Stop>("workspaces", json)).transpose()?;
-            there.insert(refuse(row.try_get::<String>("", "key"))?, stop);
-        }
-        answers.extend(refused.into_iter().map(|key| {
-            let beaten = match there.remove(&key) {
-                Some(stop) => Beaten::NotRunning { stop },
-                None => Beaten::NotFound,
-            };
-            (key, beaten)
-        }));
-        Ok(answers)
-    }
-
     /// Activity of several workspaces, and the database's time.
     ///
     /// # Errors
@@ -208,109 +108,117 @@ impl Store {
     pub async fn activities(
         &self,
         uids: Vec<WorkspaceUid>,
-    ) -> Result<(std::collections::HashMap<WorkspaceUid, Activity>, OffsetDateTime)> {
+    ) -> Result<(HashMap<WorkspaceUid, Activity>, OffsetDateTime)> {
         let ids: Vec<sea_orm::prelude::Uuid> = uids.into_iter().map(|uid| uid.0).collect();
         let rows = self
             .db
             .query_all_raw(sql(
-                "SELECT n.now, a.workspace_id, a.last_active_at, a.last_signal, a.version
-                 FROM (SELECT clock_timestamp() AS now) n
-                 LEFT JOIN workspace_activity a ON a.workspace_id = ANY ($1::uuid[])",
+                &format!(
+                    "SELECT n.now, {ACTIVITY} FROM (SELECT clock_timestamp() AS now) n
+                     LEFT JOIN workspace_activity a ON a.workspace_id = ANY ($1::uuid[])"
+                ),
                 [ids.into()],
             ))
             .await
             .map_err(StoreError::sort("read activity"))?;
-        let mut found = std::collections::HashMap::new();
+        let mut found = HashMap::new();
         let mut now = OffsetDateTime::UNIX_EPOCH;
         for row in &rows {
             now = refuse(row.try_get("", "now"))?;
-            let Some(id) = refuse(row.try_get::<Option<sea_orm::prelude::Uuid>>("", "workspace_id"))? else {
-                continue;
-            };
-            let last =
-                last(refuse(row.try_get("", "last_active_at"))?, refuse(row.try_get("", "last_signal"))?)?;
-            found.insert(WorkspaceUid(id), Activity { last, version: refuse(row.try_get("", "version"))? });
+            if let Some(id) = refuse(row.try_get::<Option<sea_orm::prelude::Uuid>>("", "workspace_id"))? {
+                found.insert(WorkspaceUid(id), activity(row)?);
+            }
         }
         Ok((found, now))
     }
 
-    /// Activity of one workspace, when each kind of signal was last seen, and the database's time.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn signals(
-        &self,
-        uid: WorkspaceUid,
-    ) -> Result<(Activity, Vec<(&'static str, Option<OffsetDateTime>)>, OffsetDateTime)> {
-        let operation = "read activity";
-        let row = self
-            .db
-            .query_one_raw(sql(
-                "SELECT clock_timestamp() AS now, last_active_at, last_signal, version, lms_input_at, editor_input_at,
-                        keep_working_at FROM workspace_activity WHERE workspace_id = $1",
-                [uid.0.into()],
-            ))
-            .await
-            .map_err(StoreError::sort(operation))?
-            .ok_or(StoreError::Conflict { operation })?;
-        let last = last(refuse(row.try_get("", "last_active_at"))?, refuse(row.try_get("", "last_signal"))?)?;
-        let activity = Activity { last, version: refuse(row.try_get("", "version"))? };
-        let mut signals = Vec::new();
-        for (name, column) in [
-            ("LMS_INPUT", "lms_input_at"),
-            ("EDITOR_INPUT", "editor_input_at"),
-            ("KEEP_WORKING", "keep_working_at"),
-        ] {
-            signals.push((name, refuse(row.try_get("", column))?));
-        }
-        Ok((activity, signals, refuse(row.try_get("", "now"))?))
-    }
-
-    /// Running workspaces whose basis of idleness is `idle` old, or that have been ready for `lifetime`, or that carry a
-    /// warning, or that are on one of the nodes `emptied`; and the database's time. Stopped workspaces cost nothing here.
+    /// Running workspaces that a warning or a stop may be due for, each as far as its deadline is derived from it, and the
+    /// database's time. Stopped workspaces cost nothing here.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn running_for(
         &self,
-        idle: Duration,
-        lifetime: Option<Duration>,
-        emptied: Vec<NodeId>,
-    ) -> Result<(Vec<RunningRow>, OffsetDateTime)> {
-        let emptied: Vec<_> = emptied.into_iter().map(|node| node.0).collect();
+        limits: SweepLimits,
+    ) -> Result<(Vec<(Workspace, Activity)>, OffsetDateTime)> {
+        let counted: String = Signal::ALL
+            .into_iter()
+            .filter(|signal| *limits.counts.get(*signal))
+            .map(|signal| format!(", a.{}", column(signal)))
+            .collect();
+        let held =
+            if limits.counts.job { "greatest(w.extended_until, a.awake_until)" } else { "w.extended_until" };
+        let query = format!(
+            "SELECT {ACTIVITY}, {CLOCKED} FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id
+             WHERE w.state = 'RUNNING' AND w.ready_at IS NOT NULL
+               AND (w.warning IS NOT NULL OR w.node_id = ANY ($4::uuid[]) OR w.ready_at <= now() - make_interval(secs => $2)
+                    OR (greatest(w.ready_at, w.resumed_at{counted}) <= now() - make_interval(secs => $1)
+                        AND coalesce({held} <= now() + make_interval(secs => $3), true)))"
+        );
+        // A century: a lifetime that never ends.
+        let lifetime = limits.lifetime.map_or(3e9, |span| span.as_secs_f64());
+        let emptied: Vec<sea_orm::prelude::Uuid> = limits.emptied.into_iter().map(|node| node.0).collect();
+        let values = [
+            limits.idle.as_secs_f64().into(),
+            lifetime.into(),
+            limits.held.as_secs_f64().into(),
+            emptied.into(),
+        ];
+        let rows = self
+            .db
+            .query_all_raw(sql(&query, values))
+            .await
+            .map_err(StoreError::sort("look for idle workspaces"))?;
+        let found = rows.iter().map(|row| Ok((clocked(row)?, activity(row)?))).collect::<Result<_>>()?;
+        Ok((found, self.now().await?))
+    }
+}
+
+/// In the order of ids, as every batch of activity rows is locked. The first ack of a warning is the one that counts; one of
+/// an older warning, late, undoes nothing.
+const ACK: &str = "
+WITH locked AS (
+    SELECT a.workspace_id, t.warned_at
+    FROM unnest($1::uuid[], $2::timestamptz[]) AS t (id, warned_at) JOIN workspace_activity a ON a.workspace_id = t.id
+    WHERE coalesce(a.acked_warning_at < t.warned_at, true)
+    ORDER BY a.workspace_id FOR UPDATE OF a
+)
+UPDATE workspace_activity a SET acked_warning_at = locked.warned_at, warning_acked_at = clock_timestamp()
+FROM locked WHERE a.workspace_id = locked.workspace_id AND coalesce(a.acked_warning_at < locked.warned_at, true)";
+
+impl Store {
+    /// What runs on a node, each as far as its deadline is derived from it, and the database's time.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn running_on(&self, node: NodeId) -> Result<(Vec<(Workspace, Activity)>, OffsetDateTime)> {
         let rows = self
             .db
             .query_all_raw(sql(
-                "SELECT w.id, w.student_id, w.course_id, w.node_id, w.warning IS NOT NULL AS warned, w.ready_at,
-                        greatest(w.ready_at, w.resumed_at, a.last_active_at) AS basis_at
-                 FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id
-                 WHERE w.state = 'RUNNING' AND w.ready_at IS NOT NULL
-                   AND (w.warning IS NOT NULL OR w.node_id = ANY ($3::uuid[]) OR w.ready_at <= clock_timestamp() - make_interval(secs => $2)
-                        OR greatest(w.ready_at, w.resumed_at, a.last_active_at)
-                           <= clock_timestamp() - make_interval(secs => $1))",
-                // A century: a lifetime that never ends.
-                [
-                    idle.as_secs_f64().into(),
-                    lifetime.map_or(3e9, |span| span.as_secs_f64()).into(),
-                    emptied.into(),
-                ],
+                &format!(
+                    "SELECT {ACTIVITY}, {CLOCKED} FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id
+                     WHERE w.node_id = $1 AND w.state = 'RUNNING' AND w.desired = 'RUNNING'"
+                ),
+                [node.0.into()],
             ))
             .await
-            .map_err(StoreError::sort("look for idle workspaces"))?;
-        let mut found = Vec::with_capacity(rows.len());
-        for row in &rows {
-            let course: Option<String> = refuse(row.try_get("", "course_id"))?;
-            found.push(RunningRow {
-                uid: WorkspaceUid(refuse(row.try_get("", "id"))?),
-                student: value("workspaces", refuse(row.try_get::<String>("", "student_id"))?.into())?,
-                course: course.map(|course| value("workspaces", course.into())).transpose()?,
-                basis_at: refuse(row.try_get("", "basis_at"))?,
-                ready_at: refuse(row.try_get("", "ready_at"))?,
-                warned: refuse(row.try_get("", "warned"))?,
-                node: refuse(row.try_get::<Option<sea_orm::prelude::Uuid>>("", "node_id"))?.map(NodeId),
-            });
-        }
+            .map_err(StoreError::sort("read what runs on a node"))?;
+        let found = rows.iter().map(|row| Ok((clocked(row)?, activity(row)?))).collect::<Result<_>>()?;
         Ok((found, self.now().await?))
+    }
+
+    /// Records that warnings, each named by when it was given, have arrived at their node's session.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn ack_warnings(&self, warnings: &[(WorkspaceUid, OffsetDateTime)]) -> Result<()> {
+        let ids: Vec<sea_orm::prelude::Uuid> = warnings.iter().map(|(uid, _)| uid.0).collect();
+        let given: Vec<OffsetDateTime> = warnings.iter().map(|(_, at)| *at).collect();
+        self.db
+            .execute_raw(sql(ACK, [ids.into(), given.into()]))
+            .await
+            .map_err(StoreError::sort("record that warnings have arrived"))?;
+        Ok(())
     }
 }
 
@@ -319,13 +227,15 @@ impl Work {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn touch(&mut self, uid: WorkspaceUid, signal: Signal, now: OffsetDateTime) -> Result<()> {
+    pub async fn touch(&mut self, uid: WorkspaceUid, signal: Signal, at: OffsetDateTime) -> Result<()> {
+        let column = column(signal);
         self.tx
             .execute_raw(sql(
-                "UPDATE workspace_activity SET last_active_at = greatest(last_active_at, $2), last_signal = $3,
-                        keep_working_at = CASE $3 WHEN 'KEEP_WORKING' THEN greatest(keep_working_at, $2) ELSE keep_working_at END,
-                        version = version + 1 WHERE workspace_id = $1",
-                [uid.0.into(), now.into(), signal_name(signal).into()],
+                &format!(
+                    "UPDATE workspace_activity SET {column} = greatest({column}, $2), version = version + 1
+                     WHERE workspace_id = $1"
+                ),
+                [uid.0.into(), at.into()],
             ))
             .await
             .map_err(StoreError::sort("record activity"))?;

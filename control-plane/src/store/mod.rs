@@ -5,6 +5,7 @@
 //! of each node's desired set that it touched, and tells at its commit whom to nudge. Rows never leave this folder.
 
 mod activity;
+mod beats;
 mod entity;
 mod error;
 mod events;
@@ -30,7 +31,8 @@ use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbB
 use sea_orm_migration::MigratorTrait;
 use time::OffsetDateTime;
 
-pub use activity::{Beat, Beaten, RunningRow};
+pub use activity::SweepLimits;
+pub use beats::{Beat, Beaten, Input, Job};
 pub use error::{Result, StoreError};
 pub use events::{EventQuery, Position, StoredEvent};
 pub use log_tails::{Served, StoredPiece, WantedLog};

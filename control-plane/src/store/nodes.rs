@@ -228,7 +228,7 @@ impl Work {
         let row = self
             .tx
             .query_one_raw(sql(
-                "UPDATE nodes SET session_epoch = session_epoch + 1, facts = $2,
+                "UPDATE nodes SET session_epoch = session_epoch + 1, facts = $2, told = false,
                         boot_epoch = boot_epoch + CASE WHEN $3 THEN 1 ELSE 0 END
                  WHERE id = $1 RETURNING session_epoch, boot_epoch",
                 [id.0.into(), json("nodes", facts)?.into(), process_start.into()],
@@ -241,6 +241,20 @@ impl Work {
             session_epoch: row.try_get("", "session_epoch").map_err(&get)?,
             boot_epoch: row.try_get("", "boot_epoch").map_err(&get)?,
         })
+    }
+
+    /// Whether a node has told all that it saw, since its session began and since the last time that could not be observed.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn node_has_told(&mut self, id: Option<NodeId>) -> Result<bool> {
+        let Some(id) = id else { return Ok(false) };
+        let row = self
+            .tx
+            .query_one_raw(sql("SELECT told FROM nodes WHERE id = $1", [id.0.into()]))
+            .await
+            .map_err(StoreError::sort("ask what a node has told"))?;
+        Ok(row.and_then(|row| row.try_get("", "told").ok()).unwrap_or(false))
     }
 
     /// Whether this session is still the node's. Asked after the locks of what it reports on: whoever changed that for a
@@ -276,7 +290,7 @@ impl Work {
             .tx
             .execute_raw(sql(
                 "UPDATE nodes SET last_heartbeat_at = clock_timestamp(), renewals = renewals + 1, docker = $3,
-                        storage = $4, state = $5 WHERE id = $1 AND session_epoch = $2",
+                        storage = $4, state = $5, told = true WHERE id = $1 AND session_epoch = $2",
                 [
                     id.0.into(),
                     session_epoch.into(),

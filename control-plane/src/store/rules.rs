@@ -14,6 +14,9 @@ use super::{Store, Work, sql};
 use crate::domain::idle::Pause;
 use crate::domain::policy::{Policy, Scope};
 
+/// Arbitrary, but ours: the advisory lock that stops are decided under, and policies changed.
+const RULES_LOCK: i64 = 0x6361_7272_656d;
+
 /// Older pauses move no deadline any more: no idle timeout is that long.
 const PAUSES_MATTER: Duration = Duration::from_secs(48 * 3600);
 
@@ -223,6 +226,13 @@ impl Store {
         } else {
             Pulse::Steady
         };
+        if pulse != Pulse::Steady {
+            // Whatever was seen meanwhile is told first, then something may be decided.
+            work.tx
+                .execute_raw(sql("UPDATE nodes SET told = false WHERE told", []))
+                .await
+                .map_err(StoreError::sort(operation))?;
+        }
         let changed = i64::from(pulse != Pulse::Steady);
         work.tx
             .execute_raw(sql(
@@ -238,14 +248,13 @@ impl Store {
 
 /// In the order of locks. A pause that ends in the future would hold back every stop until then.
 const BRING_TO_PRESENT: [&str; 5] = [
-    "UPDATE workspace_activity SET last_active_at = least(last_active_at, $1), lms_input_at = least(lms_input_at, $1),
-            editor_input_at = least(editor_input_at, $1), keep_working_at = least(keep_working_at, $1)
-     WHERE last_active_at > $1",
+    "UPDATE workspace_activity SET lms_input_at = least(lms_input_at, $1), editor_input_at = least(editor_input_at, $1),
+            keep_working_at = least(keep_working_at, $1), job_at = least(job_at, $1),
+            acked_warning_at = least(acked_warning_at, $1), warning_acked_at = least(warning_acked_at, $1)
+     WHERE greatest(lms_input_at, editor_input_at, keep_working_at, job_at, acked_warning_at) > $1",
     "UPDATE workspaces SET state_since = least(state_since, $1), ready_at = least(ready_at, $1),
-            started_at = least(started_at, $1), resumed_at = least(resumed_at, $1), warning = NULL,
-            version = version + 1
-     WHERE deleted_at IS NULL AND (state_since > $1 OR ready_at > $1 OR resumed_at > $1
-           OR (warning IS NOT NULL AND (warning->>'at')::timestamptz > $1))",
+            started_at = least(started_at, $1), resumed_at = least(resumed_at, $1), version = version + 1
+     WHERE deleted_at IS NULL AND (state_since > $1 OR ready_at > $1 OR resumed_at > $1)",
     "UPDATE nodes SET last_heartbeat_at = least(last_heartbeat_at, $1) WHERE last_heartbeat_at > $1",
     "DELETE FROM pauses WHERE from_at > $1",
     "UPDATE pauses SET to_at = $1 WHERE to_at > $1",
@@ -268,11 +277,30 @@ impl Work {
         load(&self.tx).await
     }
 
-    /// Locks the rules against other changes, and raises their version.
+    /// Whether the rules are still at this version, and stay there until this transaction ends: a change of a policy that was
+    /// answered is never followed by a stop that was decided by the policy before.
     ///
     /// # Errors
-    /// When the database cannot be reached.
+    /// When the database cannot be reached, or the lock is not had in time.
+    pub async fn hold_rules(&mut self, version: i64) -> Result<bool> {
+        // An advisory lock, since that of the row would make each decision write it. A statement of its own: the version must
+        // be read after the lock was had.
+        self.tx
+            .execute_raw(sql("SELECT pg_advisory_xact_lock_shared($1)", [RULES_LOCK.into()]))
+            .await
+            .map_err(StoreError::sort("hold the policies"))?;
+        Ok(self.rules_version().await?.0 == version)
+    }
+
+    /// Locks the rules against other changes and against decisions by them, and raises their version.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or the lock is not had in time.
     pub async fn change_rules(&mut self) -> Result<()> {
+        self.tx
+            .execute_raw(sql("SELECT pg_advisory_xact_lock($1)", [RULES_LOCK.into()]))
+            .await
+            .map_err(StoreError::sort("lock the policies"))?;
         self.tx
             .execute_raw(sql("UPDATE cluster SET rules_version = rules_version + 1", []))
             .await

@@ -4,16 +4,14 @@ use std::collections::BTreeSet;
 
 use carrel_common::id::{NodeId, WorkspaceUid};
 use sea_orm::entity::prelude::*;
-use sea_orm::{
-    ConnectionTrait, DatabaseTransaction, FromQueryResult, IntoActiveModel, QuerySelect, TransactionTrait,
-};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, IntoActiveModel, QuerySelect, TransactionTrait};
 use time::OffsetDateTime;
 
 use super::entity;
 use super::error::{Result, StoreError};
 use super::{Store, sql};
+use crate::domain::activity::Activity;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::idle::Activity;
 use crate::domain::reconcile;
 use crate::domain::workspace::Workspace;
 
@@ -44,13 +42,6 @@ pub struct Locked {
 pub struct Work {
     pub(super) tx: DatabaseTransaction,
     pub(super) touched: Touched,
-}
-
-#[derive(FromQueryResult)]
-struct ActivityRow {
-    last_active_at: Option<OffsetDateTime>,
-    last_signal: Option<String>,
-    version: i64,
 }
 
 impl Store {
@@ -103,13 +94,16 @@ impl Work {
         let row = self
             .tx
             .query_one_raw(sql(
-                "SELECT last_active_at, last_signal, version FROM workspace_activity WHERE workspace_id = $1 FOR UPDATE",
+                &format!(
+                    "SELECT {} FROM workspace_activity a WHERE a.workspace_id = $1 FOR UPDATE",
+                    super::activity::ACTIVITY
+                ),
                 [uid.0.into()],
             ))
             .await
             .map_err(StoreError::sort(operation))?;
         let Some(row) = row else { return Ok(None) };
-        let activity = ActivityRow::from_query_result(&row, "").map_err(StoreError::sort(operation))?;
+        let activity = super::activity::activity(&row)?;
         let model = entity::Entity::find_by_id(uid.0)
             .lock_exclusive()
             .one(&self.tx)
@@ -117,14 +111,7 @@ impl Work {
             .map_err(StoreError::sort(operation))?;
         let Some(model) = model else { return Ok(None) };
         let now = self.now().await?;
-        Ok(Some(Locked {
-            workspace: model.try_into()?,
-            activity: Activity {
-                last: super::activity::last(activity.last_active_at, activity.last_signal)?,
-                version: activity.version,
-            },
-            now,
-        }))
+        Ok(Some(Locked { workspace: model.try_into()?, activity, now }))
     }
 
     /// Writes what a step made of a locked workspace, and its log. A step that changed nothing writes nothing.
@@ -172,22 +159,28 @@ impl Work {
         Ok(after)
     }
 
-    /// The row that every heartbeat meets says whether activity counts.
+    /// The row that every heartbeat meets says whether activity counts, and of which generation; each begins with none.
     async fn open_or_close(&mut self, before: &Workspace, after: &Workspace) -> Result<()> {
-        let anew = before.generation != after.generation;
         self.tx
             .execute_raw(sql(
-                "UPDATE workspace_activity SET closed = $2, version = version + 1,
-                        last_active_at = CASE WHEN $3 THEN NULL ELSE last_active_at END,
-                        last_signal = CASE WHEN $3 THEN NULL ELSE last_signal END,
-                        lms_input_at = CASE WHEN $3 THEN NULL ELSE lms_input_at END,
-                        editor_input_at = CASE WHEN $3 THEN NULL ELSE editor_input_at END,
-                        keep_working_at = CASE WHEN $3 THEN NULL ELSE keep_working_at END
+                "UPDATE workspace_activity SET closed = $2, generation = $3, version = version + 1
                  WHERE workspace_id = $1",
-                [after.uid.0.into(), (!after.open_for_activity()).into(), anew.into()],
+                [after.uid.0.into(), (!after.open_for_activity()).into(), after.generation.0.into()],
             ))
             .await
             .map_err(StoreError::sort("open or close a workspace for activity"))?;
+        if before.generation == after.generation {
+            return Ok(());
+        }
+        self.tx
+            .execute_raw(sql(
+                "UPDATE workspace_activity SET lms_input_at = NULL, editor_input_at = NULL, keep_working_at = NULL,
+                        job_at = NULL, awake_until = NULL, awake_granted_seconds = 0
+                 WHERE workspace_id = $1",
+                [after.uid.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("begin a workspace's activity anew"))?;
         Ok(())
     }
 }

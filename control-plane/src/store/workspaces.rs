@@ -92,7 +92,8 @@ impl Store {
         if let Some(idle) = query.idle_longer_than {
             select = select.filter(entity::Column::State.eq(State::Running.as_str())).filter(Expr::cust_with_values(
                 "EXISTS (SELECT 1 FROM workspace_activity a WHERE a.workspace_id = workspaces.id
-                         AND greatest(a.last_active_at, workspaces.ready_at) < clock_timestamp() - make_interval(secs => $1))",
+                         AND greatest(a.lms_input_at, a.editor_input_at, a.keep_working_at, a.job_at, workspaces.ready_at)
+                             < clock_timestamp() - make_interval(secs => $1))",
                 [idle.as_secs_f64()],
             ));
         }

@@ -2,12 +2,12 @@ use std::time::Duration;
 
 use carrel_common::id::{NodeId, RequestId};
 use carrel_common::model::{Signal, StopReason};
-use control_plane::app::{AppError, Beat, Call, DrainOrder, Settings};
+use control_plane::app::{AppError, Call, DrainOrder, Settings};
 use control_plane::domain::node::Standing;
 use control_plane::domain::policy::{Policy, QuietWindow, Scope};
 use control_plane::domain::workspace::{Desired, State, Workspace};
 
-use crate::rig::{Rig, call, id};
+use crate::rig::{Rig, beat, call, id};
 
 const LEAD: Duration = Duration::from_millis(200);
 const IDLE_MOMENT: Duration = Duration::from_millis(400);
@@ -29,8 +29,8 @@ async fn drain(rig: &Rig, node: NodeId, order: &DrainOrder) -> control_plane::ap
 }
 
 async fn types(rig: &Rig, student: &str) {
-    let beat = Beat { student: id(student), signal: Signal::LmsInput, age: Duration::ZERO };
-    rig.app.record(vec![beat]).await.unwrap().remove(0).unwrap();
+    let input = beat(student, Signal::LmsInput, Duration::ZERO);
+    rig.app.record(vec![input]).await.unwrap().remove(0).unwrap();
 }
 
 /// One look of the loop that warns and stops.

@@ -5,10 +5,10 @@ use control_plane::app::AppError;
 use control_plane::domain::workspace::State;
 use control_plane::store::Beat;
 
-use crate::rig::{Rig, id};
+use crate::rig::{self, Rig};
 
 fn beat(student: &str, age: u64) -> Beat {
-    Beat { student: id(student), signal: Signal::LmsInput, age: Duration::from_secs(age) }
+    rig::beat(student, Signal::LmsInput, Duration::from_secs(age))
 }
 
 #[tokio::test]
@@ -16,8 +16,8 @@ async fn activity_never_goes_back() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;
     rig.running(node, "ada").await;
-    let young = rig.app.record(vec![beat("ada", 1)]).await.unwrap().remove(0).unwrap();
-    let old = rig.app.record(vec![beat("ADA", 200)]).await.unwrap().remove(0).unwrap();
+    let young = rig.app.record(vec![beat("ada", 1)]).await.unwrap().remove(0).unwrap().idle;
+    let old = rig.app.record(vec![beat("ADA", 200)]).await.unwrap().remove(0).unwrap().idle;
     assert_eq!(young.last, old.last);
     assert!(old.version > young.version);
     rig.end().await;
@@ -83,7 +83,7 @@ async fn an_acked_report_wins_over_the_idle_stop() {
             let check = rig.app.check_idle(uid);
             let (reported, checked) = tokio::join!(report, check);
             checked.unwrap();
-            acked = reported.and_then(|view| view.last).map(|(at, _)| at).or(acked);
+            acked = reported.and_then(|recorded| recorded.idle.last).map(|(at, _)| at).or(acked);
             let workspace = rig.get("ada").await;
             if workspace.state == State::Running {
                 withdrawn += u32::from(workspace.warning.is_none() && reports);

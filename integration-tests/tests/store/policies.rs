@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use carrel_common::id::CourseId;
-use carrel_common::model::{Observed, StopReason};
+use carrel_common::model::{Observed, Signal, StopReason};
 use control_plane::app::AppError;
 use control_plane::domain::idle::Clock;
 use control_plane::domain::policy::{Policy, QuietWindow, Scope};
@@ -9,7 +9,7 @@ use control_plane::domain::workspace::State;
 use control_plane::store::Pulse;
 use time::OffsetDateTime;
 
-use crate::rig::{Rig, call, id};
+use crate::rig::{Rig, beat, call, id};
 
 fn scope(text: &str) -> Scope {
     text.parse().unwrap()
@@ -98,7 +98,10 @@ async fn a_stale_etag_and_a_contradiction_change_nothing() {
     let stale = rig.app.set_policy(&scope("site"), &etag, &timeout(800)).await;
     assert!(matches!(stale, Err(AppError::StaleEtag { .. })), "{stale:?}");
     let short = rig.app.set_policy(&scope("course-x"), "", &timeout(60)).await;
-    assert!(matches!(short, Err(AppError::PolicyContradiction(_))), "{short:?}");
+    assert!(
+        matches!(short, Err(AppError::PolicyContradiction { field: "policy.idle_timeout", .. })),
+        "{short:?}"
+    );
     assert_eq!(rig.app.policies("", 10).await.unwrap().0.len(), 1);
     let none = rig.app.delete_policy(&scope("course-x"), "").await;
     assert!(matches!(none, Err(AppError::PolicyNotFound(_))), "{none:?}");
@@ -143,11 +146,7 @@ async fn a_lifetime_ends_with_a_warning_whatever_is_typed() {
     let node = rig.node(4).await;
     let uid = rig.running(node, "ada").await.uid;
     while rig.get("ada").await.state == State::Running {
-        let beat = control_plane::store::Beat {
-            student: id("ada"),
-            signal: carrel_common::model::Signal::EditorInput,
-            age: Duration::ZERO,
-        };
+        let beat = beat("ada", Signal::EditorInput, Duration::ZERO);
         rig.app.record(vec![beat]).await.unwrap();
         rig.app.check_idle(uid).await.unwrap();
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -173,12 +172,12 @@ async fn a_time_without_signs_of_life_is_a_pause_and_a_step_back_brings_times_to
     assert!(deadline(&rig, "ada").await > before, "what was not observed counts as idleness");
 
     rig.database
-        .text("UPDATE workspace_activity SET last_active_at = now() + interval '1 hour' RETURNING 'set'")
+        .text("UPDATE workspace_activity SET lms_input_at = now() + interval '1 hour' RETURNING 'set'")
         .await;
     rig.database.text("UPDATE cluster SET alive_at = now() + interval '1 hour' RETURNING 'set'").await;
     let back = rig.app.store.take_pulse(tolerance).await.unwrap();
     assert!(matches!(back, Pulse::SetBack(_)), "{back:?}");
-    let future = "SELECT count(*)::text FROM workspace_activity WHERE last_active_at > clock_timestamp()";
+    let future = "SELECT count(*)::text FROM workspace_activity WHERE lms_input_at > clock_timestamp()";
     assert_eq!(rig.database.text(future).await, "0");
     rig.end().await;
 }
@@ -219,17 +218,14 @@ async fn an_explanation_tells_signals_origins_and_what_comes_next() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;
     rig.running(node, "ada").await;
-    let beat = control_plane::store::Beat {
-        student: id("ada"),
-        signal: carrel_common::model::Signal::EditorInput,
-        age: Duration::from_secs(4),
-    };
+    let beat = beat("ada", Signal::EditorInput, Duration::from_secs(4));
     rig.app.record(vec![beat]).await.unwrap();
     rig.app.set_policy(&scope("student-ada"), "", &timeout(600)).await.unwrap();
     let told = rig.app.explain_idle(&id("ada")).await.unwrap();
-    let seen: Vec<_> = told.signals.iter().map(|(name, at)| (*name, at.is_some())).collect();
-    assert_eq!(seen, [("LMS_INPUT", false), ("EDITOR_INPUT", true), ("KEEP_WORKING", false)]);
+    let seen: Vec<_> =
+        Signal::ALL.into_iter().filter(|signal| told.activity.seen.get(*signal).is_some()).collect();
+    assert_eq!(seen, [Signal::EditorInput]);
     assert_eq!(told.policy.origins.get("idle_timeout").map(String::as_str), Some("policies/student-ada"));
-    assert!(matches!(told.clock, Clock::Running(_)) && !told.warned);
+    assert!(matches!(told.idle.clock, Clock::Running(_)) && !told.idle.warned);
     rig.end().await;
 }

@@ -5,16 +5,17 @@ use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, Pair, StudentId, WorkspaceUid};
 use carrel_common::model::{
-    Health, NodeFacts, Observation, Observed, Resources, Run, StatusReason, WorkspaceSpec,
+    Health, NodeFacts, Observation, Observed, Resources, Run, Signal, StatusReason, WorkspaceSpec,
 };
 use control_plane::app::{App, Call, Heartbeats, LogTails, Nudge, Settings, SharedRules};
+use control_plane::domain::activity::BySignal;
 use control_plane::domain::idle::IdlePolicy;
 use control_plane::domain::lease::LeaseTerms;
 use control_plane::domain::policy::Defaults;
 use control_plane::domain::reconcile::OrderTimes;
 use control_plane::domain::workspace::{State, Stays, Workspace};
 use control_plane::metrics::Metrics;
-use control_plane::store::{CandidateLimits, Store};
+use control_plane::store::{Beat, CandidateLimits, Store};
 use integration_tests::database::Database;
 use integration_tests::settings;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +54,10 @@ impl Rig {
                     warning_lead: Duration::from_secs(120),
                     max_lifetime: Duration::ZERO,
                     extension_budget: Duration::from_secs(3600),
+                    keep_awake_budget: Duration::from_secs(7200),
+                    counts: BySignal::of(|_| true),
+                    // Nobody acks here but the tests of acks.
+                    ack_within: Duration::ZERO,
                     quiet: vec![],
                     drain: None,
                 },
@@ -126,9 +131,31 @@ impl Rig {
         };
         let (node, _) = self.app.enroll(&facts).await.unwrap();
         let session = self.app.accept_session(node, &facts, true).await.unwrap();
-        let healthy = Health { problem: None, age: Duration::ZERO };
-        self.app.heartbeat_node(node, session.session_epoch, &healthy, &healthy).await.unwrap();
+        assert_eq!(session.session_epoch, 1);
+        self.heartbeat(node).await;
         node
+    }
+
+    /// A heartbeat in the present session of a healthy node.
+    pub(crate) async fn heartbeat(&self, node: NodeId) {
+        let healthy = Health { problem: None, age: Duration::ZERO };
+        let epoch = self.epoch(node).await;
+        self.app.heartbeat_node(node, epoch, &healthy, &healthy).await.unwrap();
+    }
+
+    /// A new session of a node.
+    pub(crate) async fn reconnect(&self, node: NodeId) {
+        let mut work = self.app.store.begin().await.unwrap();
+        let nodes = work.list_nodes().await.unwrap();
+        drop(work);
+        let facts = nodes.into_iter().find(|known| known.id == node).unwrap().facts;
+        self.app.accept_session(node, &facts, false).await.unwrap();
+    }
+
+    /// Another replica on the same database: what one process knows, the other has yet to read.
+    pub(crate) fn replica(&self) -> App {
+        let (nudge, _) = Nudge::new();
+        App { rules: SharedRules::new(self.app.settings.defaults.clone()), nudge, ..self.app.clone() }
     }
 
     pub(crate) async fn start(&self, student: &str) -> control_plane::app::Result<Workspace> {
@@ -234,6 +261,11 @@ impl Rig {
 
 pub(crate) fn id(student: &str) -> StudentId {
     student.parse().unwrap()
+}
+
+/// Input of a student, so long ago.
+pub(crate) fn beat(student: &str, signal: Signal, age: Duration) -> Beat {
+    Beat { student: id(student), generation: None, signal, age, keep_awake: Duration::ZERO }
 }
 
 pub(crate) fn call(rpc: &'static str) -> Call {

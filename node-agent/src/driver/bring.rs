@@ -173,6 +173,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
                 let permit = self.permit(Some(Stage::Starting)).await?;
                 self.directory().await?;
                 self.fence().await?;
+                self.desk().await?;
                 let step = self.start(id).await;
                 drop(permit);
                 step
@@ -225,10 +226,24 @@ impl<'a, R: Runtime> Bring<'a, R> {
         }
     }
 
+    /// The directory in which the container's programs say that there was input.
+    async fn desk(&self) -> Result<std::path::PathBuf, End> {
+        let desks = std::sync::Arc::clone(&self.host.desks);
+        let (workspace, generation) = (self.item.workspace, self.item.generation);
+        let made = tokio::task::spawn_blocking(move || desks.ensure(workspace, generation)).await;
+        let problem = match made {
+            Ok(Ok(path)) => return Ok(path),
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        Err(failure::desk(&problem).into())
+    }
+
     async fn create_and_start(&mut self) -> Result<Step, End> {
         let permit = self.permit(Some(Stage::Creating)).await?;
         let project_dir = self.directory().await?;
-        let plan = Plan { scope: self.host.scope, item: self.item.clone(), project_dir };
+        let desk_dir = self.desk().await?;
+        let plan = Plan { scope: self.host.scope, item: self.item.clone(), project_dir, desk_dir };
         let begun = self.host.clock.monotonic();
         let span = tracing::info_span!("container.create", otel.kind = "client");
         // Beside each other: a container that is made and never started writes nothing.
@@ -385,6 +400,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         let permit = self.permit(None).await?;
         self.directory().await?;
         self.fence().await?;
+        self.desk().await?;
         let step = self.start(id).await;
         drop(permit);
         step

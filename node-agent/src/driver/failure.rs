@@ -47,6 +47,13 @@ pub(super) fn fenced(pair: Pair) -> Failure {
     Failure { share_pair: Some(pair), ..Failure::of(StatusReason::StorageFenced, message.into()) }
 }
 
+pub(super) fn desk(problem: &str) -> Failure {
+    Failure::of(
+        StatusReason::RuntimeError,
+        format!("The host cannot keep what the workspace needs in its state directory: {problem}"),
+    )
+}
+
 pub(super) fn refused(error: &RuntimeError) -> Failure {
     Failure::of(StatusReason::RuntimeError, format!("The workspace could not be started: {error}"))
 }

@@ -6,9 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use carrel_common::clock::Clock;
+use carrel_common::id::WorkspaceUid;
 use tokio::sync::{Semaphore, broadcast};
 
 use super::images::{Images, Inbox};
+use crate::activity::Desks;
+use crate::deadlines::Deadlines;
 use crate::fence::lease::{Lease, LeaseError};
 use crate::logs::SavedLogs;
 use crate::metrics::Metrics;
@@ -35,18 +38,22 @@ pub struct Limits {
 pub struct Kept {
     /// Whether workspaces may run here.
     pub lease: Arc<Lease>,
+    /// What is seen of activity.
+    pub desks: Arc<Desks>,
     /// Logs of containers that are gone.
     pub saved_logs: SavedLogs,
 }
 
 impl Kept {
-    /// What is kept below `state_dir`, in the boot named `boot_id`. Blocking.
+    /// What is kept below `state_dir`, in the boot named `boot_id`. The path is absolute and without links: Docker takes no other
+    /// as a mount's source. Blocking.
     ///
     /// # Errors
     /// When the lease's files cannot be made or read.
     pub fn open(state_dir: &Path, boot_id: &str, clock: Arc<dyn ShareClock>) -> io::Result<Self> {
+        let desks = Arc::new(Desks::open(state_dir.join("desks"), clock.monotonic()));
         let lease = Arc::new(Lease::open(state_dir, boot_id, clock)?);
-        Ok(Self { lease, saved_logs: SavedLogs::new(state_dir.join("logs")) })
+        Ok(Self { lease, desks, saved_logs: SavedLogs::new(state_dir.join("logs")) })
     }
 }
 
@@ -63,6 +70,10 @@ pub struct Host<R> {
     pub images: Images,
     /// Whether workspaces may run here.
     pub lease: Arc<Lease>,
+    /// What is seen of activity.
+    pub desks: Arc<Desks>,
+    /// When the workspaces will be stopped, as the control plane last said.
+    pub deadlines: Deadlines,
     /// Logs of containers that are gone.
     pub saved_logs: SavedLogs,
     /// The agent's numbers.
@@ -103,6 +114,8 @@ impl<R: Runtime> Host<R> {
             images,
             reports: Reports::new(&*clock),
             lease: kept.lease,
+            desks: kept.desks,
+            deadlines: Deadlines::default(),
             saved_logs: kept.saved_logs,
             metrics,
             clock,
@@ -129,6 +142,14 @@ impl<R: Runtime> Host<R> {
         let (lease, id) = (Arc::clone(&self.lease), id.to_owned());
         let asked = tokio::task::spawn_blocking(move || lease.before_start(&id)).await;
         asked.unwrap_or(Err(LeaseError::NotHeld))
+    }
+
+    /// The workspace has no container any more.
+    pub(super) async fn clear_desk(&self, workspace: WorkspaceUid) {
+        let desks = Arc::clone(&self.desks);
+        if let Err(error) = tokio::task::spawn_blocking(move || desks.remove(workspace)).await {
+            tracing::error!(%error, "a removal died; this is a defect of the agent");
+        }
     }
 
     pub(super) fn exits(&self) -> std::sync::MutexGuard<'_, Exits> {

@@ -10,6 +10,7 @@ pub mod images;
 mod listing;
 mod probe;
 mod ready;
+mod refuse;
 mod remove;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -42,6 +43,8 @@ pub struct Accepted {
     pub set: Option<Arc<DesiredSet>>,
     /// Whether it was accepted in the session that stands now.
     pub fresh: bool,
+    /// When it was accepted, by the monotonic clock.
+    pub taken_at: Duration,
 }
 
 /// How the session and the driver are joined.
@@ -247,6 +250,9 @@ impl<R: Runtime> Driver<R> {
             set.items.iter().any(|item| item.workspace == workspace && item.generation == generation)
         };
         self.host.reports.prune(exact);
+        self.host.deadlines.keep(|workspace| wanted(&workspace));
+        let containers = listing.containers.iter().map(|found| found.container.workspace);
+        self.host.desks.only(containers.chain(set.items.iter().map(|item| item.workspace)).collect());
         // Gone stays in the set until the control plane has committed it; tell it again if it seems to have missed it.
         let now = self.host.clock.monotonic();
         let missed =
@@ -261,7 +267,7 @@ impl<R: Runtime> Driver<R> {
     fn look(&mut self) {
         self.wake_at = None;
         self.fence();
-        let Accepted { set, fresh } = self.links.accepted.borrow().clone();
+        let Accepted { set, fresh, taken_at } = self.links.accepted.borrow().clone();
         // What a lease ran out over is removed before any set has come, too.
         let set = set.unwrap_or_else(|| Arc::clone(&self.no_set));
         let over = Arc::clone(&self.ground.borrow_and_update().over);
@@ -301,7 +307,7 @@ impl<R: Runtime> Driver<R> {
             changed
         });
         for action in actions {
-            self.start(action, set.pair.incarnation);
+            self.start(action, set.pair, taken_at);
         }
     }
 
@@ -321,7 +327,7 @@ impl<R: Runtime> Driver<R> {
             self.lister.soon();
         }
         for action in decided.actions {
-            self.start(action, 0);
+            self.start(action, DesiredPair { incarnation: 0, generation: 0 }, now);
         }
     }
 
@@ -329,7 +335,8 @@ impl<R: Runtime> Driver<R> {
         self.running.iter().map(|(workspace, task)| (*workspace, task.kind)).collect()
     }
 
-    fn start(&mut self, action: Action, incarnation: i64) {
+    /// `taken_at`: when the set was accepted that the action is for.
+    fn start(&mut self, action: Action, pair: DesiredPair, taken_at: Duration) {
         let host = Arc::clone(&self.host);
         let cancel = CancellationToken::new();
         let (workspace, generation, kind, task) = match action {
@@ -359,7 +366,10 @@ impl<R: Runtime> Driver<R> {
                 let span = tracing::info_span!("workspace.stop", workspace.id = %workspace, %generation, node.id = %host.scope.node);
                 telemetry::set_parent(&span, &item.traceparent);
                 let task = async move {
-                    let settled = remove::stop(&host, &item, incarnation).await;
+                    let settled = match refuse::idle_stop(&host, &item, taken_at, pair).await {
+                        Some(refused) => refused,
+                        None => remove::stop(&host, &item, pair.incarnation).await,
+                    };
                     (workspace, generation, Outcome::Settled(settled))
                 };
                 (workspace, generation, InFlight::Remove, self.tasks.spawn(task.instrument(span)))

@@ -37,6 +37,7 @@ pub(super) async fn stop<R: Runtime>(host: &Host<R>, item: &DesiredItem, incarna
             return retry(host);
         }
     }
+    host.clear_desk(item.workspace).await;
     let purge = if *purge_files { purge(host, item).await } else { Ok(false) };
     host.exits().forget(item.workspace);
     tracing::info!(purged = ?purge, "gone");
@@ -102,6 +103,11 @@ pub(super) async fn clear<R: Runtime>(
     if let Err(error) = confirm(host, workspace, which).await {
         tracing::warn!(%error, "the removal is not confirmed; trying again");
         return retry(host);
+    }
+    if cause == Cause::Orphan
+        && host.runtime.list(host.scope.cluster, Some(workspace)).await.is_ok_and(|left| left.is_empty())
+    {
+        host.clear_desk(workspace).await;
     }
     let (told, settled) = match cause {
         Cause::Orphan => (None, again_now(host)),

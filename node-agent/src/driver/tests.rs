@@ -100,15 +100,16 @@ impl Bench {
     pub(super) fn want(&mut self, items: Vec<DesiredItem>) {
         self.generation += 1;
         let pair = DesiredPair { incarnation: 1, generation: self.generation };
-        self.accepted
-            .send_replace(Accepted { set: Some(Arc::new(DesiredSet::new(pair, items))), fresh: true });
+        let set = Some(Arc::new(DesiredSet::new(pair, items)));
+        let taken_at = self.host.clock.monotonic();
+        self.accepted.send_replace(Accepted { set, fresh: true, taken_at });
     }
 
     /// The first report from now on about `item` that `is` holds of.
     pub(super) async fn until(&mut self, item: &DesiredItem, is: impl Fn(&Observed) -> bool) -> Observation {
         let wait = async {
             loop {
-                let unsent = self.host.reports.take_unsent();
+                let unsent = self.host.reports.take_unsent(Duration::ZERO);
                 self.told.extend(unsent.clone());
                 let about =
                     |o: &&Observation| o.workspace == item.workspace && o.generation == item.generation;
@@ -129,7 +130,7 @@ impl Bench {
     ) -> Observation {
         let wait = async {
             loop {
-                self.told.extend(self.host.reports.take_unsent());
+                self.told.extend(self.host.reports.take_unsent(Duration::ZERO));
                 let wanted = |o: &Observation| {
                     o.workspace == item.workspace && o.generation == item.generation && is(&o.state)
                 };
@@ -168,6 +169,7 @@ pub(super) fn desk(student: &str, mode: &str) -> DesiredItem {
         },
         run: Run::Running { start_timeout: Duration::from_secs(20) },
         traceparent: String::new(),
+        idle_basis_age: None,
     }
 }
 
@@ -209,7 +211,7 @@ async fn nothing_is_decided_while_the_engine_is_away_and_all_goes_on_when_it_is_
     let before = bench.engine.ids();
     bench.engine.set_down(true);
     bench.engine_is(false).await;
-    assert!(bench.host.reports.take_unsent().is_empty(), "no report about what cannot be seen");
+    assert!(bench.host.reports.take_unsent(Duration::ZERO).is_empty(), "no report about what cannot be seen");
     bench.engine.set_down(false);
     bench.engine_is(true).await;
     bench.running(&ada).await;
@@ -259,6 +261,34 @@ async fn a_stop_that_comes_during_a_start_wins() {
 }
 
 #[tokio::test]
+async fn an_idle_stop_that_does_not_know_what_was_seen_here_is_refused_and_a_later_one_is_not() {
+    let mut bench = Bench::new();
+    let ada = desk("ada", "test");
+    let idle_stop = |basis_age| {
+        let run = Run::Stopped { reason: StopReason::Idle, grace: Duration::ZERO, purge_files: false };
+        DesiredItem { run, idle_basis_age: Some(basis_age), ..ada.clone() }
+    };
+    bench.want(vec![ada.clone()]);
+    bench.running(&ada).await;
+    let ids = bench.engine.ids();
+    // At the last moment: nobody has looked since.
+    let dir = bench.host.desks.ensure(ada.workspace, ada.generation).expect("it is there");
+    let input = std::fs::File::options().write(true).open(dir.join("activity/input")).expect("open");
+    input.set_modified(std::time::SystemTime::UNIX_EPOCH).expect("touched");
+    bench.want(vec![idle_stop(Duration::from_secs(900))]);
+    bench.until(&ada, |state| matches!(state, Observed::RefusedStop { .. })).await;
+    // Another set that says the same is refused as well; so is one that comes with other orders.
+    bench.want(vec![idle_stop(Duration::from_secs(900)), desk("bob", "test")]);
+    bench.until(&ada, |state| matches!(state, Observed::RefusedStop { .. })).await;
+    bench.want(vec![ada.clone()]);
+    bench.running(&ada).await;
+    assert!(bench.engine.ids().contains(&ids[0]), "it was never stopped");
+    bench.want(vec![idle_stop(Duration::ZERO)]);
+    bench.until(&ada, |state| matches!(state, Observed::Gone { .. })).await;
+    assert!(!dir.exists(), "its directory goes with it");
+}
+
+#[tokio::test]
 async fn a_container_that_somebody_removed_is_made_again() {
     let mut bench = Bench::new();
     let ada = desk("ada", "test");
@@ -278,7 +308,7 @@ async fn more_starts_than_may_go_on_at_once_all_end() {
     let mut left: BTreeSet<_> = desks.iter().map(|desk| desk.workspace).collect();
     while !left.is_empty() {
         bench.host.reports.news().await;
-        for told in bench.host.reports.take_unsent() {
+        for told in bench.host.reports.take_unsent(Duration::ZERO) {
             if matches!(told.state, Observed::Running { .. }) {
                 left.remove(&told.workspace);
             }
@@ -356,7 +386,10 @@ async fn a_container_that_comes_up_by_itself_gives_way_before_any_order_is_known
     bench.accepted.send_replace(Accepted::default());
     let scope = bench.host.scope;
     let project_dir = bench.host.storage.base().join("ada");
-    let ghost = bench.engine.ensure_created(&Plan { scope, item: ada.clone(), project_dir }).await;
+    let ghost = bench
+        .engine
+        .ensure_created(&Plan { scope, item: ada.clone(), desk_dir: project_dir.clone(), project_dir })
+        .await;
     let ghost = ghost.expect("made").id;
     bench.engine.ensure_started(&ghost).await.expect("started");
     bench.until(&ada, |state| *state == Observed::Failed(StatusReason::StorageFenced)).await;

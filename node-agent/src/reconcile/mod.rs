@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use carrel_common::id::{Generation, Pair, WorkspaceUid};
-use carrel_common::model::{Container, DesiredItem, DesiredSet, Run, Verdict};
+use carrel_common::model::{Container, DesiredItem, DesiredPair, DesiredSet, Run, Verdict};
 
 use crate::fence::lease::Standing;
 use crate::runtime::{Found, Phase};
@@ -41,6 +41,11 @@ pub enum Settled {
     Failed,
     /// Removed and reported; never started again in this generation.
     Gone,
+    /// Its idle stop was refused and reported: nothing is done until another set says what follows.
+    Refused {
+        /// The set that ordered the stop.
+        pair: DesiredPair,
+    },
     /// Could not be finished for a passing reason.
     Retry {
         /// Not before this moment of the monotonic clock.
@@ -210,6 +215,12 @@ pub fn diff(view: &View<'_>) -> Decisions {
     out
 }
 
+/// Whether activity refuses an idle stop: seen at `seen_at`, where the decision knew of none younger than `basis_age`, as of
+/// `taken_at` when the order came.
+pub fn refuses(seen_at: Duration, basis_age: Duration, taken_at: Duration) -> bool {
+    seen_at + basis_age > taken_at
+}
+
 fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Decisions) {
     let stopped = matches!(item.run, Run::Stopped { .. });
     if let Some(task) = view.in_flight.get(&item.workspace) {
@@ -234,6 +245,9 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
         return;
     }
     let known = memory.filter(|memory| memory.generation == item.generation).map(|memory| &memory.settled);
+    if stopped && known == Some(&Settled::Refused { pair: view.set.pair }) {
+        return;
+    }
     if stopped && known != Some(&Settled::Gone) {
         out.actions.push(Action::Stop { item: item.clone() });
         return;

@@ -1,10 +1,11 @@
 use carrel_common::id::{NodeId, PlacementId};
-use carrel_common::model::{DesiredPair, Resources, StopReason, WorkspaceSpec};
+use carrel_common::model::{Resources, StopReason, WorkspaceSpec};
 
 use super::*;
 
 mod laws;
 mod leases;
+mod refusing;
 
 fn uid(n: u128) -> WorkspaceUid {
     WorkspaceUid(format!("00000000-0000-0000-0000-{n:012}").parse().expect("a UUID"))
@@ -34,6 +35,7 @@ fn item(workspace: u128, generation: i64, run: bool) -> DesiredItem {
         spec: spec("/healthz"),
         run,
         traceparent: String::new(),
+        idle_basis_age: None,
     }
 }
 

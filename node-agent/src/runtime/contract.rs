@@ -87,8 +87,10 @@ fn plan(scope: Scope, mode: &str, dir: &Path) -> Plan {
             },
             run: Run::Running { start_timeout: Duration::from_secs(30) },
             traceparent: String::new(),
+            idle_basis_age: None,
         },
         project_dir: dir.to_owned(),
+        desk_dir: dir.to_owned(),
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Plan {
     pub item: DesiredItem,
     /// The student's directory on this host; must exist.
     pub project_dir: PathBuf,
+    /// The workspace's small directory on this host, for signals between its programs and the agent; must exist.
+    pub desk_dir: PathBuf,
 }
 
 impl Plan {

@@ -4,6 +4,7 @@
 //! emptied) is no reason to stop anything either: it is logged, and asked again now and then.
 
 mod accept;
+mod activity;
 mod backoff;
 mod logs;
 mod stream;

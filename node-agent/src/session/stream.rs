@@ -19,7 +19,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status, Streaming};
 
 use super::accept::{Offer, judge};
+use super::activity::ToldActivity;
 use super::{Ending, Session, logs};
+use crate::activity::Seen;
 use crate::driver::Accepted;
 use crate::driver::images::References;
 use crate::enroll::{Identity, Proof};
@@ -62,6 +64,7 @@ struct Live<'a, R> {
     was_healthy: bool,
     images: ImagesTold,
     told_no_orphans: bool,
+    activity: ToldActivity,
 }
 
 /// What the control plane knows of the images: told with a heartbeat when it is news, and known once that is acked.
@@ -130,6 +133,7 @@ impl<R: Runtime> Session<R> {
             was_healthy: true,
             images: ImagesTold::default(),
             told_no_orphans: false,
+            activity: ToldActivity::default(),
         };
         Ok((live, down))
     }
@@ -227,6 +231,7 @@ impl<R: Runtime> Live<'_, R> {
                     Ok(Some(pb::SessionResponse { message: Some(answer) })) => self.answer(answer).await,
                 },
                 () = self.session.host.reports.news() => self.observations(),
+                () = self.session.host.desks.news() => self.activity_seen(),
                 () = tokio::time::sleep(beat) => {
                     (beat_from, beat_in) = (self.now(), self.interval.mul_f64(0.9 + 0.2 * rand::random::<f64>()));
                     self.heartbeat()
@@ -298,7 +303,7 @@ impl<R: Runtime> Live<'_, R> {
                 self.session.host.images.order(order.references);
                 Ok(())
             }
-            Down::IdleState(_) => Ok(()),
+            Down::IdleState(state) => self.idle_state(state),
             Down::Superseded(_) => Err(Ending::Superseded),
             Down::GoAway(leaving) => Err(Ending::GoAway(leaving.reason)),
             Down::Welcome(_) => Err(WireError::new("welcome", "came twice").into()),
@@ -312,6 +317,7 @@ impl<R: Runtime> Live<'_, R> {
         self.last_acked = self.last_acked.max(sequence);
         self.progress_at = self.now();
         self.images.ack(sequence);
+        self.activity.acked(sequence);
         let (lease, terms) = (std::sync::Arc::clone(&self.session.host.lease), self.terms);
         match tokio::task::spawn_blocking(move || lease.renew(sent_at, terms)).await {
             Ok(Ok(())) => {}
@@ -335,7 +341,8 @@ impl<R: Runtime> Live<'_, R> {
             Offer::Take => {
                 tracing::debug!(pair = ?offered.pair, items = offered.items.len(), "desired set taken");
                 let set = Some(Arc::new(offered));
-                self.session.accepted.send_replace(Accepted { set, fresh: true });
+                let taken_at = self.now();
+                self.session.accepted.send_replace(Accepted { set, fresh: true, taken_at });
             }
             Offer::Same => self.session.accepted.send_modify(|accepted| accepted.fresh = true),
             Offer::Refuse { accepted } => {
@@ -351,8 +358,16 @@ impl<R: Runtime> Live<'_, R> {
         Ok(())
     }
 
+    /// The ack is what a warning counts as given from.
+    fn idle_state(&self, state: pb::IdleState) -> Result<(), Ending> {
+        let pb::IdleState { sequence, workspaces } = state;
+        let said = workspaces.into_iter().map(TryInto::try_into).collect::<Result<_, WireError>>()?;
+        self.session.host.deadlines.take(said, self.now());
+        self.send(Up::IdleStateAck(pb::IdleStateAck { sequence }))
+    }
+
     fn observations(&self) -> Result<(), Ending> {
-        let unsent = self.session.host.reports.take_unsent();
+        let unsent = self.session.host.reports.take_unsent(self.now());
         if unsent.is_empty() {
             return Ok(());
         }
@@ -375,6 +390,7 @@ impl<R: Runtime> Live<'_, R> {
         self.still_leased()?;
         self.sequence += 1;
         self.sent_at.insert(self.sequence, self.session.host.lease.now());
+        let activity = self.activity.tell(&self.session.host.desks, self.sequence, self.now());
         let docker = self.docker_health();
         let storage = self.session.host.storage.health();
         self.was_healthy = docker.problem.is_none();
@@ -386,8 +402,15 @@ impl<R: Runtime> Live<'_, R> {
             docker: Some(docker.into()),
             storage: Some(storage.into()),
             images,
-            ..pb::Heartbeat::default()
+            activity: activity.into_iter().map(Into::into).collect(),
         }))
+    }
+
+    /// What is seen while a warning is out is told at once: the next heartbeat could be too late for the deadline.
+    fn activity_seen(&mut self) -> Result<(), Ending> {
+        let host = &self.session.host;
+        let warned = |seen: &Seen| host.deadlines.is_warned(seen.workspace, seen.generation);
+        if self.activity.untold(&host.desks).iter().any(warned) { self.heartbeat() } else { Ok(()) }
     }
 
     /// Docker's coming and going is told at once, not with the next heartbeat.

@@ -30,6 +30,7 @@ pub(crate) struct Heard {
     pub(crate) orphans: Vec<pb::OrphanReport>,
     pub(crate) refused: Vec<pb::DesiredRefused>,
     pub(crate) pieces: Vec<pb::LogPiece>,
+    pub(crate) idle_acks: Vec<i64>,
 }
 
 #[derive(Debug)]
@@ -44,6 +45,7 @@ struct State {
     terms: Terms,
     heard: Heard,
     verdict: Option<pb::orphan_verdict::Verdict>,
+    beat_each: Duration,
     session: Option<mpsc::UnboundedSender<Result<pb::SessionResponse, Status>>>,
     sessions: i64,
 }
@@ -88,6 +90,7 @@ impl ControlPlane {
             terms: Terms { fence_after: Duration::from_secs(600), stop_budget: Duration::from_secs(30) },
             heard: Heard::default(),
             verdict: Some(pb::orphan_verdict::Verdict::Hold),
+            beat_each: Duration::from_millis(500),
             session: None,
             sessions: 0,
         };
@@ -162,6 +165,11 @@ impl ControlPlane {
     /// Breaks the session off.
     pub(crate) fn hang_up(&self) {
         self.shared.lock().session = None;
+    }
+
+    /// The heartbeat interval of the sessions from now on.
+    pub(crate) fn beat_each(&self, interval: Duration) {
+        self.shared.lock().beat_each = interval;
     }
 
     pub(crate) fn send(&self, message: Down) {
@@ -291,7 +299,7 @@ impl State {
                     session_epoch: epoch,
                     boot_epoch: 1,
                     incarnation: 1,
-                    heartbeat_interval: Some(prost_duration(Duration::from_millis(500))),
+                    heartbeat_interval: Some(prost_duration(self.beat_each)),
                     cluster_id: self.cluster.to_string(),
                     fence_after: Some(prost_duration(self.terms.fence_after)),
                     stop_budget: Some(prost_duration(self.terms.stop_budget)),
@@ -338,7 +346,8 @@ impl State {
                 }
             }
             Up::LogPiece(piece) => self.heard.pieces.push(piece),
-            Up::IdleStateAck(_) | Up::Withheld(_) => {}
+            Up::IdleStateAck(ack) => self.heard.idle_acks.push(ack.sequence),
+            Up::Withheld(_) => {}
             Up::DesiredRefused(refused) => self.heard.refused.push(refused),
         }
     }

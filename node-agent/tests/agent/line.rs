@@ -1,6 +1,6 @@
 //! The line to the control plane.
 
-use carrel_common::model::{DesiredPair, DesiredSet, Observed};
+use carrel_common::model::{DesiredPair, DesiredSet, Observed, StopReason, WorkspaceIdle};
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::session_response::Message as Down;
 
@@ -61,6 +61,24 @@ async fn refuses_a_set_that_is_older_or_says_something_else_under_the_same_name(
         [Some(older.into()), Some(holds.into())]
     );
     assert_eq!(docker(&["inspect", "--format", "{{.State.Running}}", &rig.containers()[0]]), "true");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn acks_what_it_is_told_of_deadlines() {
+    let rig = Rig::start().await;
+    let ada = desk("ada", "test");
+    for sequence in [1, 2] {
+        let idle = WorkspaceIdle {
+            workspace: ada.workspace,
+            generation: ada.generation,
+            remaining: Some((std::time::Duration::from_secs(120), StopReason::Idle)),
+            deadline_version: sequence,
+            warned: sequence == 2,
+        };
+        rig.control_plane.send(Down::IdleState(pb::IdleState { sequence, workspaces: vec![idle.into()] }));
+    }
+    let acks = |heard: &crate::control_plane::Heard| (heard.idle_acks == [1, 2]).then_some(());
+    rig.control_plane.hear("two acks", acks).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

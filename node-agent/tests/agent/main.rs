@@ -5,6 +5,7 @@
 mod control_plane;
 mod rig;
 
+mod activity;
 mod adopting;
 mod failing;
 mod fencing;

@@ -255,6 +255,7 @@ pub(crate) fn desk(student: &str, mode: &str) -> DesiredItem {
         spec: spec(mode),
         run: Run::Running { start_timeout: Duration::from_secs(30) },
         traceparent: String::new(),
+        idle_basis_age: None,
     }
 }
 

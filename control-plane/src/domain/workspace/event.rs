@@ -23,6 +23,15 @@ pub enum Report {
         /// Image id.
         image_digest: String,
     },
+    /// The editor answers, and an idle stop was not carried out: there was activity that its decision did not know of.
+    RefusedStop {
+        /// host:port.
+        endpoint: String,
+        /// Image id.
+        image_digest: String,
+        /// What the container that goes on running is made of.
+        spec: WorkspaceSpec,
+    },
     /// Its program ended and is restarted.
     Restarting {
         /// Exit code.

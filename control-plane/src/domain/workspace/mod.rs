@@ -21,7 +21,7 @@ use carrel_common::model::{Signal, Stage, StatusReason, StopReason, WorkspaceSpe
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::event::Actor;
+use super::event::{Actor, Entry};
 
 pub use event::{Event, IllegalTransition, Report, Step};
 pub use stays::Stays;
@@ -122,9 +122,15 @@ pub struct IdleEvidence {
     /// When the warning went out.
     #[serde(with = "time::serde::rfc3339")]
     pub warned_at: OffsetDateTime,
+    /// When the node's session acked the warning; `None`: it had no session, the warning was in the log alone.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub warning_acked_at: Option<OffsetDateTime>,
     /// When it was decided.
     #[serde(with = "time::serde::rfc3339")]
     pub decided_at: OffsetDateTime,
+    /// A node that has seen activity after this refuses the stop; `None`: what a node sees does not count.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub refusable_after: Option<OffsetDateTime>,
 }
 
 /// A warning that is out.
@@ -140,6 +146,15 @@ pub struct Warning {
     pub version: i64,
     /// What it will be stopped for.
     pub reason: StopReason,
+}
+
+impl Warning {
+    /// What the log says of its end without a stop.
+    pub fn withdrawn(&self) -> Entry {
+        Entry::new("workspace.warning_withdrawn", Actor::Policy)
+            .because(self.reason)
+            .with("deadline_version", self.version)
+    }
 }
 
 /// A delete under way.

@@ -9,6 +9,16 @@ use crate::domain::event::{Actor, Entry};
 impl Workspace {
     pub(super) fn report(&mut self, report: Report, now: OffsetDateTime) -> Vec<Entry> {
         match (self.state, report) {
+            (_, Report::RefusedStop { endpoint, image_digest, spec }) if self.is_refusable() => {
+                self.enter(State::Running, now);
+                self.desired = Desired::Running;
+                (self.force, self.stop) = (false, None);
+                (self.endpoint, self.image_digest, self.spec) = (Some(endpoint), image_digest, spec);
+                vec![Entry::new("workspace.stop_refused", Actor::Agent).because(StopReason::Idle)]
+            }
+            (_, Report::RefusedStop { endpoint, image_digest, .. }) => {
+                self.report(Report::Running { endpoint, image_digest }, now)
+            }
             (
                 State::Starting | State::Running | State::Unreachable,
                 Report::Starting { stage, pull_percent },
@@ -40,9 +50,10 @@ impl Workspace {
                 let first = self.ready_at.is_none();
                 self.ready_at = self.ready_at.or(Some(now));
                 if before == State::Unreachable {
+                    let mut log = vec![Entry::new("workspace.reachable", Actor::Agent)];
                     // Nobody could see a warning while the node was silent: its lead begins anew.
-                    self.warning = None;
-                    return vec![Entry::new("workspace.reachable", Actor::Agent)];
+                    log.extend(self.warning.take().map(|warning| warning.withdrawn()));
+                    return log;
                 }
                 vec![Entry::new("workspace.ready", Actor::Agent).with("first", first)]
             }
@@ -101,6 +112,17 @@ impl Workspace {
             .because(StopReason::NodeLost)
             .with("from", lost.map(|node| format!("nodes/{node}")));
         vec![moved, requested]
+    }
+
+    /// Whether its node may still say that it is in use: it is being stopped for want of activity, and for nothing else.
+    pub fn is_refusable(&self) -> bool {
+        let under_way = match self.state {
+            State::Stopping => true,
+            State::Failed => self.status_reason == Some(StatusReason::StopTimeout),
+            State::Stopped | State::Pending | State::Starting | State::Running | State::Unreachable => false,
+        };
+        let idle = self.stop.as_ref().is_some_and(|stop| stop.reason == StopReason::Idle);
+        under_way && idle && !self.force && self.deletion.is_none() && self.node.is_some()
     }
 
     /// The proof that the placement is over.

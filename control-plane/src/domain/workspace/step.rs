@@ -33,7 +33,13 @@ impl Workspace {
                 next.course = course.or(next.course);
                 next.want_running(spec, traceparent)
             }
-            (Stopping, Event::Restart { spec, traceparent }) => next.want_running(spec, traceparent),
+            (Stopping, Event::Restart { spec, traceparent }) => {
+                // Another generation is wanted, so the node is not to go on with this one.
+                if next.is_refusable() {
+                    next.note_stop(StopReason::User, "Restarted.".into(), None, now);
+                }
+                next.want_running(spec, traceparent)
+            }
             (Pending, Event::Restart { .. }) => vec![],
             (Starting | Running | Unreachable, Event::Restart { spec, traceparent }) => {
                 let mut log = next.wind_down(StopReason::User, false, "Restarted.".into(), None, now);
@@ -55,7 +61,11 @@ impl Workspace {
                 Pending | Failed | Starting | Running | Unreachable,
                 Event::Stop { reason, force, message, evidence },
             ) => next.wind_down(reason, force, message, evidence, now),
-            (Stopping, Event::Stop { force, .. }) => {
+            (Stopping, Event::Stop { reason, force, message, evidence }) => {
+                // Somebody's word outweighs the want of activity: the node is not to refuse it.
+                if next.is_refusable() && reason != StopReason::Idle {
+                    next.note_stop(reason, message, evidence, now);
+                }
                 next.desired = Desired::Stopped;
                 next.force |= force;
                 vec![]

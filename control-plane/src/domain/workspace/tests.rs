@@ -40,6 +40,18 @@ fn stop() -> Event {
     }
 }
 
+fn idle_stop() -> Event {
+    Event::Stop { reason: StopReason::Idle, force: false, message: String::new(), evidence: None }
+}
+
+fn refused_stop() -> Event {
+    Event::Report(Report::RefusedStop {
+        endpoint: "127.0.0.1:1".into(),
+        image_digest: "sha256:1".into(),
+        spec: spec(),
+    })
+}
+
 fn running() -> Report {
     Report::Running { endpoint: "127.0.0.1:1".into(), image_digest: "sha256:1".into() }
 }
@@ -68,6 +80,7 @@ fn events() -> Vec<(&'static str, Event)> {
         ("Wait", Event::Wait { reason: StatusReason::NoCapacity, message: "Full.".into() }),
         ("Starting", Event::Report(Report::Starting { stage: Stage::Probing, pull_percent: 0 })),
         ("Running", Event::Report(running())),
+        ("RefusedStop", refused_stop()),
         (
             "Restarting",
             Event::Report(Report::Restarting { exit_code: Some(1), message: "It crashed.".into() }),
@@ -103,6 +116,8 @@ fn situations() -> Vec<(&'static str, Workspace)> {
         ("STARTING", after(placed())),
         ("RUNNING", after(up())),
         ("STOPPING", after(up().chain([stop()]))),
+        ("STOPPING for idleness", after(up().chain([idle_stop()]))),
+        ("FAILED, the idle stop took too long", after(up().chain([idle_stop(), Event::Overdue]))),
         ("STOPPING, start pressed", after(up().chain([stop(), start()]))),
         ("FAILED, container still there", after(up().chain([Event::Report(failed())]))),
         ("FAILED", after(up().chain([Event::Report(failed()), Event::Report(gone())]))),
@@ -141,9 +156,8 @@ fn the_whole_table() {
 #[test]
 fn start_pressed_during_an_idle_stop_ends_in_running() {
     let mut w = after([start(), Event::Place { node: node() }, Event::Report(running())]);
-    let idle = Event::Stop { reason: StopReason::Idle, force: false, message: String::new(), evidence: None };
     for event in
-        [idle, start(), Event::Report(gone()), Event::Place { node: node() }, Event::Report(running())]
+        [idle_stop(), start(), Event::Report(gone()), Event::Place { node: node() }, Event::Report(running())]
     {
         w = w.apply(event, T0).expect("legal").0;
     }
@@ -159,6 +173,32 @@ fn a_workspace_that_is_moved_runs_again_as_a_new_generation() {
         w = w.apply(event, T0).expect("legal").0;
     }
     assert_eq!((w.state, w.generation, w.node), (State::Running, Generation(2), Some(other)));
+}
+
+#[test]
+fn an_idle_stop_that_the_node_refuses_leaves_the_same_generation_running() {
+    let up = || [start(), Event::Place { node: node() }, Event::Report(running())];
+    let before = after(up());
+    for pressed in [None, Some(start()), Some(Event::Overdue)] {
+        let stopping = after(up().into_iter().chain([idle_stop()]).chain(pressed));
+        assert!(stopping.is_refusable());
+        let (kept, log) = stopping.apply(refused_stop(), T0).expect("legal");
+        assert_eq!(kept, before, "as if it had not been decided");
+        assert_eq!(log.iter().map(|entry| entry.kind).collect::<Vec<_>>(), ["workspace.stop_refused"]);
+    }
+}
+
+#[test]
+fn what_somebody_wants_is_not_refused() {
+    let up = || [start(), Event::Place { node: node() }, Event::Report(running())];
+    let restart = Event::Restart { spec: spec(), traceparent: String::new() };
+    let forced =
+        Event::Stop { reason: StopReason::Idle, force: true, message: String::new(), evidence: None };
+    for wanted in [stop(), restart, Event::Delete { purge_files: false }, forced] {
+        let stopping = after(up().into_iter().chain([idle_stop(), wanted.clone()]));
+        let (next, _) = stopping.apply(refused_stop(), T0).expect("legal");
+        assert_eq!((next.state, stopping.is_refusable()), (State::Stopping, false), "{wanted:?}");
+    }
 }
 
 #[test]

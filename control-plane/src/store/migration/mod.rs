@@ -9,6 +9,7 @@ mod m20261124_000004_certificates;
 mod m20261124_000005_leases;
 mod m20261124_000007_node_service;
 mod m20261124_000008_placing;
+mod m20261124_000009_activity;
 mod m20261124_000011_log_tails;
 
 /// All steps, in order.
@@ -25,6 +26,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000005_leases::Migration),
             Box::new(m20261124_000007_node_service::Migration),
             Box::new(m20261124_000008_placing::Migration),
+            Box::new(m20261124_000009_activity::Migration),
             Box::new(m20261124_000011_log_tails::Migration),
         ]
     }

@@ -1,6 +1,7 @@
 //! The body of a container's creation. Pure: what is asked of Docker can be read and tested in one place.
 
 use std::collections::HashMap;
+use std::path::Path;
 
 use bollard::models::{
     ContainerCreateBody, HostConfig, HostConfigLogConfig, Mount, MountBindOptions,
@@ -12,6 +13,9 @@ use crate::runtime::{Plan, Scope, labels};
 
 /// Where the student's directory appears in the container.
 const PROJECT: &str = "/home/coder/project";
+
+/// Where the workspace's small directory appears in the container.
+const DESK: &str = "/run/carrel";
 
 /// The user that code-server runs as, and that owns the student's files.
 const USER: &str = "1000:1000";
@@ -39,7 +43,7 @@ pub(super) fn container_body(plan: &Plan, open_files: Option<i64>) -> ContainerC
             // Equal to memory: no swap on top.
             memory_swap: Some(spec.resources.memory_bytes),
             pids_limit: Some(spec.resources.pids),
-            mounts: Some(vec![project_mount(plan)]),
+            mounts: Some(vec![bind(&plan.project_dir, PROJECT), bind(&plan.desk_dir, DESK)]),
             // Only the agent restarts, after it has looked at generation and budget.
             restart_policy: Some(RestartPolicy {
                 name: Some(RestartPolicyNameEnum::NO),
@@ -73,10 +77,10 @@ pub(super) fn container_body(plan: &Plan, open_files: Option<i64>) -> ContainerC
 }
 
 /// `Mounts`, never `Binds`: those make a missing source on the root disk.
-fn project_mount(plan: &Plan) -> Mount {
+fn bind(source: &Path, target: &str) -> Mount {
     Mount {
-        target: Some(PROJECT.into()),
-        source: Some(plan.project_dir.to_string_lossy().into_owned()),
+        target: Some(target.into()),
+        source: Some(source.to_string_lossy().into_owned()),
         typ: Some(MountType::BIND),
         read_only: Some(false),
         bind_options: Some(MountBindOptions {
@@ -124,8 +128,10 @@ mod tests {
                 },
                 run: Run::Running { start_timeout: std::time::Duration::from_secs(120) },
                 traceparent: "00-1-2-01".into(),
+                idle_basis_age: None,
             },
             project_dir: "/srv/base/ada@school".into(),
+            desk_dir: "/var/lib/carrel-agent/desks/ada".into(),
         }
     }
 
@@ -157,6 +163,12 @@ mod tests {
                     "Type": "bind",
                     "Source": "/srv/base/ada@school",
                     "Target": "/home/coder/project",
+                    "ReadOnly": false,
+                    "BindOptions": { "Propagation": "rprivate" },
+                }, {
+                    "Type": "bind",
+                    "Source": "/var/lib/carrel-agent/desks/ada",
+                    "Target": "/run/carrel",
                     "ReadOnly": false,
                     "BindOptions": { "Propagation": "rprivate" },
                 }],

@@ -58,14 +58,14 @@ fn a_day_of_a_course_of_five_hundred() {
                 inputs.next();
                 if desk.workspace.ready_at.is_none() {
                     desk.workspace.ready_at = Some(at(now));
-                    desk.activity.last = None;
+                    desk.activity = Activity::default();
                     hours[hour(now)].started += 1;
                 } else {
                     desk.types(now);
                 }
             }
             look_at = match desk.decide(now) {
-                Verdict::Unobservable => None,
+                Verdict::Unobservable | Verdict::Unheard => None,
                 Verdict::Active { recheck_at } => Some((recheck_at - T0).whole_seconds()),
                 Verdict::Warn { .. } => {
                     hours[hour(now)].warned += 1;

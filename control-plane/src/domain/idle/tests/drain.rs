@@ -1,5 +1,7 @@
 //! Leaving a node that is being emptied.
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::domain::drain::{Drain, falls_into_quiet};
 
@@ -151,12 +153,12 @@ proptest! {
                 }
                 Verdict::Warn { deadline_at, .. } => prop_assert!(deadline_at <= at(deadline)),
                 Verdict::Withdraw { .. } => prop_assert!(false, "nothing withdraws it"),
-                Verdict::Unobservable => prop_assert!(false, "it is observable"),
+                Verdict::Unobservable | Verdict::Unheard => prop_assert!(false, "it is observable"),
             }
         };
         prop_assert!(left <= deadline);
         if left < deadline {
-            let last = desk.activity.last.map_or(T0, |(at, _)| at);
+            let last = desk.look(left).last().map_or(T0, |(at, _)| at);
             prop_assert!(at(left) >= last + time::Duration::seconds(IDLE_MOMENT));
             prop_assert!(!falls_into_quiet(at(left), &desk.policy));
             prop_assert!(kept.is_none_or(|kept| left >= kept));

@@ -1,0 +1,102 @@
+//! What holds whatever happens in whatever order.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::activity::Awake;
+
+/// A desk without a session acks nothing; an ack may also come late, or too late.
+fn ack(desk: &mut Desk, now: i64) {
+    if desk.workspace.warning.is_some()
+        && desk.activity.acked.map(|acked| acked.warned_at) != desk.workspace.warning.map(|w| w.at)
+    {
+        desk.acks_at(now);
+    }
+}
+
+proptest! {
+    /// Whatever the order of looks, key presses, jobs, acks, rounds, outages and exams: a stop for idleness comes never
+    /// before the timeout after the last activity that counts, never before the end of a job, never before its warning has
+    /// been out for the whole lead (since its ack, or, without one, for as long as an ack is waited for), never before the
+    /// node was heard, and never in an exam. A deadline that was told is never followed by an earlier one while its warning
+    /// is out.
+    #[test]
+    fn never_stops_an_active_workspace_and_never_without_the_lead(
+        steps in proptest::collection::vec((1_i64..400, 0..9_u8), 1..80),
+        exam in proptest::option::of((0_i64..9000, 1_i64..4000)),
+        (lms_counts, lead) in (any::<bool>(), 5_u64..200),
+    ) {
+        let mut desk = Desk::new();
+        desk.acks = false;
+        desk.policy.counts.lms_input = lms_counts;
+        desk.policy.warning_lead = Duration::from_secs(lead);
+        desk.policy.quiet = exam.map(|(start, long)| (at(start), at(start + long))).into_iter().collect();
+        let mut now = 0;
+        let mut told: Option<(OffsetDateTime, OffsetDateTime)> = None;
+        for (step, what) in steps {
+            let before = now;
+            now += step;
+            match what {
+                0 => desk.types(now),
+                1 => desk.signals(Signal::LmsInput, now),
+                2 => {
+                    desk.pauses.push(Pause { from: at(before), to: at(now) });
+                    desk.heard = false;
+                }
+                3 | 4 => ack(&mut desk, now),
+                5 => {
+                    let awake = Awake { until: Some(at(now + step * 3)), granted: Duration::ZERO };
+                    desk.activity.awake = Awake { until: awake.until.max(desk.activity.awake.until), ..awake };
+                    desk.signals(Signal::Job, now);
+                }
+                _ => desk.heard = true,
+            }
+            let verdict = desk.decide(now);
+            let times = desk.look(now).clock().times();
+            if let (Some(warning), Some(times)) = (desk.workspace.warning, times) {
+                let earlier = told.filter(|(warned_at, _)| *warned_at == warning.at).map(|(_, deadline)| deadline);
+                prop_assert!(earlier.is_none_or(|earlier| times.deadline_at >= earlier), "{earlier:?} {times:?}");
+                told = Some((warning.at, times.deadline_at));
+            }
+            match verdict {
+                Verdict::Stop { evidence, .. } => {
+                    let counted = [Some(desk.activity.seen.editor_input), Some(desk.activity.seen.job), lms_counts.then_some(desk.activity.seen.lms_input)];
+                    let last = counted.into_iter().flatten().flatten().max().unwrap_or(T0);
+                    let patience = desk.policy.ack_within;
+                    prop_assert!(desk.heard);
+                    prop_assert!(at(now) >= last + desk.policy.idle_timeout);
+                    prop_assert!(desk.activity.awake.until.is_none_or(|until| at(now) >= until));
+                    prop_assert!(at(now) >= evidence.warned_at + desk.policy.warning_lead);
+                    match evidence.warning_acked_at {
+                        Some(acked_at) => prop_assert!(at(now) >= acked_at + desk.policy.warning_lead),
+                        None => prop_assert!(at(now) >= evidence.warned_at + patience),
+                    }
+                    prop_assert!(evidence.warned_at >= last);
+                    prop_assert!(desk.pauses.iter().all(|pause| pause.to <= evidence.warned_at), "lead not anew");
+                    let quiet = &desk.policy.quiet;
+                    prop_assert!(quiet.iter().all(|(s, e)| at(now) <= *s || evidence.warned_at >= *e));
+                    return Ok(());
+                }
+                Verdict::Active { recheck_at } => prop_assert!(recheck_at > at(now)),
+                Verdict::Unheard => prop_assert!(!desk.heard),
+                Verdict::Withdraw { .. } | Verdict::Warn { .. } => {}
+                Verdict::Unobservable => prop_assert!(false, "it is observable"),
+            }
+        }
+    }
+
+    /// Left alone, everything ends, with a session and without one.
+    #[test]
+    fn a_forgotten_workspace_is_stopped(
+        from in 0_i64..20_000,
+        exam in proptest::option::of((0_i64..9000, 1_i64..4000)),
+        acks in any::<bool>(),
+    ) {
+        let mut desk = Desk::new();
+        desk.acks = acks;
+        desk.policy.quiet = exam.map(|(start, long)| (at(start), at(start + long))).into_iter().collect();
+        let (warned, stopped, _) = desk.runs_out(from);
+        prop_assert_eq!(stopped - warned, 120);
+        prop_assert!(stopped <= from.max(14_000) + 1200);
+    }
+}

@@ -1,0 +1,96 @@
+//! When a warning counts as given, and what has to be told before one is.
+
+use super::*;
+
+#[test]
+fn the_lead_is_counted_from_the_ack_of_the_nodes_session() {
+    let mut desk = Desk::new();
+    desk.acks = false;
+    assert!(matches!(desk.decide(780), Verdict::Warn { deadline_at, .. } if deadline_at == at(900)));
+    desk.acks_at(785);
+    assert!(matches!(desk.look(786).clock(), Clock::Running(times) if times.deadline_at == at(905)));
+    assert_eq!(desk.decide(900), Verdict::Active { recheck_at: at(905) });
+    let Verdict::Stop { evidence, .. } = desk.decide(905) else { panic!("not stopped") };
+    assert_eq!((evidence.warned_at, evidence.warning_acked_at), (at(780), Some(at(785))));
+}
+
+#[test]
+fn without_a_session_the_warning_is_out_in_the_log() {
+    let mut desk = Desk::new();
+    desk.acks = false;
+    desk.decide(780);
+    let Verdict::Stop { evidence, .. } = desk.decide(900) else { panic!("not stopped") };
+    assert_eq!(evidence.warning_acked_at, None);
+}
+
+#[test]
+fn an_ack_that_nobody_waits_for_any_more_moves_nothing() {
+    let mut desk = Desk::new();
+    desk.acks = false;
+    desk.decide(780);
+    desk.acks_at(811);
+    assert!(
+        matches!(desk.decide(900), Verdict::Stop { evidence, .. } if evidence.warning_acked_at.is_none())
+    );
+}
+
+#[test]
+fn the_ack_of_another_warning_is_none() {
+    let mut desk = Desk::new();
+    desk.decide(780);
+    desk.types(790);
+    assert!(matches!(desk.decide(790), Verdict::Withdraw { .. }));
+    desk.acks = false;
+    assert!(matches!(desk.decide(1570), Verdict::Warn { .. }));
+    desk.acks_at(1575);
+    desk.activity.acked = desk.activity.acked.map(|acked| Acked { warned_at: at(780), ..acked });
+    let Verdict::Stop { evidence, .. } = desk.decide(1690) else { panic!("not stopped") };
+    assert_eq!(evidence.warning_acked_at, None);
+}
+
+#[test]
+fn an_ack_is_waited_for_even_when_the_lead_is_shorter() {
+    let mut desk = Desk::new();
+    desk.acks = false;
+    desk.policy.warning_lead = Duration::from_secs(5);
+    desk.decide(895);
+    assert_eq!(desk.decide(900), Verdict::Active { recheck_at: at(905) }, "an ack could come now");
+    assert_eq!(desk.decide(922), Verdict::Active { recheck_at: at(925) });
+    assert!(matches!(desk.decide(925), Verdict::Stop { .. }));
+}
+
+#[test]
+fn nothing_is_decided_before_the_node_has_told_what_it_saw() {
+    let mut desk = Desk::new();
+    desk.heard = false;
+    assert!(matches!(desk.decide(700), Verdict::Active { .. }), "nothing is due");
+    assert_eq!(desk.decide(780), Verdict::Unheard);
+    desk.heard = true;
+    desk.decide(780);
+    desk.heard = false;
+    assert_eq!(desk.decide(900), Verdict::Unheard);
+    desk.types(800);
+    assert!(matches!(desk.decide(900), Verdict::Withdraw { .. }), "activity counts at once");
+}
+
+#[test]
+fn a_warning_of_the_future_was_given_before_the_clock_was_set_back() {
+    let mut desk = Desk::new();
+    desk.decide(780);
+    assert!(matches!(desk.decide(700), Verdict::Withdraw { .. }));
+    assert_eq!(desk.runs_out(700), (780, 900, StopReason::Idle));
+}
+
+#[test]
+fn a_node_that_has_seen_more_can_refuse_unless_what_it_sees_does_not_count() {
+    let mut desk = Desk::new();
+    desk.signals(Signal::LmsInput, 10);
+    desk.decide(790);
+    let refusable = |desk: &mut Desk| match desk.decide(910) {
+        Verdict::Stop { evidence, .. } => evidence.refusable_after,
+        other => panic!("not stopped: {other:?}"),
+    };
+    assert_eq!(refusable(&mut desk), Some(at(10)));
+    desk.policy.counts.editor_input = false;
+    assert_eq!(refusable(&mut desk), None);
+}
