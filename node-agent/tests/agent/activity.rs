@@ -125,7 +125,7 @@ async fn while_a_warning_is_out_activity_is_told_at_once() {
     rig.control_plane.hear("an ack", |heard| (!heard.idle_acks.is_empty()).then_some(())).await;
     touch(&rig, &id);
     let told = ages(&ada);
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     rig.control_plane.hear("the touch", |heard| (!told(heard).is_empty()).then_some(())).await;
     assert!(begun.elapsed() < Duration::from_secs(10), "long before the next heartbeat");
 }
