@@ -128,7 +128,11 @@ async fn a_share_that_goes_stale_is_told_as_such_and_heals() {
         metric(&cluster, "carrel_agent_share_stuck", "").await == 0.0
     })
     .await;
-    event(&client, "node.degraded", "STORAGE_NOT_MOUNTED").await;
+    wait_until("the node says so again", Duration::from_secs(20), async || {
+        let filter = pb::EventFilter { types: vec!["node.degraded".into()], ..Default::default() };
+        client.list_events(filter).await.len() >= 2
+    })
+    .await;
     assert_eq!(client.get("ada").await.state(), State::Running);
 }
 
