@@ -210,7 +210,11 @@ impl App {
         let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(()) };
         let next = before.adopted(container.generation, node, now);
         // The share and the container know the placement by its name: a container that is adopted keeps it.
-        let placement = container.placement.unwrap_or_else(carrel_common::id::PlacementId::new);
+        let placement = match container.placement {
+            Some(placement) if !work.placement_is_known(placement).await? => placement,
+            // A label that was copied, or none: the name of another's placement is no name of its own.
+            Some(_) | None => carrel_common::id::PlacementId::new(),
+        };
         work.insert_placement_as(placement, Some(container.incarnation), &next, node).await?;
         work.save(
             &before,

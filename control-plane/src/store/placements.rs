@@ -179,6 +179,19 @@ impl Work {
         Ok(())
     }
 
+    /// Whether a placement of this name was ever made.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn placement_is_known(&mut self, id: PlacementId) -> Result<bool> {
+        let row = self
+            .tx
+            .query_one_raw(sql("SELECT 1 AS one FROM placements WHERE id = $1", [id.0.into()]))
+            .await
+            .map_err(StoreError::sort("find a placement"))?;
+        Ok(row.is_some())
+    }
+
     /// The unreleased placement of a workspace.
     ///
     /// # Errors

@@ -8,11 +8,12 @@
 //! ```
 //!
 //! It is written from the protocol, not from the code: a second statement of the same promises, small enough to try every
-//! order of events. `state` says what there is, `steps` what can happen, `rules` what the design demands and which of the
+//! order of events. `state` says what there is, `steps` what can happen and `effects` what that changes, `rules` what the design demands and which of the
 //! demands a mutant leaves out: for each of those the checker has to find the accident.
 
 #![cfg(test)]
 
+mod effects;
 mod rules;
 mod state;
 mod steps;

@@ -6,13 +6,13 @@ use crate::rules::{FENCE_AFTER, Mutant, STOP_BUDGET, replace_after};
 use crate::state::{Agent, Claim, Host, Message, Start, State, Store};
 
 /// Host 0 suffers; host 1 is steady: it is heard at once, and its lease always holds.
-const BROKEN: usize = 0;
+pub(crate) const BROKEN: usize = 0;
 const STEADY: usize = 1;
 
 /// The model, and how large it is.
 #[derive(Clone, Debug)]
 pub(crate) struct Fleet {
-    mutant: Option<Mutant>,
+    pub(crate) mutant: Option<Mutant>,
     /// Ticks.
     horizon: u8,
     /// Faults at most.
@@ -89,7 +89,7 @@ impl Fleet {
         Self { mutant: Some(mutant), ..self }
     }
 
-    fn has(&self, mutant: Mutant) -> bool {
+    pub(crate) fn has(&self, mutant: Mutant) -> bool {
         self.mutant == Some(mutant)
     }
 }
@@ -129,31 +129,31 @@ pub(crate) enum Step {
 }
 
 impl State {
-    fn lease_holds(&self, host: usize) -> bool {
+    pub(crate) fn lease_holds(&self, host: usize) -> bool {
         host == STEADY || self.now < self.hosts[BROKEN].lease_from + FENCE_AFTER
     }
 
-    fn connected(&self, host: usize) -> bool {
+    pub(crate) fn connected(&self, host: usize) -> bool {
         self.hosts[host].session == Some(self.store.session[host])
     }
 
     /// What the desired set of a host says.
-    fn order_of(&self, host: usize) -> Option<(Claim, bool)> {
+    pub(crate) fn order_of(&self, host: usize) -> Option<(Claim, bool)> {
         let (node, claim) = self.store.placed.filter(|(node, _)| *node == host)?;
         debug_assert_eq!(node, host);
         Some((claim, self.store.wanted && claim.generation == self.store.generation))
     }
 
-    fn pair_of_set(&self, host: usize) -> (u8, u8) {
+    pub(crate) fn pair_of_set(&self, host: usize) -> (u8, u8) {
         (self.store.incarnation, self.store.version[host])
     }
 
     /// Keeps the copy that a restore would bring back.
-    fn keep_copy(&mut self) {
+    pub(crate) fn keep_copy(&mut self) {
         self.old = Some(Box::new(self.store.clone()));
     }
 
-    fn end_container(&mut self, host: usize, told: bool) {
+    pub(crate) fn end_container(&mut self, host: usize, told: bool) {
         let ended = self.hosts[host].container.take();
         self.hosts[host].start = Start::Idle;
         if told {
@@ -161,13 +161,13 @@ impl State {
         }
     }
 
-    fn kill_for(&mut self, host: usize) {
+    pub(crate) fn kill_for(&mut self, host: usize) {
         self.killed_without_reason |=
             self.hosts[host].container.is_some() && self.hosts[host].container == self.truly_wanted;
         self.end_container(host, false);
     }
 
-    fn release(&mut self, host: usize, claim: Claim) {
+    pub(crate) fn release(&mut self, host: usize, claim: Claim) {
         if self.store.placed == Some((host, claim)) {
             self.keep_copy();
             self.store.placed = None;
@@ -177,7 +177,7 @@ impl State {
 
     /// Whether, after a restore was declared, every host was heard and has nothing that is still to be judged, or was silent for so
     /// long that its lease is over.
-    fn all_heard(&self, mutant: Option<Mutant>) -> bool {
+    pub(crate) fn all_heard(&self, mutant: Option<Mutant>) -> bool {
         let Some(declared_at) = self.declared_at else { return true };
         let silent = self.now >= declared_at.max(self.still_since) + replace_after(mutant);
         let broken = self.store.heard[BROKEN] || silent;
@@ -419,275 +419,5 @@ impl Fleet {
         if self.goes_back && state.old.is_some() && !state.went_back {
             steps.push(Step::GoBack);
         }
-    }
-
-    fn take(&self, state: &mut State, step: Step) {
-        match step {
-            Step::Tick => {
-                state.now += 1;
-                // A start that is under way ends with the lease.
-                if !state.lease_holds(BROKEN) {
-                    state.hosts[BROKEN].start = Start::Idle;
-                }
-            }
-            Step::PressStart => {
-                state.store.wanted = true;
-                state.starts += 1;
-            }
-            Step::PressStop => {
-                let (node, _) = state.store.placed.expect("it is placed");
-                state.store.wanted = false;
-                state.store.version[node] += 1;
-                state.truly_wanted = None;
-            }
-            Step::Place(host) => self.place(state, host),
-            Step::Fence => {
-                let (node, claim) = state.store.placed.expect("it is placed");
-                state.release(node, claim);
-                // Its session can never renew again.
-                state.sessions += 1;
-                state.store.session[node] = state.sessions;
-                state.truly_wanted = None;
-            }
-            Step::Declare => {
-                state.store.incarnation += 1;
-                state.store.behind = false;
-                state.store.heard = [false; 2];
-                state.declared_at = Some(state.now);
-                for host in &mut state.hosts {
-                    host.session = None;
-                }
-            }
-            Step::Hello(host) => hello(state, host, self.has(Mutant::OldOrdersHold)),
-            Step::Judge(host) => self.judge(state, host),
-            Step::SendHeartbeat => {
-                let session = state.hosts[BROKEN].session.expect("it is connected");
-                state.under_way.retain(|message| !matches!(message, Message::Heartbeat { .. }));
-                state.under_way.insert(Message::Heartbeat { session, sent: state.now });
-            }
-            Step::SendOrder(host) => {
-                let message = Message::Order {
-                    session: state.store.session[host],
-                    pair: state.pair_of_set(host),
-                    order: state.order_of(host),
-                };
-                match host {
-                    BROKEN => {
-                        state.under_way.retain(|message| !matches!(message, Message::Order { .. }));
-                        state.under_way.insert(message);
-                    }
-                    _ => deliver_to(&mut state.hosts[host], message, state.now, self.mutant),
-                }
-            }
-            Step::Deliver(message) => self.deliver(state, message),
-            Step::Write(host) => {
-                let (claim, _) = state.hosts[host].order.expect("there is an order");
-                state.share = Some(claim);
-                state.hosts[host].start = Start::Written(claim);
-            }
-            Step::ReadBack(host) => {
-                let Start::Written(claim) = state.hosts[host].start else { return };
-                let ours = state.share == Some(claim) || self.has(Mutant::LowerPairAccepted);
-                state.hosts[host].start = if ours { Start::ReadBack(claim) } else { Start::Idle };
-            }
-            Step::Launch(host) => {
-                let Start::ReadBack(claim) = state.hosts[host].start else { return };
-                state.hosts[host].container = Some(claim);
-                state.hosts[host].start = Start::Idle;
-            }
-            Step::Refused(host) => self.refused(state, host),
-            Step::Obey(host) => {
-                let (claim, run) = state.hosts[host].order.expect("there is an order");
-                if run {
-                    state.kill_for(host);
-                } else {
-                    state.end_container(host, false);
-                    state.hosts[host].gone = Some(claim);
-                }
-            }
-            Step::TellGone(host) => {
-                let claim = state.hosts[host].gone.expect("something is gone");
-                if host == BROKEN {
-                    let session = state.hosts[host].session.expect("it is connected");
-                    state.under_way.insert(Message::Gone { session, claim });
-                } else if state.connected(host) {
-                    state.release(host, claim);
-                    state.hosts[host].gone = None;
-                    state.hosts[host].acked_gone = Some(claim);
-                }
-            }
-            Step::LookAtShare(host) => state.end_container(host, true),
-            Step::LeaseEnds => {
-                let told = state.hosts[BROKEN].agent == Agent::Up;
-                state.end_container(BROKEN, told);
-            }
-            Step::SessionEnds => state.hosts[BROKEN].session = None,
-            Step::Heal => state.hosts[BROKEN].linked = true,
-            Step::Wake => state.hosts[BROKEN].agent = Agent::Up,
-            Step::AckOnly => {
-                let gone = state.under_way.iter().find_map(|message| match message {
-                    Message::Gone { claim, .. } => Some((*message, *claim)),
-                    _ => None,
-                });
-                let (message, claim) = gone.expect("a report is under way");
-                state.under_way.remove(&message);
-                state.under_way.insert(Message::GoneAck { claim });
-            }
-            Step::Cut | Step::Freeze | Step::Die | Step::Restart | Step::Clone | Step::GoBack => {
-                state.faults += 1;
-                fault(state, step);
-            }
-        }
-    }
-
-    fn place(&self, state: &mut State, host: usize) {
-        state.keep_copy();
-        state.placements += 1;
-        let store = &mut state.store;
-        store.generation += 1;
-        let claim = Claim {
-            incarnation: store.incarnation,
-            generation: store.generation,
-            placement: state.placements,
-        };
-        store.placed = Some((host, claim));
-        store.version[host] += 1;
-        state.truly_wanted = Some(claim);
-    }
-
-    /// What the store says of a container that no order names.
-    fn judge(&self, state: &mut State, host: usize) {
-        let Some(claim) = state.hosts[host].container else { return };
-        let known_over =
-            claim.generation <= state.store.generation && claim.incarnation <= state.store.incarnation;
-        if self.has(Mutant::UnknownIsStopped) || (known_over && state.declared_at.is_none()) {
-            state.kill_for(host);
-        } else if state.store.placed.is_none() {
-            state.store.held[host] = None;
-            state.keep_copy();
-            state.store.placed = Some((host, claim));
-            state.store.generation = state.store.generation.max(claim.generation);
-            state.store.wanted = true;
-            state.store.version[host] += 1;
-        } else if !self.has(Mutant::HeldIsForgotten) {
-            state.store.held[host] = Some(claim);
-        }
-        state.store.heard[host] = true;
-    }
-
-    /// The share holds what the store does not know. Of its own incarnation: it went back in time. Of an older one: that was
-    /// declared, and once every host was heard the generation may be raised above it.
-    fn refused(&self, state: &mut State, host: usize) {
-        if !state.connected(host) {
-            return;
-        }
-        let declared = state.share.is_some_and(|found| found.incarnation < state.store.incarnation);
-        if declared && !state.all_heard(self.mutant) {
-            return;
-        }
-        if declared || self.has(Mutant::RaisedAtOnce) {
-            let (claim, _) = state.hosts[host].order.expect("there is an order");
-            let found = state.share.map_or(0, |found| found.generation);
-            state.release(host, claim);
-            state.store.generation = state.store.generation.max(found);
-            state.hosts[host].order = None;
-        } else {
-            state.store.behind = true;
-        }
-    }
-
-    fn deliver(&self, state: &mut State, message: Message) {
-        state.under_way.remove(&message);
-        match message {
-            Message::Heartbeat { session, sent } => {
-                if state.store.session[BROKEN] == session {
-                    state.still_since = state.now;
-                    state.under_way.retain(|m| !matches!(m, Message::HeartbeatAck { .. }));
-                    state.under_way.insert(Message::HeartbeatAck { session, sent });
-                }
-            }
-            Message::Gone { session, claim } => {
-                if state.store.session[BROKEN] == session {
-                    state.release(BROKEN, claim);
-                    state.under_way.insert(Message::GoneAck { claim });
-                }
-            }
-            Message::HeartbeatAck { .. } | Message::Order { .. } | Message::GoneAck { .. } => {
-                deliver_to(&mut state.hosts[BROKEN], message, state.now, self.mutant);
-            }
-        }
-    }
-}
-
-fn deliver_to(host: &mut Host, message: Message, now: u8, mutant: Option<Mutant>) {
-    match message {
-        Message::HeartbeatAck { session, sent } if host.session == Some(session) => {
-            let from = if mutant == Some(Mutant::LeaseFromReceipt) { now } else { sent };
-            host.lease_from = host.lease_from.max(from);
-        }
-        // A set older than the one taken is refused; the same one holds again.
-        Message::Order { session, pair, order } if host.session == Some(session) && pair >= host.accepted => {
-            host.accepted = pair;
-            host.order = order;
-        }
-        Message::GoneAck { claim } if host.gone == Some(claim) => {
-            host.gone = None;
-            host.acked_gone = Some(claim);
-        }
-        Message::HeartbeatAck { .. }
-        | Message::Order { .. }
-        | Message::GoneAck { .. }
-        | Message::Heartbeat { .. }
-        | Message::Gone { .. } => {}
-    }
-}
-
-fn hello(state: &mut State, index: usize, old_orders_hold: bool) {
-    let set = state.pair_of_set(index);
-    let newest = (state.store.incarnation, state.store.generation);
-    let host = &mut state.hosts[index];
-    let ahead = host.accepted > set || host.container.is_some_and(|claim| claim.pair() > newest);
-    // What was declared restored is known to be older than what runs.
-    state.store.behind |= ahead && state.declared_at.is_none();
-    state.sessions += 1;
-    state.store.session[index] = state.sessions;
-    host.session = Some(state.sessions);
-    let unknown = host.container.is_some_and(|claim| state.store.placed != Some((index, claim)));
-    // Heard is who has nothing that is still to be judged.
-    state.store.heard[index] = state.store.heard[index] || !unknown;
-    // What was ordered in another session may have been given to another host since: it starts nothing more.
-    host.order = if old_orders_hold { host.order } else { None };
-    // Everything is told anew in a new session.
-    host.gone = host.gone.or(host.acked_gone.take());
-}
-
-fn fault(state: &mut State, step: Step) {
-    let host = &mut state.hosts[BROKEN];
-    match step {
-        Step::Cut => host.linked = false,
-        Step::Freeze => host.agent = Agent::Frozen,
-        Step::Die => (host.agent, host.session) = (Agent::Dead, None),
-        // What it knew is gone; what runs, runs on.
-        Step::Restart => {
-            (host.session, host.accepted, host.order) = (None, (0, 0), None);
-            (host.start, host.gone, host.acked_gone) = (Start::Idle, None, None);
-        }
-        // The clone takes the session, and shows that it has no container.
-        Step::Clone => {
-            state.sessions += 1;
-            state.store.session[BROKEN] = state.sessions;
-            if let Some((BROKEN, claim)) = state.store.placed {
-                state.release(BROKEN, claim);
-            }
-        }
-        Step::GoBack => {
-            state.store = *state.old.take().expect("there is a copy");
-            state.still_since = state.now;
-            state.went_back = true;
-            for host in &mut state.hosts {
-                host.session = None;
-            }
-        }
-        _ => {}
     }
 }
