@@ -11,6 +11,7 @@ mod clients;
 mod editor;
 mod errors;
 mod idle;
+mod install;
 mod layers;
 mod life;
 mod outages;
