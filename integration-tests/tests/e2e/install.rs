@@ -25,7 +25,8 @@ fn install(root: &TempDir, arguments: &[&str]) -> Output {
 
 fn installed(root: &TempDir, arguments: &[&str]) {
     let output = install(root, arguments);
-    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    let said =
+        String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}");
 }
 
@@ -51,7 +52,8 @@ fn verify(root: &TempDir, units: &[&str]) -> String {
 #[test]
 fn a_node_is_installed_and_an_upgrade_keeps_its_settings() {
     let root = tempfile::tempdir().expect("a directory");
-    let node = ["node", "--control-plane", "https://carrel.example:7301", "--base", "/mnt/efs/workspace-data"];
+    let node =
+        ["node", "--control-plane", "https://carrel.example:7301", "--base", "/mnt/efs/workspace-data"];
     installed(&root, &[&node[..], &["--join-token", "secret-token", "--zone", "a"]].concat());
     let settings = text(&root, "etc/carrel/node-agent.env");
     for line in [
@@ -64,7 +66,10 @@ fn a_node_is_installed_and_an_upgrade_keeps_its_settings() {
         assert!(settings.lines().any(|found| found == line), "{line} is missing:\n{settings}");
     }
     assert!(!settings.contains("secret-token"), "the token is in a file of its own");
-    assert_eq!((mode(&root, "etc/carrel/node-agent.env"), mode(&root, "etc/carrel/join-token")), (0o640, 0o600));
+    assert_eq!(
+        (mode(&root, "etc/carrel/node-agent.env"), mode(&root, "etc/carrel/join-token")),
+        (0o640, 0o600)
+    );
     let drop_in = text(&root, "etc/systemd/system/carrel-node-agent.service.d/share.conf");
     assert!(drop_in.contains("RequiresMountsFor=/mnt/efs/workspace-data"), "{drop_in}");
     assert_eq!(mode(&root, "usr/local/bin/node-agent"), 0o755);
@@ -95,5 +100,8 @@ fn what_is_missing_is_named() {
     assert!(said(&["control-plane", "--ca-dir", "/x"]).contains("CARREL_DATABASE_URL is not set"));
     let relative = said(&["node", "--control-plane", "https://c:7301", "--base", "srv"]);
     assert!(relative.contains("--base must be an absolute path"), "{relative}");
-    assert!(said(&["node", "--set", "lower=1", "--control-plane", "https://c:7301", "--base", "/srv"]).contains("NAME=VALUE"));
+    assert!(
+        said(&["node", "--set", "lower=1", "--control-plane", "https://c:7301", "--base", "/srv"])
+            .contains("NAME=VALUE")
+    );
 }
