@@ -29,13 +29,10 @@ pub(crate) fn bare_server(address: &str) {
 }
 
 /// Calls a second that 64 callers get answered.
-async fn rate<C, F: Future<Output = ()> + Send>(
-    clients: Vec<C>,
-    call: impl Fn(C) -> F + Clone + Send + 'static,
-) -> f64
+async fn rate<C, F>(clients: Vec<C>, call: impl Fn(C) -> F + Clone + Send + 'static) -> f64
 where
     C: Clone + Send + 'static,
-    F: 'static,
+    F: Future<Output = ()> + Send + 'static,
 {
     let begun = Instant::now();
     let until = begun + round();
