@@ -150,7 +150,7 @@ fn spawn_parts(
     let (orphans, from_orphans) = watch::channel(Vec::new());
     let (engine, from_engine) = watch::channel(EngineState::default());
     let (fenced, from_fences) = watch::channel(FencedOff::default());
-    let fences = FenceWatch::new(Arc::clone(&host), from_engine.clone(), fenced);
+    let fences = FenceWatch::new(Arc::clone(&host), from_engine.clone(), from_session.clone(), fenced);
     let links =
         Links { accepted: from_session, verdicts: from_verdicts, fenced: from_fences, orphans, engine };
     let (newest, identity) = watch::channel(Arc::new(identity));

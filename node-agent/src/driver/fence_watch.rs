@@ -1,20 +1,23 @@
 //! Reads the fence files of what runs: of a container that was just found running at once, of all every interval. Beside the loop,
 //! so that a share that hangs holds up nothing; what it cannot read it knows nothing of, and stops nothing for.
+//!
+//! What the control plane wants says its own again where the file has something earlier; anything else only reads: a container that
+//! nobody ordered must not fence off the one that was.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use carrel_common::id::Pair;
-use carrel_common::model::Container;
+use carrel_common::model::{Container, DesiredSet};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::EngineState;
 use super::host::Host;
+use super::{Accepted, EngineState};
 use crate::runtime::Runtime;
 use crate::storage::fence_file::Token;
-use crate::storage::fences::Claim;
+use crate::storage::fences::{Asking, Claim};
 
 /// Writes that were cut off leave a small file each: there is no hurry.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
@@ -27,6 +30,7 @@ pub type FencedOff = BTreeMap<String, Pair>;
 pub struct FenceWatch<R> {
     host: Arc<Host<R>>,
     engine: watch::Receiver<EngineState>,
+    accepted: watch::Receiver<Accepted>,
     fenced: watch::Sender<FencedOff>,
     /// Running containers whose file was asked for.
     asked: BTreeSet<String>,
@@ -38,14 +42,24 @@ pub struct FenceWatch<R> {
 }
 
 impl<R: Runtime> FenceWatch<R> {
-    /// Watches what `engine` says is running, and tells in `fenced` what has to stop.
+    /// Watches what `engine` says is running, by the set in `accepted`, and tells in `fenced` what has to stop.
     pub fn new(
         host: Arc<Host<R>>,
         engine: watch::Receiver<EngineState>,
+        accepted: watch::Receiver<Accepted>,
         fenced: watch::Sender<FencedOff>,
     ) -> Self {
         let now = host.clock.monotonic();
-        Self { host, engine, fenced, asked: BTreeSet::new(), due: now, tidy_due: now, trouble: None }
+        Self {
+            host,
+            engine,
+            accepted,
+            fenced,
+            asked: BTreeSet::new(),
+            due: now,
+            tidy_due: now,
+            trouble: None,
+        }
     }
 
     /// Runs until `stop`.
@@ -74,8 +88,11 @@ impl<R: Runtime> FenceWatch<R> {
             self.host.metrics.stuck(self.host.storage.stuck());
         }
         self.forget(&inventory);
-        let running = inventory.into_iter().filter(|container| container.running);
-        let which: Vec<_> = running.filter(|c| all || !self.asked.contains(&c.container_id)).collect();
+        let running: Vec<_> = inventory.into_iter().filter(|container| container.running).collect();
+        let due = |c: &&Container| all || !self.asked.contains(&c.container_id);
+        let set = self.accepted.borrow().set.clone();
+        let which: Vec<_> =
+            running.iter().filter(due).map(|c| (c, is_wanted(c, set.as_deref(), &running))).collect();
         if !which.is_empty() {
             self.ask(&which).await;
         }
@@ -97,17 +114,21 @@ impl<R: Runtime> FenceWatch<R> {
         });
     }
 
-    async fn ask(&mut self, which: &[Container]) {
-        let own = |c: &Container| (c.student.clone(), Token { pair: c.pair(), placement: c.placement });
-        let claims = self.host.storage.claim_all(which.iter().map(own).collect()).await;
-        self.asked.extend(which.iter().map(|container| container.container_id.clone()));
+    async fn ask(&mut self, which: &[(&Container, bool)]) {
+        let asking = |&(c, may_write): &(&Container, bool)| Asking {
+            student: c.student.clone(),
+            own: Token { pair: c.pair(), placement: c.placement },
+            may_write,
+        };
+        let claims = self.host.storage.claim_all(which.iter().map(asking).collect()).await;
+        self.asked.extend(which.iter().map(|(container, _)| container.container_id.clone()));
         let claims = match claims {
             Ok(claims) => claims,
             Err(problem) => return self.troubled(Some(problem)),
         };
         let trouble = claims.iter().find_map(|claim| claim.as_ref().err()).cloned();
         self.troubled(trouble);
-        let fenced = which.iter().zip(&claims).filter_map(|(container, claim)| match claim {
+        let fenced = which.iter().zip(&claims).filter_map(|((container, _), claim)| match claim {
             Ok(Claim::Fenced(pair)) => Some((container.container_id.clone(), *pair)),
             Ok(Claim::Held) | Err(_) => None,
         });
@@ -127,3 +148,18 @@ impl<R: Runtime> FenceWatch<R> {
         self.trouble = trouble;
     }
 }
+
+/// Whether `container` may say on the share that it is its student's: the set names it. Before the first set, after a restart of the
+/// agent, one that is alone may: it was ordered once, and a late write of an earlier one must not stand for that long.
+fn is_wanted(container: &Container, set: Option<&DesiredSet>, running: &[Container]) -> bool {
+    match set {
+        Some(set) => set
+            .items
+            .iter()
+            .any(|item| item.workspace == container.workspace && item.pair() == container.pair()),
+        None => running.iter().filter(|other| other.student == container.student).count() == 1,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -70,7 +70,7 @@ impl Bench {
         let (engine_state, state) = watch::channel(EngineState::default());
         let orphans = watch::Sender::new(Vec::new());
         let (fenced, from_fences) = watch::channel(FencedOff::default());
-        let fences = FenceWatch::new(Arc::clone(&host), state.clone(), fenced);
+        let fences = FenceWatch::new(Arc::clone(&host), state.clone(), from_session.clone(), fenced);
         let links = Links {
             accepted: from_session,
             verdicts: from_verdicts,

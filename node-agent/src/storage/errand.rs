@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::check::{Entry, Expected, Facts, Kind, Marker, Problem, WriteTrial, check, check_place, mount_of};
 use super::fence_file::Token;
-use super::fences::{Claim, Fences};
+use super::fences::{Asking, Claim, Fences};
 use super::layout::{self, Base, LayoutError, refused};
 use super::marker;
 
@@ -41,7 +41,7 @@ pub enum Errand {
     /// Say on the share that a container is the student's.
     Claim(StudentId, Token),
     /// The same for all that run.
-    ClaimAll(Vec<(StudentId, Token)>),
+    ClaimAll(Vec<Asking>),
     /// Move a student's directory to the trash, unless the share knows of a container later than this.
     Trash {
         /// Whose.
@@ -82,8 +82,7 @@ pub fn run(place: &Place, errand: Errand) -> Told {
             fences(place).and_then(|fences| fences.claim(&student, &own)).map(Told::Claim)
         }
         Errand::ClaimAll(all) => fences(place).map(|fences| {
-            let claim = |(student, own)| fences.claim(&student, &own).map_err(|error| error.to_string());
-            Told::Claims(all.into_iter().map(claim).collect())
+            Told::Claims(all.iter().map(|one| fences.ask(one).map_err(|error| error.to_string())).collect())
         }),
         Errand::Trash { student, workspace, pair } => return trash(place, &student, workspace, pair),
         Errand::Tidy => fences(place).and_then(|fences| fences.tidy(CUT_OFF)).map(|_| Told::Done),

@@ -37,6 +37,17 @@ pub enum Claim {
     Fenced(Pair),
 }
 
+/// What is asked for one container that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Asking {
+    /// Whose it is.
+    pub student: StudentId,
+    /// What names it.
+    pub own: Token,
+    /// Whether it says its own again over an earlier one, as it is the one that was ordered.
+    pub may_write: bool,
+}
+
 /// The fence files of a share that is ours.
 #[derive(Debug)]
 pub struct Fences {
@@ -71,6 +82,20 @@ impl Fences {
             }
         }
         Err(LayoutError::Contended(self.path.join(name)))
+    }
+
+    /// Claims for a container that runs; one that may not write is held as long as the share knows nothing later.
+    ///
+    /// # Errors
+    /// When the file cannot be read, understood or written: then nothing is known, and nothing may be stopped.
+    pub fn ask(&self, asking: &Asking) -> Result<Claim, LayoutError> {
+        if asking.may_write {
+            return self.claim(&asking.student, &asking.own);
+        }
+        Ok(match verdict(&asking.own, self.latest(&asking.student)?.as_ref()) {
+            Verdict::Fenced(pair) => Claim::Fenced(pair),
+            Verdict::Ours | Verdict::Write => Claim::Held,
+        })
     }
 
     /// What the share knows of the student's containers; `None`: nothing.

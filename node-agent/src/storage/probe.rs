@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::check::{Problem, check};
 use super::errand::{Errand, Place, Told};
 use super::fence_file::Token;
-use super::fences::Claim;
+use super::fences::{Asking, Claim};
 use super::prober::{Prober, Trouble};
 
 /// What an answer takes on top of a look that ran into its deadline.
@@ -175,10 +175,7 @@ impl Storage {
     ///
     /// # Errors
     /// One sentence, when nothing is known.
-    pub async fn claim_all(
-        &self,
-        all: Vec<(StudentId, Token)>,
-    ) -> Result<Vec<Result<Claim, String>>, String> {
+    pub async fn claim_all(&self, all: Vec<Asking>) -> Result<Vec<Result<Claim, String>>, String> {
         let asked = all.len();
         match self.prober.run(&self.place, Errand::ClaimAll(all), self.within).await {
             Ok(Told::Claims(claims)) if claims.len() == asked => Ok(claims),

@@ -171,3 +171,16 @@ fn of_two_that_race_on_a_real_file_one_is_left() {
     }
     assert_eq!(share.names(), ["ada"], "nothing else is left");
 }
+
+#[test]
+fn one_that_may_not_write_reads_only() {
+    let share = Share::new();
+    let (ordered, nobodys) = (token(1), token(9));
+    let fences = share.seen_by("a");
+    fences.claim(&ada(), &ordered).expect("claimed");
+    let reader = Asking { student: ada(), own: nobodys, may_write: false };
+    assert_eq!(fences.ask(&reader).expect("read"), Claim::Held, "nothing later is known");
+    assert_eq!(fences.latest(&ada()).expect("read"), Some(ordered), "the one that was ordered stands");
+    fences.claim(&ada(), &token(10)).expect("claimed");
+    assert_eq!(fences.ask(&reader).expect("read"), Claim::Fenced(token(10).pair));
+}
