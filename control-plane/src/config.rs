@@ -13,6 +13,7 @@ use crate::app::Settings;
 use crate::domain::activity::BySignal;
 use crate::domain::idle::IdlePolicy;
 use crate::domain::lease::LeaseTerms;
+use crate::domain::placement::Strategy;
 use crate::domain::policy::Defaults;
 use crate::domain::reconcile::OrderTimes;
 use crate::domain::workspace::Stays;
@@ -172,6 +173,9 @@ pub struct ServeArgs {
     /// Time between SIGTERM and SIGKILL.
     #[arg(long, env = "CARREL_STOP_GRACE", default_value = "10s", value_parser = humantime::parse_duration)]
     pub stop_grace: Duration,
+    /// Which node a workspace gets, of those that suit equally well otherwise: spread (the emptiest) or pack (the fullest).
+    #[arg(long, env = "CARREL_PLACEMENT", default_value = "spread", value_parser = parse_strategy)]
+    pub placement: Strategy,
     /// Processors promised for each one a node has: most students read most of the time.
     #[arg(long, env = "CARREL_CPU_OVERCOMMIT", default_value_t = 16.0)]
     pub cpu_overcommit: f64,
@@ -225,6 +229,14 @@ const LONGEST_TTL: Duration = Duration::from_secs(30 * 24 * 3600);
 pub struct BadConfig {
     flag: &'static str,
     problem: String,
+}
+
+fn parse_strategy(text: &str) -> Result<Strategy, String> {
+    match text {
+        "spread" => Ok(Strategy::Spread),
+        "pack" => Ok(Strategy::Pack),
+        _ => Err("must be spread or pack".into()),
+    }
 }
 
 /// `1073741824`, `1GiB`, `512MiB`, `64KiB`.
@@ -365,6 +377,7 @@ impl ServeArgs {
                 stopping: self.longest_stopping,
             },
             orders: OrderTimes { start_timeout: self.longest_starting, stop_grace: self.stop_grace },
+            placement: self.placement,
             limits: CandidateLimits {
                 cpu_overcommit: self.cpu_overcommit,
                 memory_overcommit: self.memory_overcommit,

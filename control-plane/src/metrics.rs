@@ -1,8 +1,9 @@
 //! What the control plane counts; the names are documented in the README.
 
-use carrel_common::model::{StopReason, Verdict};
+use carrel_common::model::{StatusReason, StopReason, Verdict};
 use opentelemetry::metrics::{Counter, Gauge, Histogram};
 use opentelemetry::{KeyValue, global};
+use time::OffsetDateTime;
 
 /// The instruments.
 #[derive(Debug, Clone)]
@@ -16,6 +17,11 @@ pub struct Metrics {
     fences: Counter<u64>,
     nodes: Gauge<u64>,
     held: Gauge<u64>,
+    queue: Gauge<u64>,
+    queue_wait: Histogram<f64>,
+    placements: Counter<u64>,
+    start_failures: Counter<u64>,
+    cordons: Counter<u64>,
 }
 
 impl Default for Metrics {
@@ -54,6 +60,26 @@ impl Default for Metrics {
             held: meter
                 .u64_gauge("carrel_replacements_held")
                 .with_description("Nodes that would be given up, but for so many others that are silent.")
+                .build(),
+            queue: meter
+                .u64_gauge("carrel_queue_length")
+                .with_description("Workspaces that wait for a place, as this replica last saw it.")
+                .build(),
+            queue_wait: meter
+                .f64_histogram("carrel_queue_wait_seconds")
+                .with_description("Seconds from StartWorkspace to a place on a node.")
+                .build(),
+            placements: meter
+                .u64_counter("carrel_placements")
+                .with_description("Attempts to find a place, by what became of them.")
+                .build(),
+            start_failures: meter
+                .u64_counter("carrel_start_failures")
+                .with_description("Starts that failed on a node and may have been its fault.")
+                .build(),
+            cordons: meter
+                .u64_counter("carrel_nodes_cordoned")
+                .with_description("Nodes that were cordoned since starts kept failing there.")
                 .build(),
         }
     }
@@ -98,6 +124,33 @@ impl Metrics {
     /// So many nodes would be given up, but for the others that are silent.
     pub fn replacements_held(&self, count: usize) {
         self.held.record(u64::try_from(count).unwrap_or(u64::MAX), &[]);
+    }
+    /// So many wait for a place.
+    pub fn queue_length(&self, waiting: usize) {
+        self.queue.record(u64::try_from(waiting).unwrap_or(u64::MAX), &[]);
+    }
+    /// A workspace that was asked for at `since` got a place.
+    pub fn placed(&self, since: Option<OffsetDateTime>, now: OffsetDateTime) {
+        self.placements.add(1, &[KeyValue::new("outcome", "placed")]);
+        self.queue_wait.record(since.map_or(0.0, |since| (now - since).as_seconds_f64().max(0.0)), &[]);
+    }
+    /// A start found no place and waits.
+    pub fn queued(&self) {
+        self.placements.add(1, &[KeyValue::new("outcome", "queued")]);
+    }
+    /// Places that a pass had chosen were taken by somebody else.
+    pub fn lost_race(&self) {
+        self.placements.add(1, &[KeyValue::new("outcome", "lost_race")]);
+    }
+    /// A start failed on a node; `retried`: another is to try it.
+    pub fn start_failed(&self, reason: StatusReason, retried: bool) {
+        let name =
+            serde_json::to_value(reason).ok().and_then(|v| v.as_str().map(str::to_owned)).unwrap_or_default();
+        self.start_failures.add(1, &[KeyValue::new("reason", name), KeyValue::new("retried", retried)]);
+    }
+    /// A node was cordoned by Carrel itself.
+    pub fn cordoned(&self) {
+        self.cordons.add(1, &[]);
     }
     /// A session was accepted.
     pub fn session_accepted(&self) {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use carrel_proto::v1::event_service_client::EventServiceClient;
 use carrel_proto::v1::node_service_client::NodeServiceClient;
+use carrel_proto::v1::policy_service_client::PolicyServiceClient;
 use carrel_proto::v1::workspace_change::Kind;
 use carrel_proto::v1::workspace_service_client::WorkspaceServiceClient;
 use carrel_proto::v1::{self as pb, workspace::State};
@@ -20,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(45);
 pub struct Client {
     /// `WorkspaceService`, for what has no method here.
     pub workspaces: WorkspaceServiceClient<Channel>,
+    /// `PolicyService`.
+    pub policies: PolicyServiceClient<Channel>,
     /// `EventService`.
     pub events: EventServiceClient<Channel>,
     /// `NodeService`.
@@ -58,6 +61,7 @@ impl Client {
             .connect_lazy();
         Self {
             workspaces: WorkspaceServiceClient::new(channel.clone()),
+            policies: PolicyServiceClient::new(channel.clone()),
             events: EventServiceClient::new(channel.clone()),
             nodes: NodeServiceClient::new(channel),
         }

@@ -2,9 +2,9 @@
 //!
 //! `cluster` starts, kills and freezes them over a database and a base path of their own; `client` talks to them as an
 //! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill,
-//! `gated_share` a file server that it may hang; `rig` is a fleet of hosts on this machine, and `writes` the check that a
-//! file never had two writers at once; `collector` keeps the spans they send; `printed` reads the commands of our
-//! documents. Everything made is removed again
+//! `gated_share` a file server that it may hang, `registry` an image registry that it may slow down; `rig` is a fleet of
+//! hosts on this machine, and `writes` the check that a file never had two writers at once; `collector` keeps the spans
+//! they send; `printed` reads the commands of our documents. Everything made is removed again
 //! when its value is dropped, also when a test panics. A harness that cannot do its work panics and says why: there is
 //! nobody to return an error to.
 #![expect(
@@ -28,6 +28,7 @@ pub mod own_postgres;
 pub mod pki;
 pub mod printed;
 pub mod process;
+pub mod registry;
 pub mod rig;
 pub mod settings;
 pub mod writes;

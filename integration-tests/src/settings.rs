@@ -44,6 +44,11 @@ pub fn workspace_image() -> String {
     required("CARREL_WORKSPACE_IMAGE")
 }
 
+/// Debian's image registry.
+pub fn registry_binary() -> String {
+    required("CARREL_REGISTRY_BINARY")
+}
+
 /// A Chromium.
 pub fn chromium() -> String {
     required("CHROMIUM")

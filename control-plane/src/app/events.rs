@@ -53,6 +53,6 @@ impl App {
     /// The database.
     pub async fn workspaces_now(&self, uids: Vec<WorkspaceUid>) -> Result<Vec<WorkspaceView>> {
         let found = self.store.workspaces_by_uid(uids).await?;
-        self.view(found).await
+        self.view_lately(found).await
     }
 }

@@ -9,10 +9,12 @@ mod drains;
 mod enrolment;
 mod error;
 mod events;
+mod failing;
 mod fencing;
 mod heartbeats;
 mod idle;
 mod images;
+mod line;
 mod logs;
 mod node_admin;
 mod nodes;
@@ -34,6 +36,7 @@ pub use error::{AppError, Result};
 pub use fencing::NodeLoss;
 pub use heartbeats::{Heartbeats, Recorded};
 pub use idle::IdleCheck;
+pub use line::{Board, Line, LinePlace};
 pub use logs::{LogOrder, LogPart, LogTails, Tail};
 pub use nodes::HeartbeatOutcome;
 pub use nudge::{IdleDue, Nudge};
@@ -70,6 +73,8 @@ pub struct App {
     pub nudge: Arc<Nudge>,
     /// What is counted.
     pub metrics: Metrics,
+    /// Who stands where in line.
+    pub board: Board,
     /// Activity on its way to the database.
     pub heartbeats: Heartbeats,
     /// Logs on their way from the nodes.

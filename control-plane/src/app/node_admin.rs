@@ -83,6 +83,7 @@ impl App {
         let node = self.lock_present(&mut work, id).await?;
         if node.cordon.is_some() {
             work.uncordon_node(id).await?;
+            work.forgive_node(id).await?;
             let entry = Entry::new("node.uncordoned", Actor::Operator)
                 .with("why", why)
                 .with("drain_ended", node.drain.is_some());

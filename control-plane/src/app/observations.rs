@@ -1,8 +1,11 @@
 //! What the agents report.
 
+use std::time::Duration;
+
 use carrel_common::id::{Generation, NodeId, WorkspaceUid};
 use carrel_common::model::{Observation, Observed, Signal, StatusReason};
 
+use super::failing::Outcomes;
 use super::settle::settle;
 use super::workspaces::rfc3339;
 use super::{App, AppError, Result};
@@ -37,9 +40,9 @@ impl App {
         // The order of ids is the order of locks.
         batch.sort_by_key(|o| (o.workspace, o.generation, o.sequence));
         let mut work = self.store.begin().await?;
-        let mut changes = Vec::new();
+        let (mut changes, mut outcomes) = (Vec::new(), Outcomes::default());
         for observation in &batch {
-            if let Some(change) = self.observe_one(&mut work, node, observation).await? {
+            if let Some(change) = self.observe_one(&mut work, node, observation, &mut outcomes).await? {
                 changes.push(change);
             }
         }
@@ -47,6 +50,7 @@ impl App {
         if !work.session_is_current(node, session_epoch).await? {
             return Err(AppError::SessionSuperseded(node));
         }
+        self.note_outcomes(&mut work, Some(node), outcomes).await?;
         self.nudge.ring(&work.commit().await?);
         for (before, after) in &changes {
             self.note(before, after);
@@ -59,6 +63,7 @@ impl App {
         work: &mut Work,
         node: NodeId,
         seen: &Observation,
+        outcomes: &mut Outcomes,
     ) -> Result<Option<(Workspace, Workspace)>> {
         let Some(Locked { workspace: before, activity, now }) = work.lock(seen.workspace).await? else {
             return Ok(None);
@@ -71,6 +76,10 @@ impl App {
         let Some(event) = concerns(&placement, &before, seen, present, lost) else { return Ok(None) };
         if matches!(event, Event::Report(Report::Gone { .. }) | Event::NodeLost { .. }) {
             work.release_placement(&placement).await?;
+            if before.state == State::Stopping {
+                let took = Duration::try_from(now - before.state_since).unwrap_or_default();
+                work.note_stop(&placement, took).await?;
+            }
             if let Observed::Gone { purge: Err(problem) } = &seen.state {
                 let subject =
                     Subject { workspace: Some((before.uid, before.student.clone())), node: Some(node) };
@@ -79,6 +88,7 @@ impl App {
                 work.append(subject, entry).await?;
             }
         }
+        let event = self.end_or_elsewhere(work, &before, event, now, outcomes).await?;
         let (mut next, mut log) = before.apply(event, now)?;
         // Seen there, and not known here when the stop was decided.
         let refused_for = match &seen.state {
@@ -87,6 +97,9 @@ impl App {
         };
         if let Some(at) = refused_for {
             log = log.into_iter().map(|entry| entry.with("last_active_time", rfc3339(at))).collect();
+        }
+        if before.ready_at.is_none() && next.ready_at.is_some() {
+            outcomes.up.push(next.uid);
         }
         if before.state == State::Unreachable && next.state == State::Running {
             // While the node was silent nobody could see activity: the idle clock stood still.

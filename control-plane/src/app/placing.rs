@@ -1,21 +1,32 @@
 //! Finding a node for what waits.
+//!
+//! A start is placed at once, in its own transaction, unless somebody waits: then it joins the line, and a pass over the
+//! line places it. A pass reads the nodes once, decides in memory, and claims many places in one transaction, each checked
+//! again under its node's lock.
 
-use carrel_common::id::WorkspaceUid;
+use std::collections::{BTreeMap, BTreeSet};
+
+use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::Resources;
 use time::OffsetDateTime;
 
 use super::{App, AppError, Result};
 use crate::domain::event::Entry;
 use crate::domain::node::NodeState;
-use crate::domain::placement::{self, NoPlace};
+use crate::domain::placement::{self, Fleet, Held, NoPlace, Strategy, Turn, Waiting};
 use crate::domain::workspace::{Event, State, Workspace};
-use crate::store::{Locked, Work};
+use crate::store::{Change, InLine, Locked, Work};
 
-/// Tried in one go; the rest is tried in the next.
-const BATCH: i64 = 200;
+/// Claimed, or told why they wait, in one transaction: long enough to be cheap, short enough that no heartbeat of their
+/// nodes waits for long.
+const AT_ONCE: usize = 250;
 
-/// A purge moves files and runs nothing.
-const NOTHING: Resources = Resources { cpu_millicores: 0, memory_bytes: 0, pids: 0 };
+/// Purges tried in one pass; the rest is tried in the next.
+const PURGES: i64 = 50;
+
+/// A start looks so often for a better node while others are placed at the same moment, as many as a replica has connections;
+/// then it takes what it has.
+const LOOKS: usize = 16;
 
 impl App {
     /// Places a workspace that has just been asked for, or has it wait; an error when no node could take it whatever
@@ -26,86 +37,208 @@ impl App {
         workspace: Workspace,
         now: OffsetDateTime,
     ) -> Result<(Workspace, Vec<Entry>)> {
-        let fair = !work.somebody_waits(workspace.uid, now).await?;
-        match self.claim(work, &workspace, fair, now).await? {
-            Ok(step) => Ok(step),
+        let somebody_waits = work.somebody_waits(workspace.uid, now).await?;
+        match self.claim(work, &workspace, somebody_waits).await? {
+            Ok(node) => {
+                self.metrics.placed(workspace.started_at, now);
+                Ok(workspace.apply(Event::Place { node }, now)?)
+            }
             Err(NoPlace::NoneReady) => Err(no_healthy_node(work).await?),
             Err(NoPlace::TooLarge) => {
                 let Resources { cpu_millicores, memory_bytes, .. } = workspace.spec.resources;
                 Err(AppError::LimitsBeyondNodes { cpu_millicores, memory_bytes })
             }
-            Err(full @ NoPlace::Full { .. }) => {
-                let (reason, message) = full.explain();
+            Err(none @ (NoPlace::Full { .. } | NoPlace::FailedOnAll | NoPlace::NotItsTurn)) => {
+                self.metrics.queued();
+                let (reason, message) = none.explain();
                 Ok(workspace.apply(Event::Wait { reason, message }, now)?)
             }
         }
     }
 
-    /// Chooses a node, locks it, looks again, and claims the place.
+    /// Chooses a node, locks it, looks again, and claims the place. Starts at one moment all see the same best node: who
+    /// finds it taken by the time it has the lock goes on to the next, so that they spread as if they had come one by one.
     async fn claim(
         &self,
         work: &mut Work,
         workspace: &Workspace,
-        fair: bool,
-        now: OffsetDateTime,
-    ) -> Result<std::result::Result<(Workspace, Vec<Entry>), NoPlace>> {
-        let need = if workspace.deletion.is_some() { NOTHING } else { workspace.spec.resources };
-        let candidates = work.candidates(self.settings.limits).await?;
-        let node = match placement::place(&need, &candidates) {
-            Ok(_) if !fair => {
-                return Ok(Err(NoPlace::Full { ready: candidates.iter().filter(|c| c.ready).count() }));
-            }
-            Ok(node) => node,
-            Err(none) => return Ok(Err(none)),
-        };
-        let locked = work.lock_candidate(node, self.settings.limits).await?;
-        if let Err(none) = placement::place(&need, locked.as_slice()) {
-            return Ok(Err(none));
+        somebody_waits: bool,
+    ) -> Result<std::result::Result<NodeId, NoPlace>> {
+        let waiting = Waiting::of(workspace);
+        let ask = waiting.ask();
+        let images = std::slice::from_ref(&waiting.image);
+        let limits = self.settings.limits;
+        let nodes = work.candidates(images, limits).await?;
+        let several_zones = nodes.windows(2).any(|pair| pair[0].zone != pair[1].zone);
+        let places = if several_zones { work.places_of_course(ask.course).await? } else { vec![] };
+        let mut fleet = Fleet::new(self.settings.placement, nodes, places);
+        if somebody_waits {
+            return Ok(Err(fleet.place(&ask).err().unwrap_or(NoPlace::NotItsTurn)));
         }
-        work.insert_placement(workspace, node).await?;
-        Ok(Ok(workspace.apply(Event::Place { node }, now)?))
+        for look in 1..=LOOKS {
+            let node = match fleet.place(&ask) {
+                Ok(node) => node,
+                Err(none) => return Ok(Err(none)),
+            };
+            work.try_out().await?;
+            for fresh in work.lock_candidates(&[node], images, limits).await? {
+                fleet.refresh(fresh);
+            }
+            if fleet.place(&ask) == Ok(node) || (look == LOOKS && fleet.take_on(node, &ask)) {
+                work.insert_placement(workspace, node).await?;
+                return Ok(Ok(node));
+            }
+            work.take_back().await?;
+        }
+        Ok(Err(NoPlace::NotItsTurn))
     }
 
-    /// One pass over the queue; how many were placed.
+    /// One pass over the line, and over purges, which need a node but no room; how many were placed.
     ///
     /// # Errors
     /// [`AppError`].
     pub async fn place_waiting(&self) -> Result<usize> {
         let mut placed = 0;
-        for uid in self.store.waiting(BATCH).await? {
-            match self.place_one(uid).await {
-                Ok(true) => placed += 1,
-                // The queue is in order: who comes later does not overtake.
-                Ok(false) => break,
+        for uid in self.store.purges_waiting(PURGES).await? {
+            match self.place_purge(uid).await {
+                Ok(done) => placed += usize::from(done),
                 Err(error) if error.is_conflict() => {}
                 Err(error) => return Err(error),
             }
         }
-        Ok(placed)
-    }
-
-    async fn place_one(&self, uid: WorkspaceUid) -> Result<bool> {
-        let mut work = self.store.begin().await?;
-        let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(true) };
-        let waits = before.state == State::Pending || before.deletion.is_some();
-        if before.node.is_some() || before.deleted_at.is_some() || !waits {
-            return Ok(true);
-        }
-        let (placed, (next, log)) = match self.claim(&mut work, &before, true, now).await? {
-            Ok(step) => (true, step),
-            Err(_) if before.deletion.is_some() => return Ok(true),
-            Err(none) => {
-                let (reason, message) = none.explain();
-                (false, before.apply(Event::Wait { reason, message }, now)?)
-            }
-        };
-        if next == before {
+        let (line, now) = self.store.waiting().await?;
+        if line.is_empty() {
+            self.publish_line(&[], now).await?;
             return Ok(placed);
         }
+        let (waiting, told): (Vec<_>, Vec<_>) = line
+            .into_iter()
+            .map(|InLine { waiting, told }| {
+                let uid = waiting.uid;
+                (waiting, (uid, told))
+            })
+            .unzip();
+        let (line, turns) = self.plan(waiting, now).await?;
+        let told: BTreeMap<_, _> = told.into_iter().collect();
+        let mut wins = Vec::new();
+        let mut waits = Vec::new();
+        for Turn { uid, outcome } in turns {
+            match outcome {
+                Ok(node) => wins.push((uid, node)),
+                Err(none) => {
+                    let (reason, message) = none.explain();
+                    if told.get(&uid).is_none_or(|(r, m)| (*r, m) != (Some(reason), &message)) {
+                        waits.push((uid, Event::Wait { reason, message }));
+                    }
+                }
+            }
+        }
+        let mut done = BTreeSet::new();
+        for chunk in wins.chunks(AT_ONCE) {
+            match self.claim_many(chunk).await {
+                Ok(claimed) => done.extend(claimed),
+                Err(error) if error.is_conflict() => self.metrics.lost_race(),
+                Err(error) => return Err(error),
+            }
+        }
+        for chunk in waits.chunks(AT_ONCE) {
+            match self.have_wait(chunk).await {
+                Err(error) if !error.is_conflict() => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        let left: Vec<_> = line.into_iter().filter(|w| !done.contains(&w.uid)).collect();
+        self.publish_line(&left, now).await?;
+        Ok(placed + done.len())
+    }
+
+    /// Brings those who wait in line, and decides who gets which place.
+    async fn plan(&self, mut line: Vec<Waiting>, now: OffsetDateTime) -> Result<(Vec<Waiting>, Vec<Turn>)> {
+        let images: BTreeSet<_> = line.iter().map(|w| w.image.clone()).collect();
+        let images: Vec<_> = images.into_iter().collect();
+        let mut work = self.store.begin().await?;
+        let nodes = work.candidates(&images, self.settings.limits).await?;
+        let places = work.course_places().await?;
+        drop(work);
+        let mut held = Held::new();
+        for (_, course, count) in &places {
+            *held.entry(course.clone()).or_default() += count;
+        }
+        placement::in_line(&mut line, &held);
+        let mut fleet = Fleet::new(self.settings.placement, nodes, places);
+        let turns = placement::plan(&line, &mut fleet, now);
+        Ok((line, turns))
+    }
+
+    /// Claims places that a pass decided on; those that still could be had.
+    async fn claim_many(&self, wins: &[(WorkspaceUid, NodeId)]) -> Result<Vec<WorkspaceUid>> {
+        let nodes_of: BTreeMap<_, _> = wins.iter().copied().collect();
+        let nodes: BTreeSet<_> = nodes_of.values().copied().collect();
+        let nodes: Vec<_> = nodes.into_iter().collect();
+        let mut work = self.store.begin().await?;
+        let uids: Vec<_> = nodes_of.keys().copied().collect();
+        let (locked, now) = work.lock_many(&uids).await?;
+        let candidates = work.lock_candidates(&nodes, &[], self.settings.limits).await?;
+        let mut fleet = Fleet::new(Strategy::default(), candidates, []);
+        let mut changes = Vec::with_capacity(locked.len());
+        for before in locked.into_iter().filter(waits) {
+            let Some(node) = nodes_of.get(&before.uid) else { continue };
+            // Another replica may have placed there meanwhile; then the next pass finds another node.
+            if fleet.take_on(*node, &Waiting::of(&before).ask()) {
+                let (after, log) = before.apply(Event::Place { node: *node }, now)?;
+                changes.push(Change { before, after, log });
+            }
+        }
+        let claims: Vec<_> =
+            changes.iter().filter_map(|change| Some((&change.after, change.after.node?))).collect();
+        work.insert_placements(&claims).await?;
+        let claimed: Vec<_> =
+            changes.iter().map(|change| (change.after.uid, change.after.started_at)).collect();
+        work.save_many(changes, now).await?;
+        self.nudge.ring(&work.commit().await?);
+        for (_, since) in &claimed {
+            self.metrics.placed(*since, now);
+        }
+        Ok(claimed.into_iter().map(|(uid, _)| uid).collect())
+    }
+
+    /// Tells those who wait why.
+    async fn have_wait(&self, waiting: &[(WorkspaceUid, Event)]) -> Result<()> {
+        let events: BTreeMap<_, _> = waiting.iter().map(|(uid, event)| (*uid, event)).collect();
+        let uids: Vec<_> = events.keys().copied().collect();
+        let mut work = self.store.begin().await?;
+        let (locked, now) = work.lock_many(&uids).await?;
+        let mut changes = Vec::with_capacity(locked.len());
+        for before in locked.into_iter().filter(waits) {
+            let Some(event) = events.get(&before.uid) else { continue };
+            let (after, log) = before.apply((*event).clone(), now)?;
+            changes.push(Change { before, after, log });
+        }
+        work.save_many(changes, now).await?;
+        let mut touched = work.commit().await?;
+        // That somebody waits is what this pass began with; it is no reason for another.
+        touched.queue = false;
+        self.nudge.ring(&touched);
+        Ok(())
+    }
+
+    async fn place_purge(&self, uid: WorkspaceUid) -> Result<bool> {
+        let mut work = self.store.begin().await?;
+        let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(false) };
+        if before.node.is_some() || before.deleted_at.is_some() || before.deletion.is_none() {
+            return Ok(false);
+        }
+        let Ok(node) = self.claim(&mut work, &before, false).await? else { return Ok(false) };
+        let (next, log) = before.apply(Event::Place { node }, now)?;
         work.save(&before, next, log, now).await?;
         self.nudge.ring(&work.commit().await?);
-        Ok(placed)
+        Ok(true)
     }
+}
+
+/// Whether it is in line.
+fn waits(workspace: &Workspace) -> bool {
+    workspace.state == State::Pending && workspace.node.is_none() && workspace.deleted_at.is_none()
 }
 
 /// Why nobody can take anything.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use carrel_common::id::ClusterId;
 
 use crate::domain::lease::LeaseTerms;
+use crate::domain::placement::Strategy;
 use crate::domain::policy::Defaults;
 use crate::domain::reconcile::OrderTimes;
 use crate::domain::workspace::Stays;
@@ -25,6 +26,8 @@ pub struct Settings {
     pub stays: Stays,
     /// Times that go into orders.
     pub orders: OrderTimes,
+    /// Whether the emptiest node is preferred, or the fullest.
+    pub placement: Strategy,
     /// How much more than it has a node may promise.
     pub limits: CandidateLimits,
     /// Between an agent's heartbeats.

@@ -1,11 +1,12 @@
-//! A workspace as it is shown: with its deadline and its place in the queue.
+//! A workspace as it is shown: with its deadline, its place in line, and when it may be ready.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
-use carrel_common::id::WorkspaceUid;
-use carrel_common::model::Signal;
+use carrel_common::model::{Signal, Stage};
 use time::OffsetDateTime;
 
+use super::line::Line;
 use super::rules::{Rules, warned};
 use super::{App, Result};
 use crate::domain::activity::Activity;
@@ -62,32 +63,56 @@ pub struct WorkspaceView {
     pub idle: Option<IdleView>,
     /// Its place in the queue, from 1; 0 when it does not wait.
     pub queue_position: i64,
+    /// When its editor may answer; `None` when it is not on its way, or nothing tells.
+    pub ready_at: Option<OffsetDateTime>,
 }
 
 impl App {
-    /// Adds to workspaces what is derived.
+    /// Adds to workspaces what is derived at this moment.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn view(&self, workspaces: Vec<Workspace>) -> Result<Vec<WorkspaceView>> {
+        let waits = workspaces.iter().any(in_line);
+        let line = if waits { self.line().await? } else { Arc::default() };
+        self.view_in(workspaces, &line).await
+    }
+
+    /// As [`App::view`], with the line as it was last seen here: for streams, of which there are many.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn view_lately(&self, workspaces: Vec<Workspace>) -> Result<Vec<WorkspaceView>> {
+        let mut line = self.board.line();
+        if workspaces.iter().any(|w| in_line(w) && !line.contains_key(&w.uid)) {
+            line = self.line().await?;
+        }
+        self.view_in(workspaces, &line).await
+    }
+
+    async fn view_in(&self, workspaces: Vec<Workspace>, line: &Line) -> Result<Vec<WorkspaceView>> {
         let open: Vec<_> = workspaces.iter().filter(|w| w.open_for_activity()).map(|w| w.uid).collect();
         let (activities, now) = match open.is_empty() {
             true => (HashMap::new(), OffsetDateTime::UNIX_EPOCH),
             false => self.store.activities(open).await?,
         };
-        let positions: HashMap<WorkspaceUid, i64> = match workspaces.iter().any(|w| w.state == State::Pending)
-        {
-            true => self.store.queue_positions().await?,
-            false => HashMap::new(),
-        };
+        let starts = workspaces.iter().any(|w| w.state == State::Starting);
+        let outlook = if starts { self.outlook(now).await? } else { Arc::default() };
         let rules = self.rules.get();
         let shown = |workspace: Workspace| {
             let idle = workspace.open_for_activity().then(|| {
                 let activity = activities.get(&workspace.uid).copied().unwrap_or_default();
                 IdleView::new(&rules, &workspace, &activity, now)
             });
-            let queue_position = positions.get(&workspace.uid).copied().unwrap_or(0);
-            WorkspaceView { workspace, idle, queue_position }
+            let place = line.get(&workspace.uid).filter(|_| in_line(&workspace));
+            let ready_at = match (workspace.state, workspace.stage) {
+                // What a pull takes depends on the image: it is told in percent.
+                (State::Starting, Some(Stage::Pulling)) => None,
+                (State::Starting, _) => outlook.ready_after(workspace.state_since, now),
+                _ => place.and_then(|place| place.ready_at),
+            };
+            let queue_position = place.map_or(0, |place| place.position);
+            WorkspaceView { workspace, idle, queue_position, ready_at }
         };
         Ok(workspaces.into_iter().map(shown).collect())
     }
@@ -97,7 +122,12 @@ impl App {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn view_one(&self, workspace: Workspace) -> Result<WorkspaceView> {
-        let fallback = WorkspaceView { workspace: workspace.clone(), idle: None, queue_position: 0 };
+        let fallback =
+            WorkspaceView { workspace: workspace.clone(), idle: None, queue_position: 0, ready_at: None };
         Ok(self.view(vec![workspace]).await?.pop().unwrap_or(fallback))
     }
+}
+
+fn in_line(workspace: &Workspace) -> bool {
+    workspace.state == State::Pending && workspace.node.is_none()
 }

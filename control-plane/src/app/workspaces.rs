@@ -7,6 +7,7 @@ use carrel_common::model::{Signal, StopReason};
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 
+use super::failing::Outcomes;
 use super::settle::settle;
 use super::{App, AppError, IdleView, Result, WorkspaceView};
 use crate::domain::event::{Actor, Entry};
@@ -278,9 +279,12 @@ impl App {
         if now < before.state_since + longest {
             return Ok(());
         }
-        let (next, log) = before.apply(Event::Overdue, now)?;
+        let mut outcomes = Outcomes::default();
+        let event = self.end_or_elsewhere(&mut work, &before, Event::Overdue, now, &mut outcomes).await?;
+        let (next, log) = before.apply(event, now)?;
         tracing::warn!(workspace.id = %before.uid, generation = before.generation.0, state = before.state.as_str(), "a stay was too long");
         work.save(&before, next, log, now).await?;
+        self.note_outcomes(&mut work, before.node, outcomes).await?;
         self.nudge.ring(&work.commit().await?);
         Ok(())
     }

@@ -99,7 +99,7 @@ pub(super) fn workspace(view: WorkspaceView) -> pb::Workspace {
             stage: stage.into(),
             percent: percent(stage).max(i32::from(w.pull_percent)),
             queue_position: position,
-            estimated_ready_time: None,
+            estimated_ready_time: view.ready_at.map(timestamp),
         }
     });
     let mut message = pb::Workspace {

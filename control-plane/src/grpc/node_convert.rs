@@ -27,7 +27,7 @@ fn storage(node: &Node) -> pb::NodeStorage {
 }
 
 pub(super) fn node(load: NodeLoad) -> pb::Node {
-    let NodeLoad { node, capacity, allocated, count } = load;
+    let NodeLoad { node, capacity, allocated, count, images, start_failures } = load;
     let problem = |(reason, message)| pb::NodeProblem { reason, message };
     let mut message = pb::Node {
         name: format!("nodes/{}", node.id),
@@ -36,6 +36,8 @@ pub(super) fn node(load: NodeLoad) -> pb::Node {
         allocated: Some(allocated.into()),
         max_workspaces: node.facts.max_workspaces,
         running_count: count,
+        images,
+        start_failures_recent: i32::try_from(start_failures).unwrap_or(i32::MAX),
         storage: Some(storage(&node)),
         last_heartbeat_time: node.last_heartbeat_at.map(timestamp),
         degraded_reasons: node.problems().into_iter().map(problem).collect(),

@@ -1,18 +1,19 @@
 //! Streams that follow the event log: each read begins where the last one ended, so none is missed whoever nudges.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use carrel_common::id::WorkspaceUid;
 use carrel_proto::v1 as pb;
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
 use super::{convert, to_status};
-use crate::app::{App, AppError, WorkspaceView};
+use crate::app::{App, AppError, LinePlace, WorkspaceView};
 use crate::app::{EventQuery, Position, WorkspaceQuery};
 use crate::domain::workspace::State;
 
@@ -22,6 +23,10 @@ const BUFFER: usize = 256;
 const POLL: Duration = Duration::from_secs(1);
 /// Workspaces of a snapshot read at a time.
 const PAGE: usize = 500;
+/// The line moves with each workspace that leaves it; those who wait are told no more often than this.
+const LINE_EVERY: Duration = Duration::from_secs(2);
+/// An estimate that has moved by less is no news: it is one.
+const WORTH_TELLING: time::Duration = time::Duration::seconds(15);
 
 /// What ends the streams of this process.
 #[derive(Debug, Clone)]
@@ -67,11 +72,15 @@ pub(super) struct WorkspaceWatch {
     snapshot: bool,
     /// Who passed the filter when last told; `None` when the watch was resumed and that is not known.
     inside: Option<HashSet<WorkspaceUid>>,
+    /// Where those who wait stood when last told.
+    waiting: HashMap<WorkspaceUid, LinePlace>,
+    line_told: Instant,
 }
 
 impl WorkspaceWatch {
     pub(super) fn new(app: App, query: WorkspaceQuery, stand: Position, snapshot: bool) -> Self {
-        Self { app, query, stand, snapshot, inside: snapshot.then(HashSet::new) }
+        let (inside, waiting) = (snapshot.then(HashSet::new), HashMap::new());
+        Self { app, query, stand, snapshot, inside, waiting, line_told: Instant::now() }
     }
 
     pub(super) fn stream(
@@ -113,6 +122,7 @@ impl WorkspaceWatch {
         }
         loop {
             while self.catch_up(to).await? {}
+            self.tell_line(to).await?;
             if !news(&mut bell, to, stop).await {
                 return Err(if stop.is_cancelled() { End::Told(AppError::ShuttingDown) } else { End::Gone });
             }
@@ -143,6 +153,31 @@ impl WorkspaceWatch {
         }
         self.stand = last;
         Ok(true)
+    }
+
+    /// Those who wait move up without a change of their workspaces: they are told where they stand now and then.
+    async fn tell_line(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+    ) -> Result<(), End> {
+        if self.waiting.is_empty() || self.line_told.elapsed() < LINE_EVERY {
+            return Ok(());
+        }
+        self.line_told = Instant::now();
+        let line = self.app.board.line();
+        // Who is not in line any more has been placed, and an event tells so.
+        let moved =
+            self.waiting.iter().filter(|(uid, told)| line.get(uid).is_some_and(|now| is_news(told, now)));
+        let moved: Vec<_> = moved.map(|(uid, _)| *uid).collect();
+        let token = token(&self.app, self.stand);
+        for page in moved.chunks(PAGE) {
+            for view in self.app.workspaces_now(page.to_vec()).await? {
+                if let Some(kind) = self.kind(&view) {
+                    self.tell(to, Some(view), kind, token.clone()).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A change of policy moves deadlines without a change of the workspaces: those that run are told anew.
@@ -188,12 +223,19 @@ impl WorkspaceWatch {
     }
 
     async fn tell(
-        &self,
+        &mut self,
         to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
         view: Option<WorkspaceView>,
         kind: pb::workspace_change::Kind,
         resume_token: String,
     ) -> Result<(), End> {
+        if let Some(view) = &view {
+            let uid = view.workspace.uid;
+            match view.queue_position {
+                0 => _ = self.waiting.remove(&uid),
+                position => _ = self.waiting.insert(uid, LinePlace { position, ready_at: view.ready_at }),
+            }
+        }
         let workspace = view.map(convert::workspace).map(|full| match kind {
             pb::workspace_change::Kind::Deleted => pb::Workspace {
                 name: full.name,
@@ -206,6 +248,15 @@ impl WorkspaceWatch {
         let change = pb::WorkspaceChange { workspace, kind: kind.into(), resume_token };
         to.send(Ok(pb::WatchWorkspacesResponse { change: Some(change) })).await.map_err(|_| End::Gone)
     }
+}
+
+/// Whether one who waits is to be told where it stands now.
+fn is_news(told: &LinePlace, now: &LinePlace) -> bool {
+    let moved = match (told.ready_at, now.ready_at) {
+        (Some(told), Some(now)) => (now - told).abs() >= WORTH_TELLING,
+        (told, now) => told.is_some() != now.is_some(),
+    };
+    told.position != now.position || moved
 }
 
 /// Follows the event log itself.

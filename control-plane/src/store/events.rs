@@ -166,6 +166,32 @@ impl Store {
 }
 
 impl Work {
+    /// Appends many to the log, in this order.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn append_many(&mut self, entries: Vec<(Subject, Entry)>) -> Result<()> {
+        let rows = entries.into_iter().map(|(subject, entry)| {
+            let (uid, student) = subject.workspace.unzip();
+            serde_json::json!({
+                "kind": entry.kind, "workspace_id": uid.map(|uid| uid.0), "student_id": student,
+                "node_id": subject.node.map(|node| node.0), "actor": entry.actor.as_str(), "reason": entry.reason,
+                "data": entry.data,
+            })
+        });
+        self.tx
+            .execute_raw(sql(
+                "INSERT INTO events (kind, workspace_id, student_id, node_id, actor, reason, data)
+                 SELECT * FROM jsonb_to_recordset($1) AS e (kind text, workspace_id uuid, student_id text, node_id uuid,
+                        actor text, reason text, data jsonb)",
+                [serde_json::Value::Array(rows.collect()).into()],
+            ))
+            .await
+            .map_err(StoreError::sort("append to the event log"))?;
+        self.touched.events = true;
+        Ok(())
+    }
+
     /// Appends to the log.
     ///
     /// # Errors

@@ -9,13 +9,16 @@ use super::{Store, sql};
 
 /// Placements that are over are kept this long, for people who ask where a workspace ran.
 const PLACEMENTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+/// Long past the time for which failed starts count.
+const FAILURES_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// The API promises the first answer again within 24 h.
 const ANSWERS_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// Readers of logs give a sign of life each few seconds; one whose replica was killed could not clear up.
 const LOGS_KEPT: Duration = Duration::from_secs(3600);
 
 impl Store {
-    /// Drops old events (and remembers how far), answered requests, join tokens that have ended, and released placements; how many rows went.
+    /// Drops old events (and remembers how far), answered requests, join tokens that have ended, released placements and
+    /// failed starts; how many rows went.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -48,6 +51,10 @@ impl Store {
             (
                 "DELETE FROM log_tails WHERE wanted_at < clock_timestamp() - make_interval(secs => $1)",
                 LOGS_KEPT,
+            ),
+            (
+                "DELETE FROM start_failures WHERE at < clock_timestamp() - make_interval(secs => $1)",
+                FAILURES_KEPT,
             ),
         ] {
             rows += self

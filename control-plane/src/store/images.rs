@@ -24,18 +24,4 @@ impl Store {
             .map_err(StoreError::sort("keep a node's images"))?;
         Ok(done.rows_affected() == 1)
     }
-
-    /// What a node has, sorted; empty when it has not said yet.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn images_of(&self, node: NodeId) -> Result<Vec<String>> {
-        let row = self
-            .db
-            .query_one_raw(sql("SELECT images FROM node_images WHERE node_id = $1", [node.0.into()]))
-            .await
-            .map_err(StoreError::sort("read a node's images"))?;
-        let images = row.map(|row| row.try_get("", "images")).transpose();
-        Ok(images.map_err(StoreError::sort("read a node's images"))?.unwrap_or_default())
-    }
 }

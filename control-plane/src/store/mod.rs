@@ -5,14 +5,18 @@
 //! of each node's desired set that it touched, and tells at its commit whom to nudge. Rows never leave this folder.
 
 mod activity;
+mod batch;
 mod beats;
 mod entity;
 mod error;
 mod events;
+mod failures;
 mod fencing;
+mod fleet;
 mod housekeeping;
 mod images;
 mod join_tokens;
+mod line;
 mod log_tails;
 mod migration;
 mod node_admin;
@@ -32,12 +36,16 @@ use sea_orm_migration::MigratorTrait;
 use time::OffsetDateTime;
 
 pub use activity::SweepLimits;
+pub use batch::Change;
 pub use beats::{Beat, Beaten, Input, Job};
 pub use error::{Result, StoreError};
 pub use events::{EventQuery, Position, StoredEvent};
+pub use failures::Blamed;
+pub use fleet::{CandidateLimits, CoursePlaces};
+pub use line::{InLine, NextIdle};
 pub use log_tails::{Served, StoredPiece, WantedLog};
 pub use node_admin::NodeLoad;
-pub use nodes::{CandidateLimits, NewSession};
+pub use nodes::NewSession;
 pub use orphans::Orphan;
 pub use requests::Replay;
 pub use rules::{Pulse, StoredDrain, StoredPolicy, StoredRules};

@@ -9,9 +9,11 @@ use time::OffsetDateTime;
 
 use super::entity;
 use super::error::{Result, StoreError};
-use super::nodes::{CandidateLimits, node};
+use super::fleet::CandidateLimits;
+use super::nodes::node;
 use super::{Store, Work, sql};
 use crate::domain::node::Node;
+use crate::domain::placement::FAILURES_COUNT_FOR;
 use crate::domain::workspace::Workspace;
 
 /// A node with what it holds.
@@ -25,12 +27,25 @@ pub struct NodeLoad {
     pub allocated: Resources,
     /// Unreleased placements.
     pub count: i64,
+    /// The images on it, sorted.
+    #[serde(default)]
+    pub images: Vec<String>,
+    /// Starts that failed there lately and may have been its fault.
+    #[serde(default)]
+    pub start_failures: i64,
+}
+
+/// The first parameter of [`LOADS`]: how long failures count, in seconds.
+fn failures_since() -> sea_orm::Value {
+    FAILURES_COUNT_FOR.as_secs_f64().into()
 }
 
 const LOADS: &str = "
 SELECT n.*, coalesce(p.cpu, 0)::bigint AS cpu, coalesce(p.memory, 0)::bigint AS memory, coalesce(p.pids, 0)::bigint AS pids,
-       coalesce(p.count, 0) AS count
-FROM nodes n LEFT JOIN LATERAL (
+       coalesce(p.count, 0) AS count, coalesce(i.images, '{}') AS images,
+       (SELECT count(*) FROM start_failures f
+        WHERE f.node_id = n.id AND f.at > clock_timestamp() - make_interval(secs => $1)) AS start_failures
+FROM nodes n LEFT JOIN node_images i ON i.node_id = n.id LEFT JOIN LATERAL (
     SELECT sum(cpu_millicores) AS cpu, sum(memory_bytes) AS memory,
            sum((spec->'resources'->>'pids')::bigint) AS pids, count(*) AS count
     FROM placements WHERE released_at IS NULL AND node_id = n.id
@@ -47,6 +62,8 @@ fn load(row: &QueryResult, limits: CandidateLimits) -> Result<NodeLoad> {
             pids: row.try_get("", "pids").map_err(&get)?,
         },
         count: row.try_get("", "count").map_err(&get)?,
+        images: row.try_get("", "images").map_err(&get)?,
+        start_failures: row.try_get("", "start_failures").map_err(&get)?,
         node,
     })
 }
@@ -64,9 +81,9 @@ impl Store {
         limit: i64,
     ) -> Result<Vec<NodeLoad>> {
         let query = format!(
-            "{LOADS} WHERE ($1::uuid IS NULL OR n.id > $1) AND (n.removed_at IS NULL OR $2) ORDER BY n.id LIMIT $3"
+            "{LOADS} WHERE ($2::uuid IS NULL OR n.id > $2) AND (n.removed_at IS NULL OR $3) ORDER BY n.id LIMIT $4"
         );
-        let values = [after.map(|id| id.0).into(), removed_too.into(), limit.into()];
+        let values = [failures_since(), after.map(|id| id.0).into(), removed_too.into(), limit.into()];
         let rows =
             self.db.query_all_raw(sql(&query, values)).await.map_err(StoreError::sort("list nodes"))?;
         rows.iter().map(|row| load(row, limits)).collect()
@@ -77,8 +94,8 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn node_load(&self, limits: CandidateLimits, id: NodeId) -> Result<Option<NodeLoad>> {
-        let query = format!("{LOADS} WHERE n.id = $1");
-        let row = self.db.query_one_raw(sql(&query, [id.0.into()])).await;
+        let query = format!("{LOADS} WHERE n.id = $2");
+        let row = self.db.query_one_raw(sql(&query, [failures_since(), id.0.into()])).await;
         row.map_err(StoreError::sort("find a node"))?.map(|row| load(&row, limits)).transpose()
     }
 
@@ -108,8 +125,8 @@ impl Work {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn node_load(&mut self, limits: CandidateLimits, id: NodeId) -> Result<Option<NodeLoad>> {
-        let query = format!("{LOADS} WHERE n.id = $1");
-        let row = self.tx.query_one_raw(sql(&query, [id.0.into()])).await;
+        let query = format!("{LOADS} WHERE n.id = $2");
+        let row = self.tx.query_one_raw(sql(&query, [failures_since(), id.0.into()])).await;
         row.map_err(StoreError::sort("find a node"))?.map(|row| load(&row, limits)).transpose()
     }
 

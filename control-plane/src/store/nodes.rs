@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use carrel_common::id::NodeId;
-use carrel_common::model::{Health, NodeFacts, Resources};
+use carrel_common::model::{Health, NodeFacts};
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
 
@@ -11,16 +11,6 @@ use super::entity::{json, value};
 use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
 use crate::domain::node::{Node, NodeDrain, NodeState};
-use crate::domain::placement::Candidate;
-
-/// How much more than it has a node may promise.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct CandidateLimits {
-    /// Processors promised for each one there is.
-    pub cpu_overcommit: f64,
-    /// Bytes promised for each one there is.
-    pub memory_overcommit: f64,
-}
 
 /// What an accepted session is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,45 +19,6 @@ pub struct NewSession {
     pub session_epoch: i64,
     /// Names the agent process.
     pub boot_epoch: i64,
-}
-
-/// `count` times `ratio`, cut at what an `i64` holds.
-#[expect(
-    clippy::cast_possible_truncation,
-    clippy::cast_precision_loss,
-    reason = "a capacity is an estimate; float casts saturate"
-)]
-fn times(count: i64, ratio: f64) -> i64 {
-    (count as f64 * ratio) as i64
-}
-
-impl CandidateLimits {
-    /// What a node of these facts can hold.
-    pub(super) fn capacity(self, facts: &NodeFacts) -> Resources {
-        Resources {
-            cpu_millicores: times(facts.cpu_millicores, self.cpu_overcommit),
-            memory_bytes: times(facts.memory_bytes, self.memory_overcommit),
-            pids: 0,
-        }
-    }
-}
-
-pub(super) fn candidate(row: &QueryResult, limits: CandidateLimits) -> Result<Candidate> {
-    let get = StoreError::sort("read the nodes");
-    let facts: NodeFacts = value("nodes", row.try_get("", "facts").map_err(&get)?)?;
-    let state: String = row.try_get("", "state").map_err(&get)?;
-    Ok(Candidate {
-        node: NodeId(row.try_get("", "id").map_err(&get)?),
-        ready: state == NodeState::Ready.as_str() && row.try_get("", "schedulable").map_err(&get)?,
-        capacity: limits.capacity(&facts),
-        allocated: Resources {
-            cpu_millicores: row.try_get("", "cpu").map_err(&get)?,
-            memory_bytes: row.try_get("", "memory").map_err(&get)?,
-            pids: 0,
-        },
-        count: row.try_get("", "count").map_err(&get)?,
-        most: facts.max_workspaces,
-    })
 }
 
 pub(super) fn node(row: &QueryResult) -> Result<Node> {

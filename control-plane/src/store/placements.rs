@@ -1,25 +1,16 @@
 //! Claims of workspaces on nodes.
 
+use std::time::Duration;
+
 use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
 use carrel_common::model::{Resources, WorkspaceSpec};
 use sea_orm::{ConnectionTrait, QueryResult};
 
 use super::entity::{json, value};
 use super::error::{Result, StoreError};
-use super::nodes::{CandidateLimits, candidate};
 use super::{Store, Work, sql};
-use crate::domain::placement::Candidate;
 use crate::domain::reconcile::Placement;
 use crate::domain::workspace::Workspace;
-
-/// Every node with what its unreleased placements hold.
-const CANDIDATES: &str = "
-SELECT n.id, n.state, n.facts, n.cordon_reason IS NULL AND n.removed_at IS NULL AS schedulable, coalesce(p.cpu, 0)::bigint AS cpu, coalesce(p.memory, 0)::bigint AS memory,
-       coalesce(p.count, 0) AS count
-FROM nodes n LEFT JOIN (
-    SELECT node_id, sum(cpu_millicores) AS cpu, sum(memory_bytes) AS memory, count(*) AS count
-    FROM placements WHERE released_at IS NULL GROUP BY node_id
-) p ON p.node_id = n.id";
 
 fn read(row: &QueryResult) -> Result<Placement> {
     let get = StoreError::sort("read placements");
@@ -102,39 +93,6 @@ impl Store {
 }
 
 impl Work {
-    /// A node as a placement sees it, locked: nothing else is placed there until this transaction ends.
-    ///
-    /// # Errors
-    /// When the database cannot be reached, or the lock is not had in time.
-    pub async fn lock_candidate(
-        &mut self,
-        node: NodeId,
-        limits: CandidateLimits,
-    ) -> Result<Option<Candidate>> {
-        let operation = "lock a node";
-        // The lock comes first, in a statement of its own: the sums must be read after it was had.
-        self.tx
-            .query_one_raw(sql("SELECT 1 AS one FROM nodes WHERE id = $1 FOR UPDATE", [node.0.into()]))
-            .await
-            .map_err(StoreError::sort(operation))?;
-        let row = self
-            .tx
-            .query_one_raw(sql(&format!("{CANDIDATES} WHERE n.id = $1"), [node.0.into()]))
-            .await
-            .map_err(StoreError::sort(operation))?;
-        row.map(|row| candidate(&row, limits)).transpose()
-    }
-
-    /// Every node as a placement sees it, not locked.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn candidates(&mut self, limits: CandidateLimits) -> Result<Vec<Candidate>> {
-        let rows =
-            self.tx.query_all_raw(sql(CANDIDATES, [])).await.map_err(StoreError::sort("read the nodes"))?;
-        rows.iter().map(|row| candidate(row, limits)).collect()
-    }
-
     /// Claims a place. The database refuses a second unreleased claim of the same workspace.
     ///
     /// # Errors
@@ -207,6 +165,21 @@ impl Work {
             .await
             .map_err(StoreError::sort("find a placement"))?;
         row.map(|row| read(&row)).transpose()
+    }
+
+    /// Notes how long the stop took that ends a claim: estimates are made of it.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn note_stop(&mut self, placement: &Placement, took: Duration) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE placements SET stop_seconds = $2 WHERE id = $1",
+                [placement.id.0.into(), took.as_secs_f64().into()],
+            ))
+            .await
+            .map_err(StoreError::sort("note how long a stop took"))?;
+        Ok(())
     }
 
     /// Ends a claim, on the agent's proof.

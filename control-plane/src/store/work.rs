@@ -62,11 +62,13 @@ impl Work {
     /// When the database cannot be reached: then it is not known whether the change happened.
     pub async fn commit(self) -> Result<Touched> {
         // Node rows come last in the order of locks, and in the order of their ids.
-        for node in &self.touched.nodes {
+        if !self.touched.nodes.is_empty() {
+            let nodes: Vec<_> = self.touched.nodes.iter().map(|node| node.0).collect();
             self.tx
                 .execute_raw(sql(
-                    "UPDATE nodes SET desired_generation = desired_generation + 1 WHERE id = $1",
-                    [node.0.into()],
+                    "WITH locked AS (SELECT id FROM nodes WHERE id = ANY ($1) ORDER BY id FOR UPDATE)
+                     UPDATE nodes SET desired_generation = desired_generation + 1 FROM locked WHERE nodes.id = locked.id",
+                    [nodes.into()],
                 ))
                 .await
                 .map_err(StoreError::sort("raise a desired set"))?;
@@ -144,19 +146,39 @@ impl Work {
         if before.open_for_activity() != after.open_for_activity() || before.generation != after.generation {
             self.open_or_close(before, &after).await?;
         }
-        if !reconcile::same_order(before, &after) {
+        self.note(before, &after);
+        for (subject, entry) in told(before, &after, log) {
+            self.append(subject, entry).await?;
+        }
+        Ok(after)
+    }
+
+    /// Whom a change concerns.
+    pub(super) fn note(&mut self, before: &Workspace, after: &Workspace) {
+        if !reconcile::same_order(before, after) {
             self.touched.nodes.extend(before.node.into_iter().chain(after.node));
         }
         self.touched.queue |= before.node.is_some() && after.node.is_none();
         self.touched.queue |= after.node.is_none() && after.reconciling();
-        let log =
-            if log.is_empty() { vec![Entry::new("workspace.updated", Actor::ControlPlane)] } else { log };
-        for entry in log {
-            let entry = entry.with("generation", after.generation.0).with("version", after.version);
-            let node = after.node.or(before.node);
-            self.append(Subject { workspace: Some((after.uid, after.student.clone())), node }, entry).await?;
-        }
-        Ok(after)
+    }
+
+    /// What is done from here on can be taken back by [`Work::take_back`], locks included.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn try_out(&mut self) -> Result<()> {
+        self.tx.execute_unprepared("SAVEPOINT tried").await.map_err(StoreError::sort("set a savepoint"))?;
+        Ok(())
+    }
+
+    /// Takes back what was done since [`Work::try_out`], and lets go of what was locked since.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn take_back(&mut self) -> Result<()> {
+        let back = "ROLLBACK TO SAVEPOINT tried";
+        self.tx.execute_unprepared(back).await.map_err(StoreError::sort("go back to a savepoint"))?;
+        Ok(())
     }
 
     /// The row that every heartbeat meets says whether activity counts, and of which generation; each begins with none.
@@ -183,4 +205,15 @@ impl Work {
             .map_err(StoreError::sort("begin a workspace's activity anew"))?;
         Ok(())
     }
+}
+
+/// What the log tells of a change, each entry with its subject; a change that tells nothing tells so.
+pub(super) fn told(before: &Workspace, after: &Workspace, log: Vec<Entry>) -> Vec<(Subject, Entry)> {
+    let log = if log.is_empty() { vec![Entry::new("workspace.updated", Actor::ControlPlane)] } else { log };
+    let tell = |entry: Entry| {
+        let entry = entry.with("generation", after.generation.0).with("version", after.version);
+        let node = after.node.or(before.node);
+        (Subject { workspace: Some((after.uid, after.student.clone())), node }, entry)
+    };
+    log.into_iter().map(tell).collect()
 }

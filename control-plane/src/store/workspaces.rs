@@ -1,6 +1,5 @@
 //! Workspaces: find, list, make, forget.
 
-use std::collections::HashMap;
 use std::time::Duration;
 
 use carrel_common::id::{CourseId, Generation, NodeId, StudentId, WorkspaceUid};
@@ -104,45 +103,6 @@ impl Store {
             .into_iter()
             .map(TryInto::try_into)
             .collect()
-    }
-
-    /// Place in the queue, from 1, of each workspace that waits for one.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn queue_positions(&self) -> Result<HashMap<WorkspaceUid, i64>> {
-        let rows = self
-            .db
-            .query_all_raw(sql(
-                "SELECT id, row_number() OVER (ORDER BY started_at, id) AS position
-                 FROM workspaces WHERE state = 'PENDING' AND deleted_at IS NULL",
-                [],
-            ))
-            .await
-            .map_err(StoreError::sort("read the queue"))?;
-        let read = |row: &sea_orm::QueryResult| -> std::result::Result<_, DbErr> {
-            Ok((WorkspaceUid(row.try_get("", "id")?), row.try_get("", "position")?))
-        };
-        rows.iter()
-            .map(read)
-            .collect::<std::result::Result<_, _>>()
-            .map_err(StoreError::sort("read the queue"))
-    }
-
-    /// Workspaces that wait for a place, in the order of the queue; those whose earlier container still has to go are
-    /// left out, and so are deletes that need no node.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn waiting(&self, limit: i64) -> Result<Vec<WorkspaceUid>> {
-        self.uids(
-            "SELECT id FROM workspaces
-             WHERE node_id IS NULL AND deleted_at IS NULL AND (state = 'PENDING' OR deletion IS NOT NULL)
-             ORDER BY started_at, id LIMIT $1",
-            [limit.into()],
-            "read the queue",
-        )
-        .await
     }
 
     /// Workspaces that have been in a moving state for longer than is allowed.

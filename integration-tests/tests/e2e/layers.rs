@@ -135,6 +135,7 @@ fn pure_parts_import_nothing_that_acts() {
         "carrel_common::id",
         "carrel_common::image",
         "carrel_common::model",
+        "self::",
         "super::",
         "crate::",
     ];

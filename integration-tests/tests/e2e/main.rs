@@ -13,6 +13,7 @@ mod editor;
 mod errors;
 mod identity;
 mod idle;
+mod images;
 mod install;
 mod layers;
 mod life;

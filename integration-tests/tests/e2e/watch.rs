@@ -181,6 +181,37 @@ async fn a_watch_of_names_tells_of_no_other() {
     assert_eq!(first.workspace.unwrap().student_id, "ada");
 }
 
+#[tokio::test]
+async fn those_who_wait_are_told_where_they_stand_as_the_line_moves() {
+    let cluster = Cluster::start(Options::new().agent_flag("max-workspaces", "1")).await;
+    let client = cluster.client();
+    client.start_and_wait("occupant").await;
+    for student in ["ada", "bob", "eve"] {
+        client.start(student).await;
+    }
+    let names = vec![name_of("eve")];
+    let mut watch = Watch::open(&client, pb::WatchWorkspacesRequest { names, ..Default::default() }).await;
+    let stands_at = |position: i32| {
+        move |change: &pb::WorkspaceChange| {
+            let progress = change.workspace.as_ref().and_then(|w| w.progress);
+            progress.is_some_and(|progress| progress.queue_position == position)
+        }
+    };
+    let told = watch.until("eve", stands_at(3)).await.workspace.unwrap();
+    assert!(told.status_message.contains("workspaces: 0 of 1 nodes take one more"), "{told:?}");
+    // The first leaves the line; nothing happens to eve's own desk but that.
+    client.try_stop("ada").await.unwrap();
+    let moved = watch.until("eve", stands_at(2)).await.workspace.unwrap();
+    assert_eq!((moved.version, moved.etag), (told.version, told.etag), "it is told, not written");
+    client.try_stop("occupant").await.unwrap();
+    // Once bob runs, it is known when he would be idle.
+    let is_told_when = |change: &pb::WorkspaceChange| {
+        let progress = change.workspace.as_ref().and_then(|w| w.progress);
+        stands_at(1)(change) && progress.is_some_and(|progress| progress.estimated_ready_time.is_some())
+    };
+    watch.until("eve", is_told_when).await;
+}
+
 /// Several clients write at once, so that transactions commit in another order than they began.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_event_is_missed_and_none_is_told_twice() {

@@ -5,10 +5,12 @@
 mod drains;
 mod enrolment;
 mod events;
+mod failing;
 mod fenced;
 mod fencing;
 mod heartbeats;
 mod idleness;
+mod line;
 mod migrations;
 mod nodes;
 mod orphans;

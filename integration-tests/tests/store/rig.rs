@@ -7,10 +7,11 @@ use carrel_common::id::{Generation, NodeId, Pair, StudentId, WorkspaceUid};
 use carrel_common::model::{
     Health, NodeFacts, Observation, Observed, Resources, Run, Signal, StatusReason, WorkspaceSpec,
 };
-use control_plane::app::{App, Call, Heartbeats, LogTails, Nudge, Settings, SharedRules};
+use control_plane::app::{App, Board, Call, Heartbeats, LogTails, Nudge, Settings, SharedRules};
 use control_plane::domain::activity::BySignal;
 use control_plane::domain::idle::IdlePolicy;
 use control_plane::domain::lease::LeaseTerms;
+use control_plane::domain::placement::Strategy;
 use control_plane::domain::policy::Defaults;
 use control_plane::domain::reconcile::OrderTimes;
 use control_plane::domain::workspace::{State, Stays, Workspace};
@@ -72,6 +73,7 @@ impl Rig {
                 start_timeout: Duration::from_secs(60),
                 stop_grace: Duration::from_secs(10),
             },
+            placement: Strategy::Spread,
             limits: CandidateLimits { cpu_overcommit: 100.0, memory_overcommit: 1.0 },
             heartbeat_interval: Duration::from_secs(10),
             unreachable_after: Duration::from_secs(30),
@@ -95,6 +97,7 @@ impl Rig {
             settings: Arc::new(settings),
             nudge,
             metrics: Metrics::default(),
+            board: Board::default(),
             heartbeats,
             log_tails: LogTails::default(),
         };

@@ -1,0 +1,286 @@
+//! The nodes as a placement sees them, and the choice among them.
+
+use std::collections::HashMap;
+
+use carrel_common::id::{CourseId, NodeId};
+use carrel_common::model::Resources;
+
+use super::no_place::{Lack, NoPlace};
+
+/// An agent lets six starts go on at once: a node with more of them under way makes the next one wait for its turn.
+const STARTS_AT_ONCE: i64 = 6;
+
+/// Whether the emptiest node is preferred, or the fullest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Strategy {
+    /// The emptiest first, so that a lost node hurts few and each student has the most to himself.
+    #[default]
+    Spread,
+    /// The fullest first, so that whole nodes stay empty and can be given back.
+    Pack,
+}
+
+/// A node as a placement sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// The node.
+    pub node: NodeId,
+    /// Heard of, its Docker and storage are healthy, and it is not cordoned.
+    pub ready: bool,
+    /// Availability zone; may be empty.
+    pub zone: String,
+    /// What it can hold, over-commit included.
+    pub capacity: Resources,
+    /// What its unreleased placements hold.
+    pub allocated: Resources,
+    /// Unreleased placements.
+    pub count: i64,
+    /// Placements at most.
+    pub most: i64,
+    /// Starts under way.
+    pub starting: i64,
+    /// Starts that failed there lately, with none that came up since.
+    pub failures: i64,
+    /// The images on it, of those that are asked for; canonical.
+    pub images: Vec<String>,
+}
+
+impl Candidate {
+    fn has_memory(&self, need: &Resources) -> bool {
+        self.allocated.memory_bytes.saturating_add(need.memory_bytes) <= self.capacity.memory_bytes
+    }
+
+    fn has_cpu(&self, need: &Resources) -> bool {
+        self.allocated.cpu_millicores.saturating_add(need.cpu_millicores) <= self.capacity.cpu_millicores
+    }
+
+    fn has_place(&self) -> bool {
+        self.count < self.most
+    }
+
+    fn fits(&self, need: &Resources) -> bool {
+        self.has_place() && self.has_memory(need) && self.has_cpu(need)
+    }
+
+    fn could_ever_fit(&self, need: &Resources) -> bool {
+        self.most > 0
+            && need.cpu_millicores <= self.capacity.cpu_millicores
+            && need.memory_bytes <= self.capacity.memory_bytes
+    }
+
+    /// Share of the memory in use after the placement, in thousandths.
+    fn memory_permille(&self, need: &Resources) -> i64 {
+        let used = self.allocated.memory_bytes.saturating_add(need.memory_bytes);
+        used.saturating_mul(1000).checked_div(self.capacity.memory_bytes).unwrap_or(i64::MAX)
+    }
+}
+
+/// What is to be placed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask<'a> {
+    /// What it needs.
+    pub need: Resources,
+    /// Its image, canonical.
+    pub image: &'a str,
+    /// Its course.
+    pub course: Option<&'a CourseId>,
+    /// Nodes on which this start has failed.
+    pub avoid: &'a [NodeId],
+}
+
+/// How well a node suits; the smallest is taken. The order of the fields is the policy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Score {
+    /// A node where starts fail comes behind every other: one more failure costs a student more than anything below.
+    failures: i64,
+    /// A pull costs tens of seconds; nothing below costs so much.
+    image_missing: bool,
+    /// Workspaces of the same course in its zone: a zone that is lost takes as few of a course with it as can be.
+    of_course_in_zone: i64,
+    /// How many times over the starts under way fill what an agent starts at once: a start that waits for its turn is late.
+    waves: i64,
+    /// Share of memory in use after the placement, in thousandths, negative to pack: memory is what runs out first.
+    memory: i64,
+    /// Workspaces on it, negative to pack.
+    count: i64,
+    /// Last, so that equal nodes are taken in a fixed order.
+    node: NodeId,
+}
+
+/// All nodes at one moment, and what is placed on them since, in memory.
+#[derive(Debug, Clone)]
+pub struct Fleet {
+    strategy: Strategy,
+    nodes: Vec<Candidate>,
+    /// Number of the zone of each node.
+    zones: Vec<usize>,
+    zone_count: usize,
+    /// Workspaces of each course, by zone.
+    of_course: HashMap<Option<CourseId>, Vec<i64>>,
+    /// For each image that was asked for, which nodes have it.
+    with_image: HashMap<String, Vec<bool>>,
+    /// The node whose places are kept for one that has waited for long.
+    kept: Option<usize>,
+}
+
+impl Fleet {
+    /// These nodes. `places` says how many workspaces of a course are on a node; of little use where there is one zone.
+    pub fn new(
+        strategy: Strategy,
+        nodes: Vec<Candidate>,
+        places: impl IntoIterator<Item = (NodeId, Option<CourseId>, i64)>,
+    ) -> Self {
+        let mut numbers = HashMap::new();
+        let mut zones = Vec::with_capacity(nodes.len());
+        for node in &nodes {
+            let next = numbers.len();
+            zones.push(*numbers.entry(node.zone.clone()).or_insert(next));
+        }
+        let zone_count = numbers.len();
+        let zone_of: HashMap<NodeId, usize> =
+            nodes.iter().map(|n| n.node).zip(zones.iter().copied()).collect();
+        let mut of_course: HashMap<Option<CourseId>, Vec<i64>> = HashMap::new();
+        for (node, course, count) in places {
+            if let Some(zone) = zone_of.get(&node) {
+                of_course.entry(course).or_insert_with(|| vec![0; zone_count])[*zone] += count;
+            }
+        }
+        Self { strategy, nodes, zones, zone_count, of_course, with_image: HashMap::new(), kept: None }
+    }
+
+    /// More than one zone: how many workspaces of a course are in each matters.
+    pub fn has_zones(&self) -> bool {
+        self.zone_count > 1
+    }
+
+    /// The nodes.
+    pub fn nodes(&self) -> &[Candidate] {
+        &self.nodes
+    }
+
+    /// Takes what is now known of a node in place of what was known before.
+    pub fn refresh(&mut self, fresh: Candidate) {
+        if let Some(known) = self.nodes.iter_mut().find(|known| known.node == fresh.node) {
+            *known = fresh;
+            self.with_image.clear();
+        }
+    }
+
+    /// Whether a node other than those it avoids could take it now or once places become free; `having` restricts to
+    /// nodes that have its image.
+    pub fn could_take_elsewhere(&self, ask: &Ask<'_>, having: bool) -> bool {
+        self.nodes.iter().any(|node| {
+            node.ready
+                && !ask.avoid.contains(&node.node)
+                && node.could_ever_fit(&ask.need)
+                && (!having || node.images.iter().any(|image| image == ask.image))
+        })
+    }
+
+    /// The node that takes `ask`.
+    ///
+    /// # Errors
+    /// [`NoPlace`] says why none does.
+    pub fn place(&mut self, ask: &Ask<'_>) -> Result<NodeId, NoPlace> {
+        self.best(ask).map(|index| self.nodes[index].node)
+    }
+
+    /// As [`Fleet::place`], and the place is taken: whoever comes next finds it so.
+    ///
+    /// # Errors
+    /// As [`Fleet::place`].
+    pub fn take(&mut self, ask: &Ask<'_>) -> Result<NodeId, NoPlace> {
+        let index = self.best(ask)?;
+        self.occupy(index, ask);
+        Ok(self.nodes[index].node)
+    }
+
+    /// Takes a place on this very node; false when it has none.
+    pub fn take_on(&mut self, node: NodeId, ask: &Ask<'_>) -> bool {
+        let index = self.nodes.iter().position(|known| known.node == node);
+        let Some(index) =
+            index.filter(|index| self.nodes[*index].ready && self.nodes[*index].fits(&ask.need))
+        else {
+            return false;
+        };
+        self.occupy(index, ask);
+        true
+    }
+
+    /// Gives nobody else a place on the node that comes nearest to having one for `ask`.
+    pub fn keep_for(&mut self, ask: &Ask<'_>) {
+        let free = |node: &Candidate| node.capacity.memory_bytes.saturating_sub(node.allocated.memory_bytes);
+        let able =
+            self.nodes.iter().enumerate().filter(|(_, node)| node.ready && node.could_ever_fit(&ask.need));
+        let nearest = able.max_by_key(|(_, node)| (free(node), std::cmp::Reverse(node.node)));
+        self.kept = nearest.map(|(index, _)| index);
+    }
+
+    fn occupy(&mut self, index: usize, ask: &Ask<'_>) {
+        let node = &mut self.nodes[index];
+        node.allocated.cpu_millicores += ask.need.cpu_millicores;
+        node.allocated.memory_bytes += ask.need.memory_bytes;
+        node.count += 1;
+        node.starting += 1;
+        let (zone, zones) = (self.zones[index], self.zone_count);
+        self.of_course.entry(ask.course.cloned()).or_insert_with(|| vec![0; zones])[zone] += 1;
+    }
+
+    fn best(&mut self, ask: &Ask<'_>) -> Result<usize, NoPlace> {
+        if !self.with_image.contains_key(ask.image) {
+            let has = |node: &Candidate| node.images.iter().any(|image| image == ask.image);
+            self.with_image.insert(ask.image.to_owned(), self.nodes.iter().map(has).collect());
+        }
+        let with_image = self.with_image.get(ask.image);
+        let of_course = self.of_course.get(&ask.course.cloned());
+        let may = |node: &Candidate| node.ready && (ask.avoid.is_empty() || !ask.avoid.contains(&node.node));
+        let score = |index: usize, node: &Candidate| {
+            let sign = if self.strategy == Strategy::Spread { 1 } else { -1 };
+            Score {
+                failures: node.failures,
+                image_missing: !with_image.is_some_and(|with| with[index]),
+                of_course_in_zone: of_course.map_or(0, |zones| zones[self.zones[index]]),
+                waves: node.starting / STARTS_AT_ONCE,
+                memory: sign * node.memory_permille(&ask.need),
+                count: sign * node.count,
+                node: node.node,
+            }
+        };
+        let fitting = self
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(index, node)| may(node) && node.fits(&ask.need) && self.kept != Some(*index));
+        let best = fitting.min_by_key(|(index, node)| score(*index, node)).map(|(index, _)| index);
+        best.ok_or_else(|| self.why_not(ask))
+    }
+
+    fn why_not(&self, ask: &Ask<'_>) -> NoPlace {
+        if !self.nodes.is_empty() && !self.nodes.iter().any(|node| node.could_ever_fit(&ask.need)) {
+            return NoPlace::TooLarge;
+        }
+        let ready: Vec<_> = self.nodes.iter().filter(|node| node.ready).collect();
+        if ready.is_empty() {
+            return NoPlace::NoneReady;
+        }
+        let left: Vec<_> = ready.into_iter().filter(|node| !ask.avoid.contains(&node.node)).collect();
+        if left.is_empty() {
+            return NoPlace::FailedOnAll;
+        }
+        if self.kept.is_some_and(|index| self.nodes[index].fits(&ask.need)) {
+            return NoPlace::NotItsTurn;
+        }
+        let with = |has: &dyn Fn(&Candidate) -> bool| left.iter().filter(|node| has(node)).count();
+        let lacks = [
+            (with(&|node| node.has_memory(&ask.need)), Lack::Memory),
+            (with(&|node| node.has_cpu(&ask.need)), Lack::Cpu),
+            (with(&|node| node.has_place()), Lack::Places),
+        ];
+        // Of those that are equally short, the first named.
+        let (with_room, lack) = lacks.into_iter().min_by_key(|(with, _)| *with).unwrap_or((0, Lack::Memory));
+        NoPlace::Full { lack, with_room, of: left.len(), need: ask.need }
+    }
+}
+
+#[cfg(test)]
+mod tests;

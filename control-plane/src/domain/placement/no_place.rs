@@ -1,0 +1,108 @@
+//! Why no node takes a workspace, in words.
+
+use carrel_common::model::{Resources, StatusReason};
+
+/// What the nodes are short of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lack {
+    /// Memory.
+    Memory,
+    /// Processors.
+    Cpu,
+    /// Workspaces that they may hold.
+    Places,
+}
+
+/// Why no node took it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NoPlace {
+    /// No node is connected, healthy and not cordoned.
+    NoneReady,
+    /// Nodes are ready, but this start has failed on every one of them.
+    FailedOnAll,
+    /// Every node that may take it is full.
+    Full {
+        /// What most of them are short of.
+        lack: Lack,
+        /// How many have enough of that; still, none has enough of everything.
+        with_room: usize,
+        /// How many there are.
+        of: usize,
+        /// What it needs.
+        need: Resources,
+    },
+    /// No node, ready or not, is large enough even when empty.
+    TooLarge,
+    /// Others wait for longer, and there may be a place for one of them.
+    NotItsTurn,
+}
+
+impl NoPlace {
+    /// The reason shown while the workspace waits, and a sentence.
+    pub fn explain(self) -> (StatusReason, String) {
+        match self {
+            Self::NoneReady => (
+                StatusReason::NoNodeReady,
+                "Waits for a host: none is connected, healthy and in service.".to_owned(),
+            ),
+            Self::FailedOnAll => (
+                StatusReason::NoNodeReady,
+                "Waits for another host: it could not be started on those that are there.".to_owned(),
+            ),
+            Self::Full { lack, with_room, of, need } => {
+                let short = match lack {
+                    Lack::Memory => {
+                        format!("memory: {with_room} of {of} nodes have {} free", bytes(need.memory_bytes))
+                    }
+                    Lack::Cpu => {
+                        format!("cpu: {with_room} of {of} nodes have {} free", cores(need.cpu_millicores))
+                    }
+                    Lack::Places => format!("workspaces: {with_room} of {of} nodes take one more"),
+                };
+                (StatusReason::NoCapacity, format!("Waits for a free place ({short})."))
+            }
+            Self::TooLarge => (
+                StatusReason::NoCapacity,
+                "Waits for a larger host: its limits are beyond every host there is.".to_owned(),
+            ),
+            Self::NotItsTurn => (StatusReason::NoCapacity, "Waits for its turn.".to_owned()),
+        }
+    }
+}
+
+/// `n` units of `unit` with at most one decimal.
+fn tenths(n: i64, unit: i64) -> String {
+    let tenths = n.saturating_mul(10).checked_div(unit).unwrap_or_default();
+    if tenths % 10 == 0 { format!("{}", tenths / 10) } else { format!("{}.{}", tenths / 10, tenths % 10) }
+}
+
+fn bytes(n: i64) -> String {
+    const MIB: i64 = 1 << 20;
+    const GIB: i64 = 1 << 30;
+    if n >= GIB { format!("{} GiB", tenths(n, GIB)) } else { format!("{} MiB", tenths(n, MIB)) }
+}
+
+fn cores(millicores: i64) -> String {
+    let plural = if millicores == 1000 { "" } else { "s" };
+    format!("{} core{plural}", tenths(millicores, 1000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn says_what_the_nodes_are_short_of() {
+        let need = Resources { cpu_millicores: 500, memory_bytes: 1 << 30, pids: 512 };
+        let full = |lack, with_room| NoPlace::Full { lack, with_room, of: 3, need }.explain().1;
+        assert_eq!(full(Lack::Memory, 0), "Waits for a free place (memory: 0 of 3 nodes have 1 GiB free).");
+        assert_eq!(full(Lack::Cpu, 1), "Waits for a free place (cpu: 1 of 3 nodes have 0.5 cores free).");
+        assert_eq!(full(Lack::Places, 0), "Waits for a free place (workspaces: 0 of 3 nodes take one more).");
+    }
+
+    #[test]
+    fn sizes_are_told_as_people_say_them() {
+        assert_eq!([bytes(1 << 30), bytes(1536 << 20), bytes(64 << 20)], ["1 GiB", "1.5 GiB", "64 MiB"]);
+        assert_eq!([cores(1000), cores(2000), cores(250)], ["1 core", "2 cores", "0.2 cores"]);
+    }
+}
