@@ -56,6 +56,13 @@ impl Database {
             .unwrap_or_else(|error| panic!("{query}: {error}"))
     }
 
+    /// Changes something in it behind everybody's back.
+    pub async fn execute(&self, statement: &str) {
+        let mut connection = connect(&self.url()).await;
+        let done = connection.execute(AssertSqlSafe(statement.to_owned())).await;
+        done.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+
     /// Removes it, with whoever is connected to it.
     pub async fn drop_now(&self) {
         let Ok(mut connection) = PgConnection::connect(&self.server).await else {

@@ -52,7 +52,7 @@ impl Work {
                      UPDATE placements SET ready_at = clock_timestamp()
                      WHERE workspace_id = ANY ($2) AND released_at IS NULL AND ready_at IS NULL
                  ), calm AS (
-                     UPDATE start_failures SET past = true WHERE node_id = $1 AND NOT past
+                     UPDATE start_failures SET over = true WHERE node_id = $1 AND NOT over
                  ), proven AS (
                      UPDATE start_failures SET proven = true
                      WHERE workspace_id = ANY ($2) AND NOT proven AND node_id <> $1 RETURNING node_id
@@ -108,7 +108,7 @@ impl Work {
         let row = self
             .tx
             .query_one_raw(sql(
-                "SELECT count(*) FILTER (WHERE NOT past) AS in_a_row, count(*) AS failed,
+                "SELECT count(*) FILTER (WHERE NOT over) AS in_a_row, count(*) AS failed,
                         (SELECT count(*) FROM placements
                          WHERE node_id = $1 AND ready_at > clock_timestamp() - make_interval(secs => $2)) AS came_up
                  FROM start_failures

@@ -38,7 +38,7 @@ LEFT JOIN (SELECT node_id, count(*) AS count FROM workspaces WHERE state = 'STAR
        ON s.node_id = n.id
 LEFT JOIN (
     SELECT node_id, count(*) AS count FROM start_failures
-    WHERE NOT past AND at > clock_timestamp() - make_interval(secs => $3) GROUP BY node_id
+    WHERE NOT over AND at > clock_timestamp() - make_interval(secs => $3) GROUP BY node_id
 ) f ON f.node_id = n.id
 LEFT JOIN node_images i ON i.node_id = n.id
 WHERE n.removed_at IS NULL AND ($1::uuid[] IS NULL OR n.id = ANY ($1))
