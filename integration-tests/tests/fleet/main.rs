@@ -7,6 +7,7 @@
 #![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
 
 mod agents;
+mod drains;
 mod replicas;
 mod rig;
 
