@@ -124,7 +124,7 @@ impl App {
     /// What becomes of a workspace whose idle moment on a node that is being emptied has come.
     pub(super) fn leaves(&self, rules: &Rules, look: &Look<'_>, evidence: IdleEvidence) -> Event {
         let why = look.policy.drain.as_ref().map_or("", |drain| drain.reason.as_str());
-        if look.worked_in_lately() {
+        if look.is_in_use() {
             return self.moves(rules, look.workspace, why, Some(evidence));
         }
         Event::Stop {

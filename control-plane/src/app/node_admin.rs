@@ -157,6 +157,7 @@ impl App {
         let answered = replay(&mut self.store.begin().await?, call).await?;
         let loss = match answered {
             Some(loss) => loss,
+            None if self.node(id).await?.node.removed_at.is_some() => return Err(AppError::NodeRemoved(id)),
             None => {
                 let loss = self.confirm_node_dead(id, why, validate_only).await?;
                 let mut work = self.store.begin().await?;

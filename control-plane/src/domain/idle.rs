@@ -204,13 +204,6 @@ impl Look<'_> {
         Some((seen + lost).min(self.now))
     }
 
-    /// Whether somebody worked in it within the idle timeout, or asked for it to be kept: then it is to run elsewhere
-    /// when its node is not to run it any more.
-    pub fn worked_in_lately(&self) -> bool {
-        let kept = self.held_until().is_some_and(|until| until > self.now);
-        kept || self.basis().is_some_and(|basis| basis + self.policy.idle_timeout > self.now)
-    }
-
     /// The end of an extension and of declared jobs.
     fn held_until(&self) -> Option<OffsetDateTime> {
         let awake = self.activity.awake.until.filter(|_| self.policy.counts.job);

@@ -194,6 +194,8 @@ mod tests {
         assert_eq!(node.standing(), Standing::Drained);
         node.state = NodeState::Unreachable;
         assert_eq!(node.standing(), Standing::Unreachable);
+        node.state = NodeState::Fenced;
+        assert_eq!(node.standing(), Standing::Fenced);
         node.removed_at = Some(T0);
         assert_eq!(node.standing(), Standing::Removed);
     }

@@ -119,6 +119,35 @@ fn reads_essay(docker: &OwnDocker, container: &str) -> String {
 }
 
 #[tokio::test]
+async fn a_host_that_is_confirmed_dead_gives_its_desks_to_another_at_once() {
+    let second = OwnDocker::start(false).await;
+    second.load(&settings::docker_host(), &settings::tiny_image());
+    let mut cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    let old = client.start_and_wait("ada").await.node;
+    let _other = cluster.start_other_agent(&second.host(), &[]).await;
+    let confirm = |validate_only| pb::ConfirmNodeDeadRequest {
+        name: old.clone(),
+        reason: "on fire".into(),
+        validate_only,
+        ..Default::default()
+    };
+    let heard = client.nodes.clone().confirm_node_dead(confirm(false)).await.unwrap_err();
+    assert_eq!((heard.code(), reason(&heard).as_str()), (Code::FailedPrecondition, "NODE_STILL_HEARD"));
+
+    cluster.agent().kill();
+    cluster.docker().kill(&cluster.containers().await[0].id).await;
+    wait_for_node(&client, &old, NodeState::Unreachable).await;
+    let asked = client.nodes.clone().confirm_node_dead(confirm(true)).await.unwrap().into_inner();
+    assert_eq!((asked.moved, asked.stopped), (vec!["workspaces/ada".to_owned()], vec![]));
+    assert_eq!(client.get("ada").await.state(), State::Unreachable, "it was only asked");
+    let told = client.nodes.clone().confirm_node_dead(confirm(false)).await.unwrap().into_inner();
+    assert_eq!(told.node.unwrap().state(), NodeState::Fenced);
+    let moved = client.wait_for("ada", State::Running).await;
+    assert!(moved.node != old && moved.generation == 2, "{moved:?}");
+}
+
+#[tokio::test]
 async fn an_operator_has_a_container_stopped_that_was_left_alone() {
     let cluster = Cluster::start(Options::new()).await;
     let client = cluster.client();
@@ -175,6 +204,8 @@ async fn operators_are_told_which_field_is_wrong() {
     assert_eq!(violations(&nodes.clone().drain_node(drain).await.unwrap_err()), ["within"]);
     let remove = pb::RemoveNodeRequest { name: unknown.clone(), ..Default::default() };
     assert_eq!(violations(&nodes.clone().remove_node(remove).await.unwrap_err()), ["reason"]);
+    let dead = pb::ConfirmNodeDeadRequest { name: unknown.clone(), ..Default::default() };
+    assert_eq!(violations(&nodes.clone().confirm_node_dead(dead).await.unwrap_err()), ["reason"]);
     let resolve = pb::ResolveOrphanRequest { node: unknown, reason: "x".into(), ..Default::default() };
     assert_eq!(violations(&nodes.clone().resolve_orphan(resolve).await.unwrap_err()), ["resolution"]);
     let page = pb::ListOrphansRequest { page_size: -1, ..Default::default() };

@@ -97,16 +97,6 @@ fn a_desk_that_is_to_be_kept_stays_until_then_or_the_deadline() {
 }
 
 #[test]
-fn somebody_worked_lately_within_the_idle_timeout_or_wants_it_kept() {
-    let mut desk = Desk::new();
-    assert!(desk.look(899).worked_in_lately() && !desk.look(900).worked_in_lately());
-    desk.types(800);
-    assert!(desk.look(1699).worked_in_lately() && !desk.look(1700).worked_in_lately());
-    desk.workspace.extended_until = Some(at(5000));
-    assert!(desk.look(4999).worked_in_lately());
-}
-
-#[test]
 fn a_start_is_cut_when_no_time_for_a_warning_is_left() {
     let drain = drain(1000).expect("one");
     assert!(!drain.cuts_a_start(&policy(), at(879)) && drain.cuts_a_start(&policy(), at(880)));
