@@ -341,13 +341,13 @@ impl Look<'_> {
         }
     }
 
-    /// Whether somebody works in it: there was activity within the last idle timeout, or it was asked for within that, or an extension
-    /// or a quiet window (an exam) holds.
+    /// Whether somebody works in it: there was activity within the last idle timeout, or it was asked for within that, or an
+    /// extension, a declared job or a quiet window (an exam) holds.
     pub fn is_in_use(&self) -> bool {
         let quiet = self.policy.quiet.iter().any(|(start, end)| (*start..*end).contains(&self.now));
-        let extended = self.workspace.extended_until.is_some_and(|until| until > self.now);
+        let held = self.held_until().is_some_and(|until| until > self.now);
         let since = self.basis().or(self.workspace.started_at);
-        quiet || extended || since.is_some_and(|since| since + self.policy.idle_timeout > self.now)
+        quiet || held || since.is_some_and(|since| since + self.policy.idle_timeout > self.now)
     }
 
     /// What the basis is to be after the node was silent since `since` until now: the clock stood still meanwhile.
