@@ -35,8 +35,29 @@ pub struct LogOrder {
     pub lines: i32,
     /// Go on with what comes.
     pub follow: bool,
-    /// Where the pieces go; closed: no longer wanted.
-    pub to: mpsc::Sender<LogPart>,
+    /// Where the pieces go, and `None` after the last; closed: no longer wanted.
+    pub to: mpsc::Sender<Option<LogPart>>,
+}
+
+/// The pieces as a session sends them.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    sent: mpsc::Receiver<Option<LogPart>>,
+    over: bool,
+}
+
+impl Pieces {
+    /// The next piece; `None` when all is told. Who goes away without saying that it was the end has left something out, whether
+    /// it had begun or not. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Option<LogPart> {
+        if self.over {
+            return None;
+        }
+        let lost = "the host's connection ended, or it was read more slowly than it came";
+        let part = self.sent.recv().await.unwrap_or_else(|| Some(LogPart::Broken(lost.into())));
+        self.over = !matches!(part, Some(LogPart::Text { .. }));
+        part
+    }
 }
 
 /// The sessions of this replica that can be asked for logs.
@@ -71,7 +92,7 @@ pub struct Tail(Source);
 #[derive(Debug)]
 enum Source {
     /// With this replica.
-    Here(mpsc::Receiver<LogPart>),
+    Here(Pieces),
     /// With another one.
     Elsewhere(RemoteTail),
 }
@@ -80,7 +101,7 @@ impl Tail {
     /// The next piece; `None` when all is told. A piece may be lost when this is cancelled.
     pub async fn next(&mut self) -> Option<LogPart> {
         match &mut self.0 {
-            Source::Here(pieces) => pieces.recv().await,
+            Source::Here(pieces) => pieces.next().await,
             Source::Elsewhere(remote) => remote.next().await,
         }
     }
@@ -118,10 +139,41 @@ impl App {
         workspace: WorkspaceUid,
         lines: i32,
         follow: bool,
-    ) -> Option<mpsc::Receiver<LogPart>> {
+    ) -> Option<Pieces> {
         let session = self.log_tails.session(node)?;
-        let (to, pieces) = mpsc::channel(BUFFER);
+        let (to, sent) = mpsc::channel(BUFFER);
         session.send(LogOrder { workspace, lines, follow, to }).await.ok()?;
-        Some(pieces)
+        Some(Pieces { sent, over: false })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(text: &str) -> LogPart {
+        LogPart::Text { generation: 1, text: text.into() }
+    }
+
+    #[tokio::test]
+    async fn a_log_has_ended_only_when_that_was_said() {
+        let (to, sent) = mpsc::channel(4);
+        let mut pieces = Pieces { sent, over: false };
+        for part in [Some(said("one")), None] {
+            to.send(part).await.expect("it is read");
+        }
+        drop(to);
+        assert_eq!(
+            [pieces.next().await, pieces.next().await, pieces.next().await],
+            [Some(said("one")), None, None]
+        );
+    }
+
+    #[tokio::test]
+    async fn a_log_whose_session_went_away_is_broken_even_before_its_first_line() {
+        let (_, sent) = mpsc::channel(4);
+        let mut pieces = Pieces { sent, over: false };
+        assert!(matches!(pieces.next().await, Some(LogPart::Broken(_))));
+        assert_eq!(pieces.next().await, None);
     }
 }

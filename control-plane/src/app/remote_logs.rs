@@ -6,11 +6,10 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use carrel_common::id::{NodeId, WorkspaceUid};
-use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::logs::LogPart;
+use super::logs::{LogPart, Pieces};
 use super::{App, AppError, Result};
 use crate::store::{Served, Store, StoredPiece};
 
@@ -115,7 +114,7 @@ impl RemoteTail {
 #[derive(Debug)]
 pub struct LogHandover {
     id: i64,
-    pieces: mpsc::Receiver<LogPart>,
+    pieces: Pieces,
 }
 
 impl App {
@@ -148,8 +147,8 @@ impl App {
         let id = handover.id;
         loop {
             let part = tokio::select! {
-                // Cancel-safe: recv loses nothing when another arm wins.
-                part = handover.pieces.recv() => part,
+                // Cancel-safe: it loses nothing when another arm wins.
+                part = handover.pieces.next() => part,
                 // Cancel-safe: a tick that is not taken comes at once the next time.
                 _ = sign_of_life.tick() => {
                     if self.store.go_on_serving_log(id).await? { continue } else { return Ok(()) }

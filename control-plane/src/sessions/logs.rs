@@ -12,16 +12,8 @@ use crate::app::{LogOrder, LogPart};
 #[derive(Debug, Default)]
 pub(super) struct Tails {
     next: i64,
-    wanted: HashMap<i64, mpsc::Sender<LogPart>>,
-}
-
-impl Drop for Tails {
-    /// A log that breaks off with the session must not look as if it had ended.
-    fn drop(&mut self) {
-        for to in self.wanted.values() {
-            to.try_send(LogPart::Broken("the host's connection ended".into())).ok();
-        }
-    }
+    /// One that is dropped before the end was said has broken off.
+    wanted: HashMap<i64, mpsc::Sender<Option<LogPart>>>,
 }
 
 impl Tails {
@@ -45,10 +37,12 @@ impl Tails {
         };
         let mut handed = Ok(());
         if !piece.text.is_empty() {
-            handed = to.try_send(LogPart::Text { generation: piece.generation, text: piece.text });
+            handed = to.try_send(Some(LogPart::Text { generation: piece.generation, text: piece.text }));
         }
         if handed.is_ok() && !piece.error.is_empty() {
-            handed = to.try_send(LogPart::Broken(piece.error));
+            handed = to.try_send(Some(LogPart::Broken(piece.error)));
+        } else if handed.is_ok() && piece.end {
+            handed = to.try_send(None);
         }
         if piece.end {
             self.wanted.remove(&request);
