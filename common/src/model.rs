@@ -295,6 +295,8 @@ pub struct Observation {
     pub workspace: WorkspaceUid,
     /// The incarnation of the container.
     pub generation: Generation,
+    /// The incarnation of the store that ordered it; 0: the agent is older than this word, and means the present one.
+    pub incarnation: i64,
     /// Rises with each report.
     pub sequence: i64,
     /// What it does.
@@ -313,6 +315,13 @@ pub struct Observation {
     pub pull_percent: u8,
     /// With `StorageFenced`: what the share says is the latest.
     pub share_pair: Option<Pair>,
+}
+
+impl Observation {
+    /// The place in time of the container it tells of.
+    pub fn pair(&self) -> Pair {
+        Pair { incarnation: self.incarnation, generation: self.generation }
+    }
 }
 
 /// What a workspace does on a node.

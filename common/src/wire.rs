@@ -369,6 +369,7 @@ impl From<Observation> for pb::Observation {
         let mut message = Self {
             workspace_uid: o.workspace.to_string(),
             generation: o.generation.0,
+            incarnation: o.incarnation,
             sequence: o.sequence,
             exit_code: o.exit_code,
             oom_killed: o.oom_killed,
@@ -448,6 +449,7 @@ impl TryFrom<pb::Observation> for Observation {
         Ok(Self {
             workspace: parse("observation.workspace_uid", &m.workspace_uid)?,
             generation: Generation(m.generation),
+            incarnation: m.incarnation,
             sequence: m.sequence,
             state,
             exit_code: m.exit_code,

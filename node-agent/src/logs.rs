@@ -95,18 +95,19 @@ impl SavedLogs {
         Ok(Some((generation, fs::read(path)?)))
     }
 
-    /// Kept generations, newest first.
+    /// Kept generations, the one written last first: after a restore of the database a lower generation may be the newer one.
     fn generations(&self, workspace: WorkspaceUid) -> Vec<(Generation, PathBuf)> {
         let entries = fs::read_dir(self.dir.join(workspace.to_string())).into_iter().flatten().flatten();
         let mut found: Vec<_> = entries
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
                 let number = name.strip_prefix('g')?.strip_suffix(".log")?.parse().ok()?;
-                Some((Generation(number), entry.path()))
+                let written_at = entry.metadata().ok()?.modified().ok()?;
+                Some((written_at, Generation(number), entry.path()))
             })
             .collect();
-        found.sort_by_key(|(generation, _)| std::cmp::Reverse(*generation));
-        found
+        found.sort_by_key(|(written_at, generation, _)| std::cmp::Reverse((*written_at, *generation)));
+        found.into_iter().map(|(_, generation, path)| (generation, path)).collect()
     }
 }
 

@@ -13,7 +13,7 @@
 //! | `carrel_agent_stops_withheld_total` | – | orphan stops that the breaker held back |
 //! | `carrel_agent_fenced_total` | `when` (`start`, `running`) | containers not started, or stopped, as the share knows a later one |
 //! | `carrel_agent_share_stuck` | – | touches of the share that have not come back |
-//! | `carrel_agent_held_containers` | – | containers left alone: of a higher generation, or made of another spec |
+//! | `carrel_agent_held_containers` | – | containers left alone: of a higher pair, or made of another spec |
 //! | `carrel_agent_sessions_total` | `outcome` (how the session or the attempt ended) | session attempts; all but the first are reconnects |
 //! | `carrel_agent_refused_sets_total` | – | desired sets refused for their pair or digest |
 //! | `carrel_agent_docker_outages_total` | – | times Docker was lost |
@@ -81,7 +81,7 @@ impl Metrics {
                 .build(),
             held: meter
                 .u64_gauge("carrel_agent_held_containers")
-                .with_description("Containers left alone: of a higher generation, or made of another spec")
+                .with_description("Containers left alone: of a higher pair, or made of another spec")
                 .build(),
             sessions: counter("carrel_agent_sessions", "Session attempts, by how they ended"),
             refused: counter("carrel_agent_refused_sets", "Desired sets refused for their pair or digest"),

@@ -57,7 +57,7 @@ pub struct Reports {
 #[derive(Debug)]
 struct Inner {
     next: i64,
-    latest: BTreeMap<(WorkspaceUid, Generation), Entry>,
+    latest: BTreeMap<(WorkspaceUid, Pair), Entry>,
 }
 
 #[derive(Debug)]
@@ -81,8 +81,8 @@ impl Reports {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the place of what was reported before of this incarnation.
-    pub fn report(&self, workspace: WorkspaceUid, generation: Generation, report: Report) {
+    /// Takes the place of what was reported before of this container.
+    pub fn report(&self, workspace: WorkspaceUid, pair: Pair, report: Report) {
         let mut inner = self.lock();
         let sequence = inner.next;
         inner.next += 1;
@@ -98,7 +98,8 @@ impl Reports {
         } = report;
         let observation = Observation {
             workspace,
-            generation,
+            generation: pair.generation,
+            incarnation: pair.incarnation,
             sequence,
             state,
             exit_code,
@@ -110,17 +111,17 @@ impl Reports {
             share_pair,
         };
         let entry = Entry { observation, seen_at: None, sent: false, acked: false };
-        inner.latest.insert((workspace, generation), entry);
+        inner.latest.insert((workspace, pair), entry);
         drop(inner);
         self.news.notify_one();
     }
 
     /// Reports that a workspace that answers was not stopped, as there was activity at `seen_at`, by the monotonic clock. False:
     /// it is not known to answer.
-    pub fn refuse_stop(&self, workspace: WorkspaceUid, generation: Generation, seen_at: Duration) -> bool {
+    pub fn refuse_stop(&self, workspace: WorkspaceUid, pair: Pair, seen_at: Duration) -> bool {
         let mut inner = self.lock();
         let Inner { next, latest } = &mut *inner;
-        let Some(entry) = latest.get_mut(&(workspace, generation)) else { return false };
+        let Some(entry) = latest.get_mut(&(workspace, pair)) else { return false };
         let (Observed::Running { endpoint } | Observed::RefusedStop { endpoint, .. }) =
             &entry.observation.state
         else {
@@ -168,11 +169,11 @@ impl Reports {
     }
 
     /// What `which` names and was acked is to be told again.
-    pub fn renew_acked(&self, which: impl Fn(WorkspaceUid, Generation) -> bool) {
+    pub fn renew_acked(&self, which: impl Fn(WorkspaceUid, Pair) -> bool) {
         self.renew_where(|key, entry| entry.acked && which(key.0, key.1));
     }
 
-    fn renew_where(&self, which: impl Fn(&(WorkspaceUid, Generation), &Entry) -> bool) {
+    fn renew_where(&self, which: impl Fn(&(WorkspaceUid, Pair), &Entry) -> bool) {
         let mut inner = self.lock();
         let Inner { next, latest } = &mut *inner;
         let mut order: Vec<_> = latest.iter_mut().filter(|(key, entry)| which(key, entry)).collect();
@@ -190,16 +191,21 @@ impl Reports {
     /// Everything about `workspace` up to `sequence` is committed.
     pub fn ack(&self, workspace: WorkspaceUid, sequence: i64) {
         let mut inner = self.lock();
-        let range = (workspace, Generation(i64::MIN))..=(workspace, Generation(i64::MAX));
-        for (_, entry) in inner.latest.range_mut(range) {
+        let (first, last) = (edge(i64::MIN), edge(i64::MAX));
+        for (_, entry) in inner.latest.range_mut((workspace, first)..=(workspace, last)) {
             entry.acked |= entry.observation.sequence <= sequence;
         }
     }
 
     /// Forgets what was acked and is not `wanted` any more.
-    pub fn prune(&self, wanted: impl Fn(WorkspaceUid, Generation) -> bool) {
+    pub fn prune(&self, wanted: impl Fn(WorkspaceUid, Pair) -> bool) {
         self.lock().latest.retain(|key, entry| !entry.acked || wanted(key.0, key.1));
     }
+}
+
+/// The first or the last of all pairs.
+fn edge(number: i64) -> Pair {
+    Pair { incarnation: number, generation: Generation(number) }
 }
 
 #[cfg(test)]
@@ -214,6 +220,8 @@ mod tests {
         Reports::new(&ManualClock::new(OffsetDateTime::UNIX_EPOCH))
     }
 
+    const FIRST: Pair = Pair { incarnation: 1, generation: Generation(1) };
+
     fn starting(stage: Stage) -> Report {
         Report::of(Observed::Starting(stage))
     }
@@ -221,8 +229,8 @@ mod tests {
     #[test]
     fn sends_only_the_newest_of_an_incarnation() {
         let (reports, workspace) = (reports(), WorkspaceUid::new());
-        reports.report(workspace, Generation(1), starting(Stage::Creating));
-        reports.report(workspace, Generation(1), starting(Stage::Probing));
+        reports.report(workspace, FIRST, starting(Stage::Creating));
+        reports.report(workspace, FIRST, starting(Stage::Probing));
         let sent = reports.take_unsent(Duration::ZERO);
         assert_eq!(
             sent.iter().map(|o| o.state.clone()).collect::<Vec<_>>(),
@@ -234,7 +242,7 @@ mod tests {
     #[test]
     fn tells_everything_again_on_a_new_session_with_a_higher_sequence() {
         let (reports, workspace) = (reports(), WorkspaceUid::new());
-        reports.report(workspace, Generation(1), starting(Stage::Creating));
+        reports.report(workspace, FIRST, starting(Stage::Creating));
         let first = reports.take_unsent(Duration::ZERO);
         reports.ack(workspace, first[0].sequence);
         reports.renew();
@@ -246,7 +254,7 @@ mod tests {
     #[test]
     fn keeps_what_is_not_acked_when_nothing_wants_it_any_more() {
         let (reports, workspace) = (reports(), WorkspaceUid::new());
-        reports.report(workspace, Generation(1), starting(Stage::Creating));
+        reports.report(workspace, FIRST, starting(Stage::Creating));
         reports.prune(|_, _| false);
         let sent = reports.take_unsent(Duration::ZERO);
         assert_eq!(sent.len(), 1);
@@ -259,17 +267,13 @@ mod tests {
     #[test]
     fn a_refused_stop_tells_how_long_ago_there_was_activity_whenever_it_is_told() {
         let (reports, workspace, seconds) = (reports(), WorkspaceUid::new(), Duration::from_secs);
-        assert!(!reports.refuse_stop(workspace, Generation(1), seconds(10)), "nothing is known of it");
-        reports.report(workspace, Generation(1), starting(Stage::Probing));
-        assert!(!reports.refuse_stop(workspace, Generation(1), seconds(10)), "it does not answer");
+        assert!(!reports.refuse_stop(workspace, FIRST, seconds(10)), "nothing is known of it");
+        reports.report(workspace, FIRST, starting(Stage::Probing));
+        assert!(!reports.refuse_stop(workspace, FIRST, seconds(10)), "it does not answer");
         let endpoint = "127.0.0.1:1".to_owned();
-        reports.report(
-            workspace,
-            Generation(1),
-            Report::of(Observed::Running { endpoint: endpoint.clone() }),
-        );
+        reports.report(workspace, FIRST, Report::of(Observed::Running { endpoint: endpoint.clone() }));
         let running = reports.take_unsent(seconds(11)).remove(0);
-        assert!(reports.refuse_stop(workspace, Generation(1), seconds(10)));
+        assert!(reports.refuse_stop(workspace, FIRST, seconds(10)));
         for now in [12, 40] {
             let told = reports.take_unsent(seconds(now)).remove(0);
             let seen_ago = seconds(now - 10);
@@ -280,11 +284,27 @@ mod tests {
     }
 
     #[test]
+    fn the_same_generation_of_a_later_incarnation_is_another_container() {
+        let (reports, workspace) = (reports(), WorkspaceUid::new());
+        reports.report(workspace, FIRST, Report::of(Observed::Gone { purge: Ok(false) }));
+        reports.report(workspace, Pair { incarnation: 2, ..FIRST }, starting(Stage::Creating));
+        let told: Vec<_> = reports
+            .take_unsent(Duration::ZERO)
+            .iter()
+            .map(|o| (o.pair().incarnation, o.state.clone()))
+            .collect();
+        assert_eq!(
+            told,
+            [(1, Observed::Gone { purge: Ok(false) }), (2, Observed::Starting(Stage::Creating))]
+        );
+    }
+
+    #[test]
     fn an_ack_of_an_older_report_does_not_cover_a_newer_one() {
         let (reports, workspace) = (reports(), WorkspaceUid::new());
-        reports.report(workspace, Generation(1), starting(Stage::Creating));
+        reports.report(workspace, FIRST, starting(Stage::Creating));
         let old = reports.take_unsent(Duration::ZERO)[0].sequence;
-        reports.report(workspace, Generation(1), starting(Stage::Probing));
+        reports.report(workspace, FIRST, starting(Stage::Probing));
         reports.ack(workspace, old);
         reports.prune(|_, _| false);
         assert_eq!(reports.take_unsent(Duration::ZERO).len(), 1);

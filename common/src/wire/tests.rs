@@ -67,6 +67,7 @@ fn what_the_share_says_comes_back_as_it_went() {
     let seen = Observation {
         workspace: WorkspaceUid::new(),
         generation: Generation(3),
+        incarnation: 2,
         sequence: 7,
         state: Observed::Failed(StatusReason::StorageFenced),
         exit_code: None,

@@ -155,7 +155,9 @@ fn concerns(
     incarnation: i64,
     lost: impl FnOnce() -> Event,
 ) -> Option<Event> {
-    if seen.generation != placement.generation {
+    // That (1, 5) is gone proves nothing about (2, 5).
+    let of_another_time = seen.incarnation != 0 && seen.incarnation != placement.incarnation;
+    if seen.generation != placement.generation || of_another_time {
         return None;
     }
     let present = seen.generation == workspace.generation;

@@ -222,6 +222,7 @@ impl Rig {
         let observation = Observation {
             workspace: uid,
             generation,
+            incarnation: 0,
             sequence: 1,
             state,
             exit_code: None,

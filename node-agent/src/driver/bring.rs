@@ -87,6 +87,8 @@ impl std::convert::From<RuntimeError> for End {
     fn from(error: RuntimeError) -> Self {
         match error {
             RuntimeError::ImageMissing { .. } => Self::Failed(failure::image_unavailable(&error)),
+            // A later container has the name: the next listing finds it, and it is held and reported.
+            RuntimeError::Beyond { .. } => Self::Unknown(error),
             error if error.result_unknown() => Self::Unknown(error),
             error => Self::Refused(error),
         }
@@ -139,7 +141,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         }
         self.host.runtime.ensure_network(self.host.scope).await?;
         let found = self.host.runtime.list(self.host.scope.cluster, Some(self.item.workspace)).await?;
-        let same = found.into_iter().find(|found| found.container.generation == self.item.generation);
+        let same = found.into_iter().find(|found| found.container.pair() == self.item.pair());
         match same {
             None => {}
             Some(found) if found.phase == Phase::Running => {
@@ -376,11 +378,11 @@ impl<'a, R: Runtime> Bring<'a, R> {
             return Ok(Step::Go(From::Running(id)));
         }
         let counted = !std::mem::take(&mut self.forgiven);
-        let (workspace, generation) = (self.item.workspace, self.item.generation);
+        let (workspace, pair) = (self.item.workspace, self.item.pair());
         let now = self.host.clock.monotonic();
         let budget = self.host.limits.budget;
         let verdict = if counted {
-            self.host.exits().decide(budget, workspace, generation, &end.finished_at, now)
+            self.host.exits().decide(budget, workspace, pair, &end.finished_at, now)
         } else {
             Verdict::Restart
         };
@@ -416,7 +418,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         if let (None, Some(last)) = (report.exit_code, self.so_far.last_exit) {
             (report.exit_code, report.oom_killed) = last;
         }
-        self.host.reports.report(self.item.workspace, self.item.generation, report);
+        self.host.reports.report(self.item.workspace, self.item.pair(), report);
     }
 
     /// `took`: how long the start took; `None` when it was adopted or restarted.

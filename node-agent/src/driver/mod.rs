@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::id::{Pair, WorkspaceUid};
 use carrel_common::model::{Container, DesiredItem, DesiredPair, DesiredSet, Verdict};
 use carrel_common::telemetry;
 use tokio::sync::{mpsc, watch};
@@ -72,11 +72,11 @@ const GONE_AGAIN: Duration = Duration::from_secs(5);
 /// A task that died of a defect in the agent.
 const PAUSE_AFTER_PANIC: Duration = Duration::from_secs(5);
 
-type Done = (WorkspaceUid, Generation, Outcome);
+type Done = (WorkspaceUid, Pair, Outcome);
 
 struct Task {
     kind: InFlight,
-    generation: Generation,
+    pair: Pair,
     cancel: CancellationToken,
     id: tokio::task::Id,
 }
@@ -180,7 +180,7 @@ impl<R: Runtime> Driver<R> {
 
     fn task_ended(&mut self, done: Result<(tokio::task::Id, Done), tokio::task::JoinError>) {
         let now = self.host.clock.monotonic();
-        let (workspace, generation, outcome) = match done {
+        let (workspace, pair, outcome) = match done {
             Ok((_, done)) => done,
             Err(error) => {
                 let found = self.running.iter().find(|(_, task)| task.id == error.id());
@@ -189,7 +189,7 @@ impl<R: Runtime> Driver<R> {
                 };
                 tracing::error!(workspace.id = %workspace, %error, "a task died; this is a defect of the agent");
                 let not_before = now + PAUSE_AFTER_PANIC;
-                (workspace, task.generation, Outcome::Settled(Settled::Retry { not_before }))
+                (workspace, task.pair, Outcome::Settled(Settled::Retry { not_before }))
             }
         };
         self.running.remove(&workspace);
@@ -200,7 +200,7 @@ impl<R: Runtime> Driver<R> {
         if matches!(settled, Settled::Retry { .. }) {
             self.lister.soon();
         }
-        self.memory.insert(workspace, Memory { generation, at: now, settled });
+        self.memory.insert(workspace, Memory { pair, at: now, settled });
     }
 
     fn listed(&mut self, found: listing::Outcome) {
@@ -246,9 +246,8 @@ impl<R: Runtime> Driver<R> {
         let Some(set) = self.links.accepted.borrow().set.clone() else { return };
         let wanted = |workspace: &WorkspaceUid| set.items.iter().any(|item| item.workspace == *workspace);
         self.memory.retain(|workspace, memory| memory.at >= listing.taken_at || wanted(workspace));
-        let exact = |workspace, generation| {
-            set.items.iter().any(|item| item.workspace == workspace && item.generation == generation)
-        };
+        let exact =
+            |workspace, pair| set.items.iter().any(|item| item.workspace == workspace && item.pair() == pair);
         self.host.reports.prune(exact);
         self.host.deadlines.keep(|workspace| wanted(&workspace));
         let containers = listing.containers.iter().map(|found| found.container.workspace);
@@ -257,8 +256,8 @@ impl<R: Runtime> Driver<R> {
         let now = self.host.clock.monotonic();
         let missed =
             |memory: &Memory| memory.settled == Settled::Gone && now.saturating_sub(memory.at) > GONE_AGAIN;
-        let stopped = |workspace: WorkspaceUid, generation: Generation| {
-            exact(workspace, generation) && self.memory.get(&workspace).is_some_and(missed)
+        let stopped = |workspace: WorkspaceUid, pair: Pair| {
+            exact(workspace, pair) && self.memory.get(&workspace).is_some_and(missed)
         };
         self.host.reports.renew_acked(stopped);
     }
@@ -335,11 +334,11 @@ impl<R: Runtime> Driver<R> {
         self.running.iter().map(|(workspace, task)| (*workspace, task.kind)).collect()
     }
 
-    /// `taken_at`: when the set was accepted that the action is for.
-    fn start(&mut self, action: Action, pair: DesiredPair, taken_at: Duration) {
+    /// `taken_at`: when the set was accepted that the action is for; `ordered` is its pair.
+    fn start(&mut self, action: Action, ordered: DesiredPair, taken_at: Duration) {
         let host = Arc::clone(&self.host);
         let cancel = CancellationToken::new();
-        let (workspace, generation, kind, task) = match action {
+        let (workspace, pair, kind, task) = match action {
             Action::Cancel { workspace } => {
                 if let Some(task) = self.running.get(&workspace) {
                     task.cancel.cancel();
@@ -347,7 +346,7 @@ impl<R: Runtime> Driver<R> {
                 return;
             }
             Action::Bring { item, from } => {
-                let (workspace, generation) = (item.workspace, item.generation);
+                let (workspace, pair) = (item.workspace, item.pair());
                 let forgiven = match &from {
                     From::Exited(id) => self.forgiven.remove(id),
                     From::Nothing | From::Created(_) | From::Running(_) => false,
@@ -356,27 +355,27 @@ impl<R: Runtime> Driver<R> {
                 let cancel = cancel.clone();
                 let task = async move {
                     let bring = Bring { host: &host, item, cancel, forgiven, so_far: SoFar::default() };
-                    (workspace, generation, bring.run(from).await)
+                    (workspace, pair, bring.run(from).await)
                 };
                 let task = self.tasks.spawn(task.instrument(span));
-                (workspace, generation, InFlight::Bring(generation), task)
+                (workspace, pair, InFlight::Bring(pair), task)
             }
             Action::Stop { item } => {
-                let (workspace, generation) = (item.workspace, item.generation);
-                let span = tracing::info_span!("workspace.stop", workspace.id = %workspace, %generation, node.id = %host.scope.node);
+                let (workspace, pair) = (item.workspace, item.pair());
+                let span = tracing::info_span!("workspace.stop", workspace.id = %workspace, generation = %pair.generation, node.id = %host.scope.node);
                 telemetry::set_parent(&span, &item.traceparent);
                 let task = async move {
-                    let settled = match refuse::idle_stop(&host, &item, taken_at, pair).await {
+                    let settled = match refuse::idle_stop(&host, &item, taken_at, ordered).await {
                         Some(refused) => refused,
-                        None => remove::stop(&host, &item, pair.incarnation).await,
+                        None => remove::stop(&host, &item).await,
                     };
-                    (workspace, generation, Outcome::Settled(settled))
+                    (workspace, pair, Outcome::Settled(settled))
                 };
-                (workspace, generation, InFlight::Remove, self.tasks.spawn(task.instrument(span)))
+                (workspace, pair, InFlight::Remove, self.tasks.spawn(task.instrument(span)))
             }
             Action::Clear { workspace, cause, containers } => {
-                let generation = containers.iter().map(|c| c.generation).max().unwrap_or(Generation(0));
-                let span = tracing::info_span!("workspace.clear", workspace.id = %workspace, %generation, node.id = %host.scope.node);
+                let Some(pair) = containers.iter().map(Container::pair).max() else { return };
+                let span = tracing::info_span!("workspace.clear", workspace.id = %workspace, generation = %pair.generation, node.id = %host.scope.node);
                 match cause {
                     Cause::Superseded => {}
                     Cause::Orphan => {
@@ -386,21 +385,21 @@ impl<R: Runtime> Driver<R> {
                 }
                 let task = async move {
                     let settled = remove::clear(&host, workspace, cause, &containers).await;
-                    (workspace, generation, Outcome::Settled(settled))
+                    (workspace, pair, Outcome::Settled(settled))
                 };
-                (workspace, generation, InFlight::Remove, self.tasks.spawn(task.instrument(span)))
+                (workspace, pair, InFlight::Remove, self.tasks.spawn(task.instrument(span)))
             }
-            Action::Fence { container, pair } => {
-                let (workspace, generation) = (container.workspace, container.generation);
-                let span = tracing::info_span!("workspace.fence", workspace.id = %workspace, %generation, node.id = %host.scope.node);
+            Action::Fence { container, pair: later } => {
+                let (workspace, pair) = (container.workspace, container.pair());
+                let span = tracing::info_span!("workspace.fence", workspace.id = %workspace, generation = %pair.generation, node.id = %host.scope.node);
                 let task = async move {
-                    let settled = remove::fence(&host, &container, pair).await;
-                    (workspace, generation, Outcome::Settled(settled))
+                    let settled = remove::fence(&host, &container, later).await;
+                    (workspace, pair, Outcome::Settled(settled))
                 };
-                (workspace, generation, InFlight::Remove, self.tasks.spawn(task.instrument(span)))
+                (workspace, pair, InFlight::Remove, self.tasks.spawn(task.instrument(span)))
             }
         };
-        self.running.insert(workspace, Task { kind, generation, cancel, id: task.id() });
+        self.running.insert(workspace, Task { kind, pair, cancel, id: task.id() });
     }
 }
 

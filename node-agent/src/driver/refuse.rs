@@ -12,12 +12,12 @@ use super::host::Host;
 use crate::reconcile::{Settled, refuses};
 use crate::runtime::Runtime;
 
-/// `None`: the stop is to be carried out.
+/// `None`: the stop is to be carried out. `ordered`: the pair of the set that orders it, accepted at `taken_at`.
 pub(super) async fn idle_stop<R: Runtime>(
     host: &Host<R>,
     item: &DesiredItem,
     taken_at: Duration,
-    pair: DesiredPair,
+    ordered: DesiredPair,
 ) -> Option<Settled> {
     let basis_age = item.idle_basis_age?;
     let (desks, now) = (Arc::clone(&host.desks), host.clock.monotonic());
@@ -28,10 +28,10 @@ pub(super) async fn idle_stop<R: Runtime>(
         return None;
     }
     // One that does not answer has nothing that could go on.
-    if !host.reports.refuse_stop(workspace, generation, seen_at) {
+    if !host.reports.refuse_stop(workspace, item.pair(), seen_at) {
         return None;
     }
     tracing::info!(seen_ago = ?now.saturating_sub(seen_at), "an idle stop is refused: there was activity since");
     host.metrics.refused_stop();
-    Some(Settled::Refused { pair })
+    Some(Settled::Refused { pair: ordered })
 }

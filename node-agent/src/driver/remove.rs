@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use carrel_common::id::{Generation, Pair, WorkspaceUid};
+use carrel_common::id::{Pair, WorkspaceUid};
 use carrel_common::model::{Container, DesiredItem, Observed, Run};
 
 use super::failure::{self, Failure};
@@ -19,17 +19,17 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Before another attempt at something that did not work.
 const PAUSE: Duration = Duration::from_secs(2);
 
-/// Carries out an order to stop: no container of this or a lower generation exists afterwards, and the control plane is told so.
-pub(super) async fn stop<R: Runtime>(host: &Host<R>, item: &DesiredItem, incarnation: i64) -> Settled {
+/// Carries out an order to stop: no container of this or a lower pair exists afterwards, and the control plane is told so.
+pub(super) async fn stop<R: Runtime>(host: &Host<R>, item: &DesiredItem) -> Settled {
     let Run::Stopped { reason, grace, purge_files } = &item.run else {
         return retry(host);
     };
     tracing::info!(?reason, "stopping");
     let mut last = None;
-    match take_away_up_to(host, item, incarnation, *grace, &mut last).await {
+    match take_away_up_to(host, item, *grace, &mut last).await {
         Ok(true) => {}
         Ok(false) => {
-            tracing::warn!("a container of a higher generation is here; nothing is reported gone");
+            tracing::warn!("a container of a higher pair is here; nothing is reported gone");
             return retry(host);
         }
         Err(error) => {
@@ -43,7 +43,7 @@ pub(super) async fn stop<R: Runtime>(host: &Host<R>, item: &DesiredItem, incarna
     tracing::info!(purged = ?purge, "gone");
     host.reports.report(
         item.workspace,
-        item.generation,
+        item.pair(),
         Report {
             exit_code: last.as_ref().and_then(|end: &Inspected| end.exit_code),
             oom_killed: last.as_ref().is_some_and(|end| end.oom_killed),
@@ -58,12 +58,10 @@ pub(super) async fn stop<R: Runtime>(host: &Host<R>, item: &DesiredItem, incarna
 async fn take_away_up_to<R: Runtime>(
     host: &Host<R>,
     item: &DesiredItem,
-    incarnation: i64,
     grace: Duration,
     last: &mut Option<Inspected>,
 ) -> Result<bool, RuntimeError> {
-    let beyond =
-        |container: &Container| container.generation > item.generation || container.incarnation > incarnation;
+    let beyond = |container: &Container| container.pair() > item.pair();
     let listed = host.runtime.list(host.scope.cluster, Some(item.workspace)).await?;
     if listed.iter().any(|found| beyond(&found.container)) {
         return Ok(false);
@@ -112,12 +110,12 @@ pub(super) async fn clear<R: Runtime>(
     let (told, settled) = match cause {
         Cause::Orphan => (None, again_now(host)),
         Cause::Superseded => (Some(Observed::Gone { purge: Ok(false) }), again_now(host)),
-        // Never again in this generation: the control plane may be giving it to another host at this moment.
+        // Never again as this pair: the control plane may be giving it to another host at this moment.
         Cause::Fenced => (Some(Observed::Fenced), Settled::Gone),
     };
-    let generations: BTreeSet<Generation> = containers.iter().map(|container| container.generation).collect();
-    for (state, generation) in told.iter().cycle().zip(generations) {
-        host.reports.report(workspace, generation, Report::of(state.clone()));
+    let pairs: BTreeSet<Pair> = containers.iter().map(Container::pair).collect();
+    for (state, pair) in told.iter().cycle().zip(pairs) {
+        host.reports.report(workspace, pair, Report::of(state.clone()));
     }
     settled
 }
@@ -188,7 +186,7 @@ pub(super) async fn fence<R: Runtime>(host: &Host<R>, container: &Container, pai
     let Failure { reason, message, share_pair, .. } = failure::fenced(pair);
     host.reports.report(
         container.workspace,
-        container.generation,
+        container.pair(),
         Report { message, share_pair, ..Report::of(Observed::Failed(reason)) },
     );
     Settled::Failed

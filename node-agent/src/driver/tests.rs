@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use carrel_common::clock::SystemClock;
-use carrel_common::id::{ClusterId, NodeId, Pair, PlacementId};
+use carrel_common::id::{ClusterId, Generation, NodeId, Pair, PlacementId};
 use carrel_common::model::{
     DesiredPair, Observation, Observed, Resources, Run, Stage, StatusReason, StopReason, WorkspaceSpec,
 };
@@ -111,8 +111,7 @@ impl Bench {
             loop {
                 let unsent = self.host.reports.take_unsent(Duration::ZERO);
                 self.told.extend(unsent.clone());
-                let about =
-                    |o: &&Observation| o.workspace == item.workspace && o.generation == item.generation;
+                let about = |o: &&Observation| o.workspace == item.workspace && o.pair() == item.pair();
                 if let Some(found) = unsent.iter().filter(about).find(|o| is(&o.state)) {
                     return found.clone();
                 }
@@ -132,7 +131,7 @@ impl Bench {
             loop {
                 self.told.extend(self.host.reports.take_unsent(Duration::ZERO));
                 let wanted = |o: &Observation| {
-                    o.workspace == item.workspace && o.generation == item.generation && is(&o.state)
+                    o.workspace == item.workspace && o.pair() == item.pair() && is(&o.state)
                 };
                 if let Some(at) = self.told.iter().position(wanted) {
                     return self.told.remove(at);

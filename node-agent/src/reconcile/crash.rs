@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::id::{Pair, WorkspaceUid};
 
 /// So many restarts within so long a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum Verdict {
 /// The exits of every workspace that count.
 #[derive(Debug, Clone, Default)]
 pub struct Exits {
-    seen: BTreeMap<WorkspaceUid, (Generation, Vec<Exit>)>,
+    seen: BTreeMap<WorkspaceUid, (Pair, Vec<Exit>)>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,13 +42,13 @@ impl Exits {
         &mut self,
         budget: Budget,
         workspace: WorkspaceUid,
-        generation: Generation,
+        pair: Pair,
         name: &str,
         now: Duration,
     ) -> Verdict {
-        let (of, exits) = self.seen.entry(workspace).or_insert((generation, Vec::new()));
-        if *of != generation {
-            *of = generation;
+        let (of, exits) = self.seen.entry(workspace).or_insert((pair, Vec::new()));
+        if *of != pair {
+            *of = pair;
             exits.clear();
         }
         exits.retain(|exit| now.saturating_sub(exit.at) < budget.window);
@@ -74,12 +74,18 @@ impl Exits {
 
 #[cfg(test)]
 mod tests {
+    use carrel_common::id::Generation;
+
     use super::*;
 
     const BUDGET: Budget = Budget { restarts: 3, window: Duration::from_secs(600) };
 
+    fn pair(generation: i64) -> Pair {
+        Pair { incarnation: 1, generation: Generation(generation) }
+    }
+
     fn decide(exits: &mut Exits, workspace: WorkspaceUid, at: u64) -> Verdict {
-        exits.decide(BUDGET, workspace, Generation(1), &at.to_string(), Duration::from_secs(at))
+        exits.decide(BUDGET, workspace, pair(1), &at.to_string(), Duration::from_secs(at))
     }
 
     #[test]
@@ -110,7 +116,7 @@ mod tests {
         for at in 1..=4 {
             decide(&mut exits, workspace, at);
         }
-        let next = exits.decide(BUDGET, workspace, Generation(2), "5", Duration::from_secs(5));
+        let next = exits.decide(BUDGET, workspace, pair(2), "5", Duration::from_secs(5));
         assert_eq!(next, Verdict::Restart);
     }
 

@@ -14,7 +14,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use carrel_common::id::{Generation, Pair, WorkspaceUid};
+use carrel_common::id::{Pair, WorkspaceUid};
 use carrel_common::model::{Container, DesiredItem, DesiredPair, DesiredSet, Run, Verdict};
 
 use crate::fence::lease::Standing;
@@ -37,9 +37,9 @@ pub enum Settled {
         /// Docker's id.
         container_id: String,
     },
-    /// Given up and reported; not tried again in this generation.
+    /// Given up and reported; not tried again as this pair.
     Failed,
-    /// Removed and reported; never started again in this generation.
+    /// Removed and reported; never started again as this pair.
     Gone,
     /// Its idle stop was refused and reported: nothing is done until another set says what follows.
     Refused {
@@ -56,8 +56,8 @@ pub enum Settled {
 /// What this process remembers of a workspace.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Memory {
-    /// The incarnation it is about.
-    pub generation: Generation,
+    /// The container it is about.
+    pub pair: Pair,
     /// When the task ended, by the monotonic clock.
     pub at: Duration,
     /// How it was left.
@@ -67,8 +67,8 @@ pub struct Memory {
 /// A task that works on a workspace at this moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum InFlight {
-    /// It brings up this generation.
-    Bring(Generation),
+    /// It brings up the container of this pair.
+    Bring(Pair),
     /// It removes containers.
     Remove,
 }
@@ -89,7 +89,7 @@ pub enum From {
 /// Why containers are cleared away without an order that names them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Cause {
-    /// A higher generation of the workspace is wanted here.
+    /// A higher pair of the workspace is wanted here.
     Superseded,
     /// The control plane says its generation is over.
     Orphan,
@@ -107,7 +107,7 @@ pub enum Action {
         /// What is there.
         from: From,
     },
-    /// Remove every container of this and lower generations, then report it gone.
+    /// Remove every container of this and lower pairs, then report it gone.
     Stop {
         /// The order.
         item: DesiredItem,
@@ -182,7 +182,7 @@ impl View<'_> {
 pub struct Decisions {
     /// To do now, sorted by workspace.
     pub actions: Vec<Action>,
-    /// To report to the control plane: in no item, of a higher generation than known, or made of another spec. Sorted by id.
+    /// To report to the control plane: in no item, of a higher pair than known, or made of another spec. Sorted by id.
     pub orphans: Vec<Container>,
     /// Of those, how many are left alone although an item names their workspace.
     pub held: usize,
@@ -225,8 +225,7 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
     let stopped = matches!(item.run, Run::Stopped { .. });
     if let Some(task) = view.in_flight.get(&item.workspace) {
         let fenced = view.lease == Standing::Over || containers.iter().any(|found| is_over(view, found));
-        if matches!(task, InFlight::Bring(generation) if stopped || fenced || *generation != item.generation)
-        {
+        if matches!(task, InFlight::Bring(pair) if stopped || fenced || *pair != item.pair()) {
             out.actions.push(Action::Cancel { workspace: item.workspace });
         }
         return;
@@ -234,17 +233,17 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
     let memory = view.memory.get(&item.workspace);
     // A listing from before the last task ended may show what is gone, and what was made is not in it.
     let stale = memory.is_some_and(|memory| memory.at >= view.listing.taken_at);
-    let unknown = |found: &&&Found| is_beyond(&found.container, item, view.set);
-    let held: Vec<_> = containers.iter().filter(unknown).collect();
+    let beyond = |found: &&&Found| found.container.pair() > item.pair();
+    let held: Vec<_> = containers.iter().filter(beyond).collect();
     if !stale && !held.is_empty() {
         // The store went back in time, or this set did: nothing of this workspace is touched.
         hold(view, item.workspace, &held, out);
         return;
     }
-    if put_off(view, memory.filter(|memory| memory.generation == item.generation), out) {
+    if put_off(view, memory.filter(|memory| memory.pair == item.pair()), out) {
         return;
     }
-    let known = memory.filter(|memory| memory.generation == item.generation).map(|memory| &memory.settled);
+    let known = memory.filter(|memory| memory.pair == item.pair()).map(|memory| &memory.settled);
     if stopped && known == Some(&Settled::Refused { pair: view.set.pair }) {
         return;
     }
@@ -269,7 +268,7 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
         return;
     }
     let (same, older): (Vec<&&Found>, Vec<&&Found>) =
-        containers.iter().partition(|found| found.container.generation == item.generation);
+        containers.iter().partition(|found| found.container.pair() == item.pair());
     if !older.is_empty() {
         clear_when_sure(view, item.workspace, Cause::Superseded, &older, out);
         return;
@@ -290,11 +289,6 @@ fn put_off(view: &View<'_>, memory: Option<&Memory>, out: &mut Decisions) -> boo
 /// Whether a lease has run out over a container: it never runs again, whatever is ordered.
 fn is_over(view: &View<'_>, found: &Found) -> bool {
     view.over.contains(&found.container.container_id)
-}
-
-/// Whether a container is of a later time than the set knows of.
-fn is_beyond(container: &Container, item: &DesiredItem, set: &DesiredSet) -> bool {
-    container.generation > item.generation || container.incarnation > set.pair.incarnation
 }
 
 /// Leaves containers alone that no order accounts for, and reports them; but those that an operator wants stopped go.
@@ -318,7 +312,7 @@ fn bring(
     if matches!(known, Some(Settled::Failed | Settled::Gone)) {
         return;
     }
-    // Two of one incarnation cannot be made by us, as they share a name; if somebody made one, the one that runs is it.
+    // Two of one pair cannot be made by us, as they share a name; if somebody made one, the one that runs is it.
     let best = same.iter().max_by(|a, b| {
         let running = |found: &Found| found.phase == Phase::Running;
         running(a).cmp(&running(b)).then(b.container.container_id.cmp(&a.container.container_id))

@@ -1,4 +1,4 @@
-use carrel_common::id::{NodeId, PlacementId};
+use carrel_common::id::{Generation, NodeId, PlacementId};
 use carrel_common::model::{Resources, StopReason, WorkspaceSpec};
 
 use super::*;
@@ -18,6 +18,10 @@ fn spec(path: &str) -> WorkspaceSpec {
         probe_port: 8080,
         probe_path: path.into(),
     }
+}
+
+fn pair(incarnation: i64, generation: i64) -> Pair {
+    Pair { incarnation, generation: Generation(generation) }
 }
 
 fn item(workspace: u128, generation: i64, run: bool) -> DesiredItem {
@@ -94,7 +98,7 @@ impl World {
     }
 
     fn remember(mut self, workspace: u128, generation: i64, settled: Settled) -> Self {
-        let memory = Memory { generation: Generation(generation), at: Duration::from_secs(1), settled };
+        let memory = Memory { pair: pair(1, generation), at: Duration::from_secs(1), settled };
         self.memory.insert(uid(workspace), memory);
         self
     }
@@ -132,17 +136,18 @@ impl World {
         self.now += Duration::from_secs(1);
         for action in actions {
             let workspace = action.workspace();
-            let (generation, settled) = match action {
+            let (pair, settled) = match action {
                 Action::Bring { item, from } => {
                     if from == From::Nothing {
                         let mut made = found(1, item.generation.0, Phase::Running);
                         made.container.workspace = item.workspace;
-                        made.container.container_id = format!("new-{}-{}", item.workspace, item.generation);
+                        made.container.incarnation = item.incarnation;
+                        made.container.container_id = format!("new-{}-{}", item.workspace, item.pair());
                         self.containers.push(made);
                     }
                     let same = |found: &&mut Found| {
                         found.container.workspace == item.workspace
-                            && found.container.generation == item.generation
+                            && found.container.pair() == item.pair()
                             && match &from {
                                 From::Nothing => true,
                                 From::Created(id) | From::Running(id) | From::Exited(id) => {
@@ -154,36 +159,34 @@ impl World {
                     container.phase = Phase::Running;
                     container.container.running = true;
                     let container_id = container.container.container_id.clone();
-                    (item.generation, Settled::Running { container_id })
+                    (item.pair(), Settled::Running { container_id })
                 }
                 Action::Stop { item } => {
                     let beyond = self.containers.iter().any(|found| {
-                        found.container.workspace == workspace
-                            && (found.container.generation > item.generation
-                                || found.container.incarnation > self.incarnation)
+                        found.container.workspace == workspace && found.container.pair() > item.pair()
                     });
                     if beyond {
                         let not_before = self.now + Duration::from_secs(1_000_000);
-                        (item.generation, Settled::Retry { not_before })
+                        (item.pair(), Settled::Retry { not_before })
                     } else {
                         self.containers.retain(|found| found.container.workspace != workspace);
-                        (item.generation, Settled::Gone)
+                        (item.pair(), Settled::Gone)
                     }
                 }
                 Action::Clear { containers, cause, .. } => {
                     self.containers.retain(|found| !containers.contains(&found.container));
-                    let newest = containers.iter().map(|container| container.generation).max();
+                    let newest = containers.iter().map(Container::pair).max();
                     match cause {
-                        Cause::Fenced => (newest.unwrap_or(Generation(0)), Settled::Gone),
+                        Cause::Fenced => (newest.unwrap_or(pair(0, 0)), Settled::Gone),
                         Cause::Superseded | Cause::Orphan => {
-                            (Generation(0), Settled::Retry { not_before: self.now })
+                            (pair(0, 0), Settled::Retry { not_before: self.now })
                         }
                     }
                 }
                 Action::Fence { .. } => panic!("the share's word is no part of an order"),
                 Action::Cancel { .. } => continue,
             };
-            self.memory.insert(workspace, Memory { generation, at: self.now, settled });
+            self.memory.insert(workspace, Memory { pair, at: self.now, settled });
         }
         self.now += Duration::from_secs(1);
     }
@@ -292,20 +295,49 @@ fn a_higher_generation_than_known_is_held_and_reported_whatever_is_wanted() {
     }
 }
 
-#[test]
-fn a_container_of_a_later_incarnation_of_the_store_is_held() {
-    let mut later = found(1, 1, Phase::Running);
-    later.container.incarnation = 2;
-    let world = World::new(vec![item(1, 2, true)], vec![later.clone()]);
-    assert_eq!(world.diff().orphans, [later.container]);
-    assert_eq!(world.actions(), []);
+/// As it would be in the other incarnation of the store.
+fn of_incarnation(incarnation: i64, mut found: Found) -> Found {
+    found.container.incarnation = incarnation;
+    found
 }
 
 #[test]
-fn a_container_of_an_earlier_incarnation_is_adopted() {
+fn a_container_of_a_later_incarnation_of_the_store_is_held_whatever_its_generation() {
+    for generation in [1, 2, 3] {
+        let later = of_incarnation(2, found(1, generation, Phase::Running));
+        for run in [true, false] {
+            let world = World::new(vec![item(1, 2, run)], vec![later.clone()]);
+            let expected =
+                Decisions { orphans: vec![later.container.clone()], held: 1, ..Decisions::default() };
+            assert_eq!(world.diff(), expected);
+        }
+    }
+}
+
+#[test]
+fn a_placement_of_an_earlier_incarnation_keeps_its_container() {
     let mut world = World::new(vec![item(1, 1, true)], vec![found(1, 1, Phase::Running)]);
     world.incarnation = 2;
     assert_eq!(world.actions(), [bring(item(1, 1, true), From::Running(id(1, 1)))]);
+}
+
+#[test]
+fn the_same_or_a_higher_generation_of_an_earlier_incarnation_is_superseded() {
+    for generation in [1, 2, 9] {
+        let earlier = found(1, generation, Phase::Running);
+        let wanted = DesiredItem { incarnation: 2, ..item(1, 2, true) };
+        let world = World::new(vec![wanted], vec![earlier.clone()]);
+        assert_eq!(world.actions(), [clear(1, Cause::Superseded, vec![earlier])]);
+    }
+}
+
+#[test]
+fn what_is_remembered_of_a_generation_does_not_hold_for_a_later_incarnation() {
+    let wanted = DesiredItem { incarnation: 2, ..item(1, 1, true) };
+    for settled in [Settled::Gone, Settled::Failed] {
+        let world = World::new(vec![wanted.clone()], vec![]).remember(1, 1, settled);
+        assert_eq!(world.actions(), [bring(wanted.clone(), From::Nothing)]);
+    }
 }
 
 #[test]
@@ -424,7 +456,7 @@ fn more_orphan_stops_than_the_breaker_allows_do_not_happen() {
 #[test]
 fn a_workspace_that_is_worked_on_gets_nothing_else_to_do() {
     let mut world = World::new(vec![item(1, 1, true)], vec![found(1, 1, Phase::Created)]);
-    world.in_flight.insert(uid(1), InFlight::Bring(Generation(1)));
+    world.in_flight.insert(uid(1), InFlight::Bring(pair(1, 1)));
     assert_eq!(world.diff(), Decisions::default());
 }
 
@@ -432,7 +464,7 @@ fn a_workspace_that_is_worked_on_gets_nothing_else_to_do() {
 fn a_start_whose_order_is_over_is_cancelled() {
     for wanted in [item(1, 1, false), item(1, 2, true)] {
         let mut world = World::new(vec![wanted], vec![]);
-        world.in_flight.insert(uid(1), InFlight::Bring(Generation(1)));
+        world.in_flight.insert(uid(1), InFlight::Bring(pair(1, 1)));
         assert_eq!(world.actions(), [Action::Cancel { workspace: uid(1) }]);
     }
 }
@@ -450,7 +482,7 @@ fn what_was_put_off_is_due_at_its_time() {
 fn a_listing_from_before_the_last_task_ended_is_not_believed() {
     let mut world = World::new(vec![item(1, 1, true)], vec![]);
     let settled = Settled::Running { container_id: id(1, 1) };
-    world.memory.insert(uid(1), Memory { generation: Generation(1), at: world.now, settled });
+    world.memory.insert(uid(1), Memory { pair: pair(1, 1), at: world.now, settled });
     assert_eq!(world.diff(), Decisions::default(), "it runs, and is not in the listing yet");
     world.items = vec![item(1, 2, true)];
     assert_eq!(world.diff(), Decisions { relist: true, ..Decisions::default() });

@@ -198,6 +198,23 @@ async fn a_listing_is_of_one_cluster_and_on_demand_of_one_workspace<R: Runtime>(
     assert_eq!(bench.engine.list(ClusterId::new(), None).await, Ok(vec![]));
 }
 
+async fn the_labels_decide_who_keeps_a_name<R: Runtime>(bench: &Bench<R>) {
+    let plan = bench.plan("test");
+    let held = bench.started(&plan).await;
+    let of = |incarnation| {
+        let mut plan = plan.clone();
+        plan.item.incarnation = incarnation;
+        plan
+    };
+    let earlier = bench.engine.ensure_created(&of(3)).await;
+    assert_eq!(earlier, Err(RuntimeError::Beyond { name: plan.container_name(), holder: held.clone() }));
+    let look = bench.engine.inspect(&held, PORT).await.expect("inspect").expect("there");
+    assert_eq!(look.phase, Phase::Running, "the later one is left alone");
+    let later = bench.engine.ensure_created(&of(5)).await.expect("made");
+    assert!(later.new && later.id != held);
+    assert_eq!(bench.engine.inspect(&held, PORT).await, Ok(None), "the earlier one is superseded");
+}
+
 async fn a_log_tells_what_the_program_wrote<R: Runtime>(bench: &Bench<R>) {
     let id = bench.started(&bench.plan("test")).await;
     let read = async {
@@ -250,6 +267,7 @@ contract!(
     a_missing_image_is_told_and_nothing_is_made,
     the_images_of_a_host_are_listed_by_their_names,
     a_listing_is_of_one_cluster_and_on_demand_of_one_workspace,
+    the_labels_decide_who_keeps_a_name,
     a_log_tells_what_the_program_wrote,
 );
 

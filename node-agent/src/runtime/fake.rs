@@ -4,6 +4,7 @@
 //! An image's tag says how its program behaves, as with the tiny image: `test` answers, `deaf` does not, `crash` ends at once
 //! with 3; others are missing. `carrel/tiny` and `tiny` are here; those of other names are pulled, each half when a test says so.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpListener as StdListener;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -216,8 +217,13 @@ impl Runtime for Fake {
         self.enter("create", Some(plan.item.student.as_str())).await?;
         let mut state = self.lock();
         let name = plan.container_name();
-        if let Some((id, _)) = state.containers.iter().find(|(_, kept)| kept.name == name) {
-            return Ok(Created { id: id.clone(), new: false });
+        if let Some((id, kept)) = state.containers.iter().find(|(_, kept)| kept.name == name) {
+            let id = id.clone();
+            match kept.plan.item.pair().cmp(&plan.item.pair()) {
+                Ordering::Equal => return Ok(Created { id, new: false }),
+                Ordering::Greater => return Err(RuntimeError::Beyond { name, holder: id }),
+                Ordering::Less => state.containers.remove(&id),
+            };
         }
         let image = &plan.item.spec.image;
         if !state.images().contains(image) {

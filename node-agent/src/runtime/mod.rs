@@ -65,7 +65,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The container's name: names one incarnation, so that a second one of the same cannot be made.
+    /// The container's name: two of one generation cannot be made side by side. A store that was restored may give a generation
+    /// again; then the labels of the one that has the name decide.
     pub fn container_name(&self) -> String {
         format!("carrel-{}-g{}", self.item.workspace, self.item.generation)
     }
@@ -121,7 +122,7 @@ pub struct Inspected {
 pub struct Created {
     /// The engine's id of the container.
     pub id: String,
-    /// False when a container of this very incarnation was there already.
+    /// False when a container of this very pair was there already.
     pub new: bool,
 }
 
@@ -177,6 +178,14 @@ pub enum RuntimeError {
         /// The id of the container that has it.
         holder: String,
     },
+    /// The container's name belongs to a later container of the workspace: the order is from before its time.
+    #[error("the name {name} is taken by container {holder}, which is of a later time than the order")]
+    Beyond {
+        /// The name.
+        name: String,
+        /// The id of the container that has it.
+        holder: String,
+    },
     /// The container cannot be started as it was made; one made now would do without what the engine refused.
     #[error("the container has to be made again: {problem}")]
     Remake {
@@ -224,11 +233,11 @@ pub trait Runtime: Send + Sync + 'static {
         workspace: Option<WorkspaceUid>,
     ) -> impl Future<Output = Result<Vec<Found>, RuntimeError>> + Send;
 
-    /// A container as planned exists. One of the same workspace and generation is taken as it is; one that is ours, older and
+    /// A container as planned exists. One of the same workspace and pair is taken as it is; one that is ours, of a lower pair and
     /// sits on the name is removed first.
     ///
     /// # Errors
-    /// `ImageMissing`, `NameTaken`, `Refused`, or an unknown result.
+    /// `ImageMissing`, `NameTaken`, `Beyond`, `Refused`, or an unknown result.
     fn ensure_created(&self, plan: &Plan) -> impl Future<Output = Result<Created, RuntimeError>> + Send;
 
     /// What the images on this host are called: canonical references by tag and by digest, sorted.

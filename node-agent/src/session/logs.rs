@@ -1,6 +1,7 @@
 //! Answers a request for a log: the one kept of the incarnation before, then the container's, when there is one.
 
 use carrel_common::id::{Generation, WorkspaceUid};
+use carrel_common::model::Container;
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::session_request::Message as Up;
 use futures_util::StreamExt as _;
@@ -65,7 +66,7 @@ async fn tell_all<R: Runtime>(
         Ok(found) => found,
         Err(error) => return Ok(error.to_string()),
     };
-    let current = found.into_iter().map(|found| found.container).max_by_key(|container| container.generation);
+    let current = found.into_iter().map(|found| found.container).max_by_key(Container::pair);
     // What it said before it crashed is wanted most when the next one runs already.
     let before = saved(host, wanted, current.as_ref().map(|container| container.generation), teller).await?;
     let Some(container) = current else { return Ok(before) };

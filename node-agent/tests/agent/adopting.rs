@@ -77,6 +77,20 @@ async fn an_older_generation_is_removed_before_the_wanted_one_starts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_same_generation_of_an_earlier_incarnation_of_the_store_is_replaced() {
+    let mut rig = Rig::stopped(|_| {}).await;
+    let old = desk("ada", "test");
+    let id = rig.plant(&old);
+    let new = DesiredItem { incarnation: 2, ..old.clone() };
+    rig.control_plane.want(vec![new.clone()]);
+    rig.start_agent().await;
+    rig.running(&new).await;
+    assert!(!rig.containers().contains(&id), "the old one is gone");
+    let gone = rig.gone(&old).await;
+    assert_eq!(gone.pair(), old.pair(), "and only of it that is told");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_higher_generation_than_known_is_held_and_reported() {
     let mut rig = Rig::stopped(|_| {}).await;
     let ada = desk("ada", "test");

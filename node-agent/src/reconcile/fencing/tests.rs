@@ -44,7 +44,8 @@ impl World {
     }
 
     fn settled(mut self, at: Duration, settled: Settled) -> Self {
-        self.memory.insert(uid(1), Memory { generation: Generation(5), at, settled });
+        self.memory
+            .insert(uid(1), Memory { pair: Pair { incarnation: 1, generation: Generation(5) }, at, settled });
         self
     }
 
@@ -80,7 +81,7 @@ fn what_does_not_run_needs_no_stop() {
 #[test]
 fn a_start_under_way_is_told_to_end_and_a_removal_is_left_to_it() {
     let mut world = World::new();
-    world.in_flight.insert(uid(1), InFlight::Bring(Generation(5)));
+    world.in_flight.insert(uid(1), InFlight::Bring(Pair { incarnation: 1, generation: Generation(5) }));
     assert_eq!(world.fencing().actions, [Action::Cancel { workspace: uid(1) }]);
     world.in_flight.insert(uid(1), InFlight::Remove);
     assert_eq!(world.fencing(), Fenced::default());

@@ -25,13 +25,14 @@ fn any_standing() -> impl Strategy<Value = Standing> {
 /// Up to six workspaces with any containers, orders and verdicts.
 fn any_world() -> impl Strategy<Value = World> {
     let container = (0..6_u128, 1..5_i64, any_phase(), 1..3_i64, any::<bool>(), any_verdict(), any_over());
-    let order = (0..6_u128, 1..5_i64, any::<bool>());
+    let order = (0..6_u128, 1..5_i64, any::<bool>(), 1..3_i64);
     let containers = proptest::collection::vec(container, 0..10);
     (containers, proptest::collection::vec(order, 0..6), any::<bool>(), any_standing()).prop_map(
         |(containers, orders, fresh, lease)| {
             let mut world = World::new(vec![], vec![]);
             (world.fresh, world.lease) = (fresh, lease);
-            let items: BTreeMap<_, _> = orders.into_iter().map(|(w, g, run)| (w, item(w, g, run))).collect();
+            let order = |(w, g, run, incarnation)| (w, DesiredItem { incarnation, ..item(w, g, run) });
+            let items: BTreeMap<_, _> = orders.into_iter().map(order).collect();
             world.items = items.into_values().collect();
             let mut names = BTreeSet::new();
             for (workspace, generation, phase, incarnation, other_spec, verdict, over) in containers {
@@ -57,8 +58,8 @@ fn any_world() -> impl Strategy<Value = World> {
     )
 }
 
-/// What may be removed: named by an order, superseded, or over by the control plane's word; and of no later time than known,
-/// but for an operator's word, or where a lease ran out over it.
+/// What may be removed: named by an order, superseded, or over by the control plane's word; never what is later than its order, but
+/// for an operator's word, or where a lease ran out over it.
 fn may_be_removed(world: &World, container: &Container) -> bool {
     let verdict = world.verdicts.get(&container.container_id);
     if world.over.contains(&container.container_id) || (world.fresh && verdict == Some(&Verdict::StopByOrder))
@@ -69,9 +70,7 @@ fn may_be_removed(world: &World, container: &Container) -> bool {
         None => world.fresh && verdict == Some(&Verdict::Stop),
         Some(item) => {
             let stopped = matches!(item.run, Run::Stopped { .. });
-            container.incarnation <= world.incarnation
-                && (container.generation < item.generation
-                    || (stopped && container.generation == item.generation))
+            container.pair() < item.pair() || (stopped && container.pair() == item.pair())
         }
     }
 }
@@ -100,12 +99,34 @@ proptest! {
             if fenced && matches!(item.run, Run::Running { .. }) {
                 continue;
             }
-            if of_it().any(|found| reported.contains(&found.container)) || of_it().any(|found| found.container.incarnation > 1) {
+            if of_it().any(|found| reported.contains(&found.container)) {
                 continue;
             }
-            let now: Vec<_> = of_it().map(|found| (found.container.generation, found.phase)).collect();
-            let wanted = if matches!(item.run, Run::Running { .. }) { vec![(item.generation, Phase::Running)] } else { vec![] };
+            let now: Vec<_> = of_it().map(|found| (found.container.pair(), found.phase)).collect();
+            let wanted = if matches!(item.run, Run::Running { .. }) { vec![(item.pair(), Phase::Running)] } else { vec![] };
             prop_assert_eq!(now, wanted);
+        }
+    }
+
+    #[test]
+    fn what_is_later_than_its_order_is_reported_and_its_workspace_is_left_as_it_is(world in any_world()) {
+        let decisions = world.diff();
+        for item in &world.items {
+            let beyond: Vec<_> = world
+                .containers
+                .iter()
+                .filter(|found| found.container.workspace == item.workspace && found.container.pair() > item.pair())
+                .collect();
+            // Only an operator's word touches it.
+            let by_order = |found: &&Found| {
+                world.verdicts.get(&found.container.container_id) == Some(&Verdict::StopByOrder)
+            };
+            if beyond.iter().any(by_order) {
+                continue;
+            }
+            prop_assert!(beyond.iter().all(|found| decisions.orphans.contains(&found.container)));
+            let touched = decisions.actions.iter().any(|action| action.workspace() == item.workspace);
+            prop_assert!(beyond.is_empty() || !touched);
         }
     }
 

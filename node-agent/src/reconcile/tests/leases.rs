@@ -90,7 +90,7 @@ fn a_start_under_way_is_cancelled_when_the_lease_runs_out() {
         if over {
             world.over.insert(id(1, 1));
         }
-        world.in_flight.insert(uid(1), InFlight::Bring(Generation(1)));
+        world.in_flight.insert(uid(1), InFlight::Bring(pair(1, 1)));
         let expected = if cancelled { vec![Action::Cancel { workspace: uid(1) }] } else { vec![] };
         assert_eq!(world.actions(), expected, "{lease:?} {over}");
     }

@@ -8,10 +8,11 @@ mod body;
 mod pull;
 mod reply;
 
+use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering as Atomic};
 use std::time::Duration;
 
 use bollard::query_parameters::{
@@ -127,8 +128,8 @@ impl Docker {
         Ok(())
     }
 
-    /// Who sits on the container's name, and whether a container of `plan` may take it: `Ok(Some)` is the very incarnation,
-    /// `Ok(None)` says that the name is free again.
+    /// Who sits on the container's name, and whether a container of `plan` may take it: `Ok(Some)` is the very pair, `Ok(None)`
+    /// says that the name is free again.
     async fn settle_name(&self, plan: &Plan) -> Result<Option<Created>, RuntimeError> {
         let name = plan.container_name();
         let look = async |client: bollard::Docker| client.inspect_container(&name, None).await;
@@ -146,14 +147,14 @@ impl Docker {
         let Some(found) = found.filter(|found| found.container.workspace == plan.item.workspace) else {
             return Err(RuntimeError::NameTaken { name, holder: id });
         };
-        if found.container.generation == plan.item.generation {
-            return Ok(Some(Created { id, new: false }));
+        match found.container.pair().cmp(&plan.item.pair()) {
+            Ordering::Equal => Ok(Some(Created { id, new: false })),
+            Ordering::Greater => Err(RuntimeError::Beyond { name, holder: id }),
+            Ordering::Less => {
+                self.ensure_removed(&id).await?;
+                Ok(None)
+            }
         }
-        if found.container.generation > plan.item.generation {
-            return Err(RuntimeError::NameTaken { name, holder: id });
-        }
-        self.ensure_removed(&id).await?;
-        Ok(None)
     }
 }
 
@@ -203,7 +204,7 @@ impl Runtime for Docker {
     async fn ensure_created(&self, plan: &Plan) -> Result<Created, RuntimeError> {
         // Twice at most: once more after an older container was taken off the name.
         for attempt in 0..2 {
-            let open_files = self.inner.sets_open_files.load(Ordering::Relaxed).then_some(OPEN_FILES);
+            let open_files = self.inner.sets_open_files.load(Atomic::Relaxed).then_some(OPEN_FILES);
             let options = CreateContainerOptionsBuilder::default().name(&plan.container_name()).build();
             let body = container_body(plan, open_files);
             let make = async |client: bollard::Docker| client.create_container(Some(options), body).await;
@@ -274,7 +275,7 @@ impl Runtime for Docker {
         let result = self.call("start", self.inner.timeout, start).await;
         if let Err(RuntimeError::Refused { problem, .. }) = &result
             && reply::is_rlimit_refusal(problem)
-            && self.inner.sets_open_files.swap(false, Ordering::Relaxed)
+            && self.inner.sets_open_files.swap(false, Atomic::Relaxed)
         {
             tracing::warn!(%problem, "the daemon may not set the limit of open files; containers get its own");
             return Err(RuntimeError::Remake { problem: problem.clone() });
