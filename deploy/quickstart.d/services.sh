@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# The two programs of Carrel as processes: start, stop, are they there. Each has a pid file and a log in the data directory.
+# The programs of Carrel as processes: start, stop, are they there. Each has a pid file and a log in the data directory.
 
 database=$CARREL_DATA_DIR/postgres
 
@@ -71,6 +71,13 @@ mark_share() {
     "$(program node-agent)" mark-share >>"$(log_file node-agent)" 2>&1
 }
 
+# A process of its own, which goes on through everything that becomes of the agent
+start_fence() {
+  CARREL_STATE_DIR=$CARREL_DATA_DIR/agent start_service node-fence "$(program node-agent)" fence || return 1
+  wait_until 5 test -e "$CARREL_DATA_DIR/agent/fence/lock"
+  is_up node-fence
+}
+
 answers() { curl -sf -m 2 -o /dev/null "$1"; }
 answers_or_dead() { answers "$2" || ! is_up "$1"; }
 
@@ -99,10 +106,10 @@ holder_of() {
   echo "${who:+ ($who)}"
 }
 
-# show_logs: the end of both programs' logs, for a failed step
+# show_logs: the end of the programs' logs, for a failed step
 show_logs() {
   local name
-  for name in control-plane node-agent; do
+  for name in control-plane node-agent node-fence; do
     [[ -s $(log_file "$name") ]] || continue
     printf '\n   last lines of %s:\n' "$(log_file "$name")" >&2
     tail -n 15 "$(log_file "$name")" | cut -c1-400 | sed 's/^/   | /' >&2

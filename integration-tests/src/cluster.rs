@@ -23,6 +23,15 @@ pub use options::Options;
 /// Of a cluster's directory below /tmp.
 const PREFIX: &str = "carrel-e2e-";
 
+/// Another node of a cluster. It ends when this is dropped.
+#[derive(Debug)]
+pub struct Other {
+    /// Its agent.
+    pub agent: Process,
+    /// The fence process beside it.
+    pub fence: Process,
+}
+
 /// A running Carrel. Everything it made goes when it is dropped.
 #[derive(Debug)]
 pub struct Cluster {
@@ -38,6 +47,7 @@ pub struct Cluster {
     cluster_id: String,
     control_plane: Option<Process>,
     agent: Option<Process>,
+    fence: Option<Process>,
 }
 
 impl Cluster {
@@ -71,6 +81,7 @@ impl Cluster {
             cluster_id: String::new(),
             control_plane: None,
             agent: None,
+            fence: None,
             options,
         };
         cluster.migrate();
@@ -154,8 +165,12 @@ impl Cluster {
         }
     }
 
-    /// Starts the agent without waiting for it.
+    /// Starts the agent without waiting for it, and the first time the fence process beside it, which goes on through everything that
+    /// becomes of the agent.
     pub fn spawn_agent(&mut self) {
+        if self.fence.is_none() {
+            self.fence = Some(fence(&self.state_dir(), &self.log("node-fence")));
+        }
         let mut command = self.agent_command(&self.options.docker_host, self.metrics_port);
         command.arg("--state-dir").arg(self.state_dir());
         self.agent = Some(Process::spawn("node-agent", &mut command, &self.log("node-agent")));
@@ -196,7 +211,7 @@ impl Cluster {
 
     /// Starts another agent on another Docker daemon and waits until it is in service. What it makes goes with that
     /// daemon.
-    pub async fn start_other_agent(&self, docker_host: &str, more: &[&str]) -> Process {
+    pub async fn start_other_agent(&self, docker_host: &str, more: &[&str]) -> Other {
         let healthy = "SELECT count(*)::text FROM nodes WHERE state = 'READY'";
         let before = self.database.text(healthy).await;
         if self.options.tls {
@@ -204,14 +219,16 @@ impl Cluster {
         }
         let name = format!("node-agent-{}", settings::free_port());
         let mut command = self.agent_command(docker_host, settings::free_port());
-        command.arg("--state-dir").arg(self.dir.path().join(&name)).args(more);
-        let process = Process::spawn("node-agent", &mut command, &self.log(&name));
+        let state_dir = self.dir.path().join(&name);
+        command.arg("--state-dir").arg(&state_dir).args(more);
+        let agent = Process::spawn("node-agent", &mut command, &self.log(&name));
+        let fence = fence(&state_dir, &self.log(&name.replace("agent", "fence")));
         let start = Instant::now();
         while self.database.text(healthy).await == before {
-            assert!(start.elapsed() < Duration::from_secs(20), "not connected:\n{}", process.log_tail(30));
+            assert!(start.elapsed() < Duration::from_secs(20), "not connected:\n{}", agent.log_tail(30));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
-        process
+        Other { agent, fence }
     }
 
     /// Heartbeats of the agent so far.
@@ -234,6 +251,11 @@ impl Cluster {
     /// The agent's process.
     pub fn agent(&mut self) -> &mut Process {
         self.agent.as_mut().expect("the agent was started")
+    }
+
+    /// The fence process beside the agent.
+    pub fn fence(&mut self) -> &mut Process {
+        self.fence.as_mut().expect("the agent was started")
     }
 
     /// Where the control plane listens.
@@ -332,6 +354,7 @@ impl Drop for Cluster {
         }
         // The agent first: what nobody looks after can be removed.
         self.agent = None;
+        self.fence = None;
         self.control_plane = None;
         let (docker, database, id) =
             (self.docker.host().to_owned(), self.database.clone(), self.cluster_id.clone());
@@ -345,6 +368,13 @@ impl Drop for Cluster {
             eprintln!("something of the cluster {} stays behind", self.cluster_id);
         }
     }
+}
+
+/// Watches the lease of the agent in `state_dir`.
+fn fence(state_dir: &Path, log: &Path) -> Process {
+    let mut command = Command::new(settings::binary("node-agent"));
+    command.arg("fence").arg("--state-dir").arg(state_dir);
+    Process::spawn("node-fence", &mut command, log)
 }
 
 /// Marks a base as a Carrel's, as an operator does once.

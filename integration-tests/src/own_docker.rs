@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::dockerd::{Dockerd, kill_shims, unmount_below};
 use crate::leftovers::{left_behind, note, owned_dir};
-use crate::process::run;
+use crate::process::{Signal, run};
 
 /// Of its directory below /tmp.
 const PREFIX: &str = "cd-";
@@ -64,6 +64,11 @@ impl OwnDocker {
     /// Kills the daemon; its containerd dies with it, containers go on without.
     pub fn kill(&mut self) {
         self.daemon.kill();
+    }
+
+    /// Sends the daemon a signal.
+    pub fn signal(&mut self, signal: Signal) {
+        self.daemon.process().signal(signal);
     }
 
     fn bridge(&self) -> String {

@@ -7,10 +7,11 @@
 use carrel_common::id::{NodeId, StudentId, WorkspaceUid};
 use serde::{Deserialize, Serialize};
 
+use super::node_admin::about;
 use super::settle::settle;
 use super::{App, AppError, Result};
 use crate::domain::activity::Activity;
-use crate::domain::event::{Actor, Entry, Subject};
+use crate::domain::event::{Actor, Entry};
 use crate::domain::lease::{Renewals, Seen};
 use crate::domain::node::NodeState;
 use crate::domain::workspace::{Event, State, Workspace};
@@ -32,10 +33,6 @@ enum Why<'a> {
     LeaseOver,
     /// An operator says that it is dead, and why that is known.
     ConfirmedDead(&'a str),
-}
-
-fn about(node: NodeId) -> Subject {
-    Subject { workspace: None, node: Some(node) }
 }
 
 impl App {
@@ -64,7 +61,7 @@ impl App {
         let Some(placements) = work.fence_node(node, observed).await? else { return Ok(false) };
         let (actor, reason, said) = match why {
             Why::LeaseOver => (Actor::ControlPlane, "LEASE_OVER", ""),
-            Why::ConfirmedDead(said) => (Actor::Caller, "CONFIRMED_DEAD", said),
+            Why::ConfirmedDead(said) => (Actor::Operator, "CONFIRMED_DEAD", said),
         };
         let entry =
             Entry::new("node.fenced", actor).because(reason).with("placements", placements).with("why", said);

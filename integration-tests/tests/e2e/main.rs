@@ -16,6 +16,7 @@ mod idle;
 mod images;
 mod install;
 mod layers;
+mod leases;
 mod life;
 mod nodes;
 mod outages;
