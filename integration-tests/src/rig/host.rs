@@ -1,4 +1,5 @@
-//! A Docker host of the rig: its own namespaces, dockerd and agent, each of which a test may kill, freeze and start again.
+//! A Docker host of the rig: its own namespaces, dockerd, agent and fence, each of which a test may kill, freeze and start
+//! again.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -42,8 +43,8 @@ pub struct Host {
     network: Arc<Network>,
     live_restore: bool,
     agent_arguments: Vec<String>,
-    agent_ports: Vec<u16>,
     agent: Option<Process>,
+    fence: Option<Process>,
     dockerd: Dockerd,
     namespace: Namespace,
 }
@@ -57,20 +58,18 @@ pub(crate) struct Parts {
     pub(crate) live_restore: bool,
     /// Flags of `node-agent run`, but for those that say where the host keeps what is its own.
     pub(crate) agent_arguments: Vec<String>,
-    /// Where the replicas listen for agents.
-    pub(crate) agent_ports: Vec<u16>,
 }
 
 impl Host {
     /// Boots it, with its Docker, which gets these images of the machine's.
     pub(crate) async fn boot(parts: Parts, images: &[&str]) -> Self {
-        let Parts { index, dir, network, live_restore, agent_arguments, agent_ports } = parts;
-        std::fs::create_dir_all(dir.join("state")).expect("a directory");
+        let Parts { index, dir, network, live_restore, agent_arguments } = parts;
+        std::fs::create_dir_all(&dir).expect("a directory");
         let name = format!("{}-h{index}", network.bridge());
         let namespace = Namespace::boot(&name, &dir).await;
         network.plug(index, namespace.pid());
         let dockerd = Dockerd::in_dir(&dir);
-        let agent = None;
+        let (agent, fence) = (None, None);
         let mut host = Self {
             index,
             name,
@@ -78,12 +77,11 @@ impl Host {
             network,
             live_restore,
             agent_arguments,
-            agent_ports,
             agent,
+            fence,
             dockerd,
             namespace,
         };
-        host.lead_to_hub();
         host.start_docker().await;
         host.dockerd.load(&settings::docker_host(), images);
         host
@@ -193,20 +191,6 @@ impl Host {
 
     // The agent.
 
-    /// Leads these ports of its loopback to the hub: agents without TLS dial loopback only.
-    fn lead_to_hub(&self) {
-        self.run("sh", &["-c", "echo 1 >/proc/sys/net/ipv4/conf/all/route_localnet"]);
-        let hub = self.network.hub().to_string();
-        for port in &self.agent_ports {
-            let port = port.to_string();
-            let rule =
-                ["--wait", "-t", "nat", "-A", "OUTPUT", "-d", "127.0.0.1", "-p", "tcp", "--dport", &port];
-            self.run("iptables", &[&rule[..], &["-j", "DNAT", "--to-destination", &hub]].concat());
-        }
-        let source = ["--wait", "-t", "nat", "-A", "POSTROUTING", "-s", "127.0.0.1", "-o", "eth0"];
-        self.run("iptables", &[&source[..], &["-j", "MASQUERADE"]].concat());
-    }
-
     /// Its agent's process.
     pub fn agent(&mut self) -> &mut Process {
         self.agent.as_mut().expect("the agent was started")
@@ -216,12 +200,23 @@ impl Host {
     pub fn spawn_agent(&mut self) {
         let mut command = self.namespace.command(settings::binary("node-agent"));
         command.args(["run", "--docker-host", &self.docker_host()]);
-        command.arg("--state-dir").arg(self.dir.join("state")).args(&self.agent_arguments);
-        self.agent = Some(Process::spawn(
-            &format!("agent of {}", self.name),
-            &mut command,
-            &self.dir.join("agent.log"),
-        ));
+        command.arg("--join-token-file").arg(self.join_token_file());
+        command.arg("--state-dir").arg(self.state_dir()).args(&self.agent_arguments);
+        self.agent = Some(self.spawn("agent", &mut command));
+    }
+
+    fn spawn(&self, what: &str, command: &mut Command) -> Process {
+        Process::spawn(&format!("{what} of {}", self.name), command, &self.dir.join(format!("{what}.log")))
+    }
+
+    /// The agent's directory, which is the fence's, too.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
+    /// What its agent enrols with.
+    pub fn join_token_file(&self) -> PathBuf {
+        self.dir.join("join-token")
     }
 
     /// Kills its agent.
@@ -238,21 +233,42 @@ impl Host {
         }
     }
 
+    // The fence.
+
+    /// Its fence's process.
+    pub fn fence(&mut self) -> &mut Process {
+        self.fence.as_mut().expect("the fence was started")
+    }
+
+    /// Starts its fence.
+    pub fn spawn_fence(&mut self) {
+        let mut command = self.namespace.command(settings::binary("node-agent"));
+        command.arg("fence").arg("--state-dir").arg(self.state_dir());
+        self.fence = Some(self.spawn("fence", &mut command));
+    }
+
+    /// Kills its fence.
+    pub fn kill_fence(&mut self) {
+        if let Some(mut fence) = self.fence.take() {
+            fence.kill();
+        }
+    }
+
     // The host itself.
 
     /// Cuts its power: everything on it is gone at once, its disk stays.
     pub fn switch_off(&mut self) {
         self.kill_agent();
+        self.kill_fence();
         self.dockerd.kill();
         kill_shims(&self.dir);
         cgroups::clear_up(|name| name == self.name);
     }
 
-    /// Boots it again, with its Docker and without its agent: another boot id, everything of the kernel's anew.
+    /// Boots it again, with its Docker, without agent and fence: another boot id, everything of the kernel's anew.
     pub async fn switch_on(&mut self) {
         self.namespace = Namespace::boot(&self.name, &self.dir).await;
         self.network.plug(self.index, self.namespace.pid());
-        self.lead_to_hub();
         // It is below /run on a real host.
         let _ = std::fs::remove_dir_all(self.dir.join("exec"));
         self.start_docker().await;

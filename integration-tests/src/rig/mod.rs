@@ -4,9 +4,9 @@
 //!  this machine's network              bridge cr-N, 198.18.N.1/24
 //!  ┌────────────────────────────┐       │
 //!  │ replica 0 … m    Postgres  ├───────┤
-//!  └────────────────────────────┘       ├── eth0 ┌ host 0 ─ network, mounts, host name, machine id, boot id ┐
-//!    share: a mount that every          │        │ dockerd (cr-N-h0)   agent                                │
-//!    host sees at the same path         │        └──────────────────────────────────────────────────────────┘
+//!  └────────────────────────────┘       ├── eth0 ┌ host 0: network, mounts, host name, machine id, boot id ┐
+//!    share: a mount that every          │   TLS  │ dockerd (containers below cr-N-h0)   agent   fence      │
+//!    host sees at the same path         │        └─────────────────────────────────────────────────────────┘
 //!                                       └── eth0 ┌ host 1 …
 //! ```
 //!
@@ -19,9 +19,9 @@ mod namespace;
 mod network;
 mod relay;
 mod replica;
+mod shape;
 mod share;
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -31,6 +31,7 @@ use tempfile::TempDir;
 
 pub use self::host::{Host, Loss};
 pub use self::replica::Replica;
+pub use self::shape::Shape;
 pub use self::share::Share;
 
 use self::host::Parts;
@@ -38,67 +39,15 @@ use self::network::Network;
 use self::relay::Relay;
 use crate::callers::Callers;
 use crate::client::Client;
-use crate::cluster::{Options, mark_share};
+use crate::cluster::mark_share;
 use crate::database::Database;
 use crate::docker::Found;
 use crate::leftovers::{left_behind, note, owned_dir};
 use crate::own_postgres::{OwnPostgres, SOCKET};
-use crate::settings;
+use crate::{pki, settings};
 
 /// Of a rig's directory below /tmp. Short, as what lies below has to be.
 const PREFIX: &str = "cr-";
-
-/// How a rig is to be.
-#[derive(Clone, Debug)]
-pub struct Shape {
-    hosts: u8,
-    replicas: usize,
-    options: Options,
-    images: Vec<String>,
-    live_restore: bool,
-}
-
-impl Shape {
-    /// So many hosts and replicas, with the tiny image and quick timers.
-    pub fn new(hosts: u8, replicas: usize) -> Self {
-        let images = vec![settings::tiny_image()];
-        Self { hosts, replicas, options: Options::new(), images, live_restore: true }
-    }
-
-    /// A flag of `control-plane serve`, the same for every replica.
-    #[must_use]
-    pub fn flag(mut self, name: &str, value: &str) -> Self {
-        self.options = self.options.flag(name, value);
-        self
-    }
-
-    /// A flag of `node-agent run`, the same on every host.
-    #[must_use]
-    pub fn agent_flag(mut self, name: &str, value: &str) -> Self {
-        self.options = self.options.agent_flag(name, value);
-        self
-    }
-
-    /// The image of the workspaces.
-    #[must_use]
-    pub fn image(mut self, image: &str) -> Self {
-        self.images.push(image.to_owned());
-        self.flag("workspace-image", image)
-    }
-
-    /// The workspaces write all the time; see [`crate::writes`].
-    #[must_use]
-    pub fn writers(self) -> Self {
-        self.image(&settings::tiny_image_that_is("writer"))
-    }
-
-    /// Containers end with their Docker.
-    #[must_use]
-    pub fn without_live_restore(mut self) -> Self {
-        self.live_restore = false;
-        self
-    }
-}
 
 /// The container of a running desk: equal to itself only as long as nobody stopped or started it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,7 +68,6 @@ pub struct Rig {
     // Dropped in this order: who looks after containers before who decides, before what both stand on.
     hosts: Vec<Host>,
     replicas: Vec<Replica>,
-    _relays: Vec<Relay>,
     database: Database,
     postgres: OwnPostgres,
     share: Share,
@@ -129,11 +77,12 @@ pub struct Rig {
 }
 
 impl Rig {
-    /// Starts all of it, and returns once every agent is connected.
+    /// Starts all of it, and returns once every agent is heard.
     pub async fn start(shape: Shape) -> Self {
         let mut rig = Self::start_without_agents(shape).await;
-        for index in 0..rig.hosts.len() {
-            rig.hosts[index].spawn_agent();
+        for host in &mut rig.hosts {
+            host.spawn_agent();
+            host.spawn_fence();
         }
         for index in 0..rig.hosts.len() {
             rig.wait_for_agent(index, 0).await;
@@ -154,29 +103,27 @@ impl Rig {
         let cluster_id = database.text("SELECT cluster_id::text FROM cluster").await;
         mark_share(share.path(), &cluster_id);
 
+        let authority = dir.path().join("ca");
+        pki::ca(&["init"], &authority);
         let mut replicas = Vec::new();
-        let mut relays = Vec::new();
         for index in 0..shape.replicas {
             let sockets = dir.path().join(format!("pg-{index}"));
             std::fs::create_dir(&sockets).expect("a directory");
-            let way = Relay::unix(sockets.join(SOCKET), postgres.socket());
+            let way = Relay::new(sockets.join(SOCKET), postgres.socket());
             let server = format!("postgres://carrel@localhost/postgres?host={}", sockets.display());
             let mut arguments = vec![format!("--database-url={}", database.url_in(&server))];
+            arguments.push(format!("--ca-dir={}", authority.display()));
             arguments.extend(flags(&shape.options.control_plane));
-            let mut replica =
-                Replica::new(index, arguments, shape.options.environment.clone(), way, dir.path());
+            let environment = shape.options.environment.clone();
+            let mut replica = Replica::new(index, arguments, environment, way, network.hub(), dir.path());
             replica.start().await;
-            let loopback = SocketAddr::from(([127, 0, 0, 1], replica.agent_port()));
-            relays.push(Relay::tcp(SocketAddr::from((network.hub(), replica.agent_port())), loopback).await);
             replicas.push(replica);
         }
 
-        let ports: Vec<_> = replicas.iter().map(Replica::agent_port).collect();
-        let endpoints: Vec<_> = ports.iter().map(|port| format!("http://127.0.0.1:{port}")).collect();
+        let endpoints: Vec<_> = replicas.iter().map(Replica::agents_url).collect();
         let images: Vec<_> = shape.images.iter().map(String::as_str).collect();
         let booted = (0..shape.hosts).map(|index| {
-            let mut agent_arguments =
-                vec!["--dev".into(), format!("--control-plane={}", endpoints.join(","))];
+            let mut agent_arguments = vec![format!("--control-plane={}", endpoints.join(","))];
             agent_arguments.push(format!("--workspace-base-path={}", share.path().display()));
             agent_arguments.extend(flags(&shape.options.agent));
             let parts = Parts {
@@ -185,12 +132,21 @@ impl Rig {
                 network: Arc::clone(&network),
                 live_restore: shape.live_restore,
                 agent_arguments,
-                agent_ports: ports.clone(),
             };
             Host::boot(parts, &images)
         });
         let hosts = futures_util::future::join_all(booted).await;
-        Self { hosts, replicas, _relays: relays, database, postgres, share, network, dir, cluster_id }
+        let rig = Self { hosts, replicas, database, postgres, share, network, dir, cluster_id };
+        for host in &rig.hosts {
+            rig.give_join_token(host, "").await;
+        }
+        rig
+    }
+
+    /// Gives a host what its agent enrols with; of the node of that name, or of a new one.
+    pub async fn give_join_token(&self, host: &Host, node: &str) {
+        let token = pki::join_token(&self.replicas[0].address(), node).await.expect("CreateJoinToken");
+        std::fs::write(host.join_token_file(), token).expect("the token is written");
     }
 
     /// A host.
@@ -274,6 +230,12 @@ impl Rig {
         let inspected = self.hosts[*host].docker().inspect(&found.id).await;
         let started_at = inspected.state.and_then(|state| state.started_at).expect("it was started");
         Desk { host: *host, id: found.id.clone(), generation: found.generation, started_at }
+    }
+
+    /// The state of a host's node, as the database has it.
+    pub async fn state_of(&self, host: usize) -> String {
+        let name = self.hosts[host].name();
+        self.database.text(&format!("SELECT state FROM nodes WHERE facts->>'hostname' = '{name}'")).await
     }
 
     /// The sessions that a host's agent has had.

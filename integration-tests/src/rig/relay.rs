@@ -1,13 +1,10 @@
-//! Carries connections from one address to another, until a test says otherwise.
-//!
-//! Each replica reaches Postgres through one of its own, so that it alone can be cut off. Agents without TLS reach replicas
-//! through one, since both speak plaintext on loopback only.
+//! Carries connections from one socket to another, until a test says otherwise. Each replica reaches Postgres through one
+//! of its own, so that it alone can be cut off.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -21,7 +18,7 @@ enum Mode {
     Swallow,
 }
 
-/// An address that leads to another. Ends when dropped.
+/// A socket that leads to another. Ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Relay {
     mode: watch::Sender<Mode>,
@@ -29,20 +26,7 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// From a TCP address to another.
-    pub(crate) async fn tcp(from: SocketAddr, to: SocketAddr) -> Self {
-        let listener = TcpListener::bind(from).await.expect("a free port");
-        let (mode, seen) = watch::channel(Mode::Carry);
-        let task = tokio::spawn(async move {
-            while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(carry(near, TcpStream::connect(to), seen.clone()));
-            }
-        });
-        Self { mode, task }
-    }
-
-    /// From a socket to another.
-    pub(crate) fn unix(from: PathBuf, to: PathBuf) -> Self {
+    pub(crate) fn new(from: PathBuf, to: PathBuf) -> Self {
         let listener = UnixListener::bind(from).expect("a free path");
         let (mode, seen) = watch::channel(Mode::Carry);
         let task = tokio::spawn(async move {
@@ -75,11 +59,11 @@ impl Drop for Relay {
     }
 }
 
-async fn carry<N, F>(near: N, far: impl Future<Output = std::io::Result<F>>, mode: watch::Receiver<Mode>)
-where
-    N: AsyncRead + AsyncWrite,
-    F: AsyncRead + AsyncWrite,
-{
+async fn carry(
+    near: UnixStream,
+    far: impl Future<Output = std::io::Result<UnixStream>>,
+    mode: watch::Receiver<Mode>,
+) {
     let mut ended = mode.clone();
     let both = async {
         let far = far.await.ok()?;

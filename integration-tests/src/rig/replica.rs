@@ -1,6 +1,6 @@
 //! One of the control plane's replicas.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ use crate::{http, settings};
 pub struct Replica {
     name: String,
     port: u16,
-    agent_port: u16,
+    agents: SocketAddr,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     log: PathBuf,
@@ -32,13 +32,14 @@ impl Replica {
         arguments: Vec<String>,
         environment: Vec<(String, String)>,
         database: Relay,
+        hub: Ipv4Addr,
         dir: &std::path::Path,
     ) -> Self {
         Self {
             database,
             name: format!("replica {index}"),
             port: settings::free_port(),
-            agent_port: settings::free_port(),
+            agents: SocketAddr::from((hub, settings::free_port())),
             arguments,
             environment,
             log: dir.join(format!("replica-{index}.log")),
@@ -51,9 +52,9 @@ impl Replica {
         format!("127.0.0.1:{}", self.port)
     }
 
-    /// Port for agents.
-    pub(crate) fn agent_port(&self) -> u16 {
-        self.agent_port
+    /// Where agents reach it, over TLS.
+    pub fn agents_url(&self) -> String {
+        format!("https://{}", self.agents)
     }
 
     /// A client of this replica alone.
@@ -76,7 +77,7 @@ impl Replica {
         let mut command = Command::new(settings::binary("control-plane"));
         command
             .args(["serve", "--dev", "--listen", &self.address()])
-            .args(["--agent-listen", &format!("{}:{}", Ipv4Addr::LOCALHOST, self.agent_port)])
+            .args(["--agent-listen", &self.agents.to_string()])
             .args(&self.arguments)
             .envs(self.environment.clone());
         self.process = Some(Process::spawn(&self.name, &mut command, &self.log));

@@ -8,6 +8,8 @@
 
 mod agents;
 mod drains;
+mod hosts;
+mod leases;
 mod replicas;
 mod rig;
 

@@ -41,6 +41,15 @@ impl Backoff {
     }
 }
 
+/// The end of a lease is never approached faster than this.
+const DENSEST: Duration = Duration::from_millis(500);
+
+/// How long a wait, or an attempt, may last when so much of the lease is left: whoever is about to end every workspace of a
+/// host tries often and in many places before. Far from the end, and without a lease, as long as it would be.
+pub(super) fn in_haste(usual: Duration, left: Option<Duration>) -> Duration {
+    left.map_or(usual, |left| usual.min((left / 4).max(DENSEST)))
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -59,6 +68,16 @@ mod tests {
     #[test]
     fn goes_to_another_replica_at_once_when_one_leaves() {
         assert_eq!(Backoff::default().next(Ended::GoAway, 1.0), Duration::ZERO);
+    }
+
+    #[test]
+    fn makes_haste_as_the_lease_ends() {
+        let seconds = Duration::from_secs;
+        let usual = |left| in_haste(LONGEST, left);
+        assert_eq!([usual(None), usual(Some(seconds(600)))], [LONGEST; 2]);
+        assert_eq!(usual(Some(seconds(8))), seconds(2));
+        assert_eq!(usual(Some(Duration::ZERO)), DENSEST);
+        assert_eq!(in_haste(Duration::ZERO, Some(Duration::ZERO)), Duration::ZERO);
     }
 
     proptest! {

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 
-use self::backoff::{Backoff, Ended};
+use self::backoff::{Backoff, Ended, in_haste};
 use crate::driver::host::Host;
 use crate::driver::{Accepted, EngineState};
 use crate::enroll::{Identity, causes};
@@ -162,7 +162,7 @@ impl<R: Runtime> Session<R> {
             let ended = self.identity.borrow().has_ended(self.host.clock.now());
             // With a certificate that has ended every attempt is refused.
             let class = if ended { Ended::Refused } else { ending.class() };
-            let pause = backoff.next(class, rand::random());
+            let pause = in_haste(backoff.next(class, rand::random()), self.host.lease.left());
             self.tell(&ending, &endpoint, pause);
             stop.run_until_cancelled(tokio::time::sleep(pause)).await;
         }

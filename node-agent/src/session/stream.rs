@@ -20,6 +20,7 @@ use tonic::{Request, Status, Streaming};
 
 use super::accept::{Offer, judge};
 use super::activity::ToldActivity;
+use super::backoff::in_haste;
 use super::{Ending, Session, logs};
 use crate::activity::Seen;
 use crate::driver::Accepted;
@@ -32,6 +33,9 @@ use crate::runtime::Runtime;
 
 /// The control plane answers a Hello after a transaction.
 const WELCOME_WITHIN: Duration = Duration::from_secs(10);
+
+/// An attempt at a session: dialling, Docker's answer, the Welcome.
+const ATTEMPT: Duration = Duration::from_secs(16);
 
 /// Messages that may wait for the network. Reports replace each other, so a healthy stream never comes near.
 const WAITING: usize = 256;
@@ -86,11 +90,13 @@ impl<R: Runtime> Session<R> {
         process_start: bool,
         stop: &CancellationToken,
     ) -> (Ending, bool) {
-        let opened = stop.run_until_cancelled(self.open(endpoint, process_start)).await;
-        let (mut live, mut down) = match opened {
+        let within = in_haste(ATTEMPT, self.host.lease.left());
+        let opening = tokio::time::timeout(within, self.open(endpoint, process_start));
+        let (mut live, mut down) = match stop.run_until_cancelled(opening).await {
             None => return (Ending::Stopped, false),
-            Some(Err(ending)) => return (ending, false),
-            Some(Ok(opened)) => opened,
+            Some(Err(_)) => return (Ending::NoWelcome, false),
+            Some(Ok(Err(ending))) => return (ending, false),
+            Some(Ok(Ok(opened))) => opened,
         };
         (live.hold(&mut down, stop).await, true)
     }

@@ -1,0 +1,59 @@
+//! How a rig is to be.
+
+use crate::cluster::Options;
+use crate::settings;
+
+/// How a rig is to be.
+#[derive(Clone, Debug)]
+pub struct Shape {
+    pub(super) hosts: u8,
+    pub(super) replicas: usize,
+    pub(super) options: Options,
+    pub(super) images: Vec<String>,
+    pub(super) live_restore: bool,
+}
+
+impl Shape {
+    /// So many hosts and replicas, with the tiny image, quick timers, and leases of seconds: UNREACHABLE after 3 s, F 8 s, S
+    /// 2 s, M 2 s, so what a silent host held is elsewhere after some 12 s.
+    pub fn new(hosts: u8, replicas: usize) -> Self {
+        let images = vec![settings::tiny_image()];
+        let options =
+            Options::new().flag("fence-after", "8s").flag("stop-budget", "2s").flag("lease-margin", "2s");
+        Self { hosts, replicas, options, images, live_restore: true }
+    }
+
+    /// A flag of `control-plane serve`, the same for every replica.
+    #[must_use]
+    pub fn flag(mut self, name: &str, value: &str) -> Self {
+        self.options = self.options.flag(name, value);
+        self
+    }
+
+    /// A flag of `node-agent run`, the same on every host.
+    #[must_use]
+    pub fn agent_flag(mut self, name: &str, value: &str) -> Self {
+        self.options = self.options.agent_flag(name, value);
+        self
+    }
+
+    /// The image of the workspaces.
+    #[must_use]
+    pub fn image(mut self, image: &str) -> Self {
+        self.images.push(image.to_owned());
+        self.flag("workspace-image", image)
+    }
+
+    /// The workspaces write all the time; see [`crate::writes`].
+    #[must_use]
+    pub fn writers(self) -> Self {
+        self.image(&settings::tiny_image_that_is("writer"))
+    }
+
+    /// Containers end with their Docker.
+    #[must_use]
+    pub fn without_live_restore(mut self) -> Self {
+        self.live_restore = false;
+        self
+    }
+}

@@ -1,0 +1,164 @@
+//! Rows about hosts and their Docker: frozen, restarted, rebooted, too talkative, and desks that misbehave.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use carrel_proto::v1::workspace::State;
+use integration_tests::chance::Chance;
+use integration_tests::process::{Signal, run};
+use integration_tests::rig::{Rig, Shape};
+
+use crate::{assert_undisturbed, until};
+
+/// What the failure table gives a host to tell the truth again.
+const TRUTH: Duration = Duration::from_secs(15);
+
+/// Docker and the control plane say the same of a student: one container, which runs, of the present generation.
+async fn is_true(rig: &Rig, student: &str) -> bool {
+    let told = rig.client().get(student).await;
+    let found = rig.containers_of(student).await;
+    told.state() == State::Running
+        && matches!(&found[..], [(_, container)] if container.running && container.generation == told.generation)
+}
+
+#[tokio::test]
+async fn row_13_a_frozen_docker_degrades_its_node_and_kills_nothing() {
+    let mut chance = Chance::of("row 13, frozen");
+    let mut rig = Rig::start(Shape::new(2, 1).agent_flag("docker-timeout", "2s").writers()).await;
+    let client = rig.client();
+    for student in ["ada", "bob"] {
+        client.start_and_wait(student).await;
+    }
+    let before = [rig.desk("ada").await, rig.desk("bob").await];
+    let [frozen, other] = [before[0].host, before[1].host];
+    tokio::time::sleep(chance.millis(0..700)).await;
+    rig.host(frozen).dockerd().signal(Signal::STOP);
+    until("degraded", TRUTH, async || rig.state_of(frozen).await == "DEGRADED").await;
+    // The other host takes what starts; what is on this one is not decided about.
+    client.start_and_wait("eve").await;
+    client.try_stop("ada").await.unwrap();
+    tokio::time::sleep(chance.millis(0..2000)).await;
+    assert!(rig.share().writes("ada").runs.len() == 1, "nothing was killed");
+    rig.host(frozen).dockerd().signal(Signal::CONT);
+    let back = Instant::now();
+    client.wait_within(TRUTH, "ada", "stopped as it was asked", |w| w.state() == State::Stopped).await;
+    until("ready", TRUTH, async || rig.state_of(frozen).await == "READY").await;
+    eprintln!("truth after {:?}", back.elapsed());
+    client.start_and_wait("ada").await;
+    assert_eq!((rig.desk("eve").await.host, rig.desk("bob").await), (other, before[1].clone()));
+    assert_undisturbed(&rig, &["bob"]);
+}
+
+#[tokio::test]
+async fn row_13_a_restarted_docker_is_believed_again_at_once() {
+    let mut chance = Chance::of("row 13, restarted");
+    for live_restore in [true, false] {
+        let mut shape = Shape::new(1, 1).writers();
+        if !live_restore {
+            shape = shape.without_live_restore();
+        }
+        let mut rig = Rig::start(shape).await;
+        let client = rig.client();
+        client.start_and_wait("ada").await;
+        let before = rig.desk("ada").await;
+        tokio::time::sleep(chance.millis(0..700)).await;
+        if chance.coin() {
+            rig.host(0).kill_docker()
+        } else {
+            rig.host(0).stop_docker()
+        }
+        tokio::time::sleep(chance.millis(0..4000)).await;
+        rig.host(0).start_docker().await;
+        let took = until("the truth", TRUTH, async || is_true(&rig, "ada").await).await;
+        eprintln!("live restore {live_restore}: truth after {took:?}");
+        assert_eq!(client.get("ada").await.generation, 1);
+        if live_restore {
+            assert_eq!(rig.desk("ada").await, before, "it outlived its Docker");
+            assert_undisturbed(&rig, &["ada"]);
+        } else {
+            assert_eq!(rig.desk("ada").await.id, before.id, "the same container, started again");
+        }
+        rig.share().writes("ada");
+    }
+}
+
+#[tokio::test]
+async fn row_14_a_rebooted_host_tells_the_truth_soon() {
+    let mut chance = Chance::of("row 14");
+    let mut rig = Rig::start(Shape::new(1, 1).writers()).await;
+    let client = rig.client();
+    for student in ["ada", "bob"] {
+        client.start_and_wait(student).await;
+    }
+    // Amid a start, so that all that can be half done is.
+    client.start("eve").await;
+    tokio::time::sleep(chance.millis(0..400)).await;
+    let sessions = rig.sessions_of(0).await;
+    rig.host(0).switch_off();
+    tokio::time::sleep(chance.millis(0..4000)).await;
+    rig.host(0).switch_on().await;
+    rig.host(0).spawn_fence();
+    rig.host(0).spawn_agent();
+    rig.wait_for_agent(0, sessions).await;
+    let back = Instant::now();
+    for student in ["ada", "bob", "eve"] {
+        until("the truth", TRUTH, async || is_true(&rig, student).await).await;
+    }
+    eprintln!("truth after {:?}", back.elapsed());
+    for student in ["ada", "bob", "eve"] {
+        rig.share().writes(student);
+        client.stop_and_wait(student).await;
+    }
+    assert_eq!(rig.containers().await, []);
+}
+
+#[tokio::test]
+async fn row_15_what_events_did_not_tell_the_next_listing_does() {
+    let rig = &mut Rig::start(Shape::new(1, 1)).await;
+    let client = rig.client();
+    for student in ["ada", "bob"] {
+        client.start_and_wait(student).await;
+    }
+    let [ada, bob] = [rig.desk("ada").await, rig.desk("bob").await];
+    let docker = rig.hosts()[0].docker();
+    rig.host(0).agent().signal(Signal::STOP);
+    docker.kill(&ada.id).await;
+    // Docker keeps 256; a slow reader is dropped before.
+    let host = rig.hosts()[0].docker_host();
+    for _ in 0..150 {
+        for verb in ["pause", "unpause"] {
+            run("docker", &["--host", &host, verb, &bob.id]);
+        }
+    }
+    rig.host(0).agent().signal(Signal::CONT);
+    let took = until("ada runs again", TRUTH, async || is_true(rig, "ada").await).await;
+    eprintln!("repaired after {took:?}");
+    assert_eq!(client.get("ada").await.generation, 1, "restarted, within its budget");
+    assert_eq!(rig.desk("bob").await, bob);
+}
+
+#[tokio::test]
+async fn row_16_a_desk_that_runs_wild_hurts_nobody_else() {
+    let rig = Rig::start(Shape::new(1, 1).writers().flag("pids", "64")).await;
+    let client = rig.client();
+    for student in ["ada", "bob"] {
+        client.start_and_wait(student).await;
+    }
+    let [ada, bob] = [rig.desk("ada").await, rig.desk("bob").await];
+    let host = rig.hosts()[0].docker_host();
+    let inside = |script: &str| {
+        let mut command = Command::new("docker");
+        command.args(["--host", &host, "exec", "--detach", &ada.id, "sh", "-c", script]);
+        assert!(command.status().expect("the docker client").success());
+    };
+    // A fork bomb, and a file as large as its own temporary directory takes.
+    inside("bomb() { bomb | bomb & }; bomb");
+    inside("dd if=/dev/zero of=/tmp/full bs=1M");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(rig.desk("bob").await, bob);
+    let url = client.access("bob").await;
+    assert!(matches!(rig.hosts()[0].get(&url).await, Some((200, _))), "bob's editor answers");
+    client.start_and_wait("eve").await;
+    client.stop_and_wait("ada").await;
+    assert_undisturbed(&rig, &["bob"]);
+}
