@@ -1,12 +1,12 @@
 //! Carries connections from one socket to another, until a test says otherwise. Each replica reaches Postgres through one
 //! of its own, so that it alone can be cut off.
 
+use std::os::unix::net::UnixListener as StdListener;
 use std::path::PathBuf;
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 /// What becomes of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,19 +22,19 @@ enum Mode {
 #[derive(Debug)]
 pub(crate) struct Relay {
     mode: watch::Sender<Mode>,
-    task: JoinHandle<()>,
 }
 
 impl Relay {
+    /// On a thread of its own: what holds a test up, and be it a command that it waits for, cuts no replica off.
     pub(crate) fn new(from: PathBuf, to: PathBuf) -> Self {
-        let listener = UnixListener::bind(from).expect("a free path");
+        let listener = StdListener::bind(from).expect("a free path");
+        listener.set_nonblocking(true).expect("a socket of ours");
         let (mode, seen) = watch::channel(Mode::Carry);
-        let task = tokio::spawn(async move {
-            while let Ok((near, _)) = listener.accept().await {
-                tokio::spawn(carry(near, UnixStream::connect(to.clone()), seen.clone()));
-            }
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(serve(listener, to, seen));
         });
-        Self { mode, task }
+        Self { mode }
     }
 
     /// Ends all connections, and new ones at once.
@@ -53,9 +53,18 @@ impl Relay {
     }
 }
 
-impl Drop for Relay {
-    fn drop(&mut self) {
-        self.task.abort();
+/// Until the relay is dropped; its connections end with its thread's runtime.
+async fn serve(listener: StdListener, to: PathBuf, mode: watch::Receiver<Mode>) {
+    let listener = UnixListener::from_std(listener).expect("a socket of ours");
+    let mut dropped = mode.clone();
+    let accept = async {
+        while let Ok((near, _)) = listener.accept().await {
+            tokio::spawn(carry(near, UnixStream::connect(to.clone()), mode.clone()));
+        }
+    };
+    tokio::select! {
+        () = accept => {}
+        _ = dropped.wait_for(|_| false) => {}
     }
 }
 

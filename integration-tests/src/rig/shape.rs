@@ -14,13 +14,19 @@ pub struct Shape {
 }
 
 impl Shape {
-    /// So many hosts and replicas, with the tiny image, quick timers, and leases of seconds: UNREACHABLE after 3 s, F 8 s, S
-    /// 2 s, M 2 s, so what a silent host held is elsewhere after some 12 s.
+    /// So many hosts and replicas, with the tiny image and quick timers. UNREACHABLE after 3 s; a lease of F 30 s, S 2 s, M 4 s, so
+    /// that what lasts less than a lease does so on a slow machine, too.
     pub fn new(hosts: u8, replicas: usize) -> Self {
         let images = vec![settings::tiny_image()];
         let options =
-            Options::new().flag("fence-after", "8s").flag("stop-budget", "2s").flag("lease-margin", "2s");
+            Options::new().flag("fence-after", "30s").flag("stop-budget", "2s").flag("lease-margin", "4s");
         Self { hosts, replicas, options, images, live_restore: true }
+    }
+
+    /// Leases of F 8 s: what a silent host held is elsewhere after some 14 s.
+    #[must_use]
+    pub fn short_leases(self) -> Self {
+        self.flag("fence-after", "8s")
     }
 
     /// A flag of `control-plane serve`, the same for every replica.

@@ -12,11 +12,13 @@ use integration_tests::process::Signal;
 use integration_tests::settings::{docker_host, tiny_image};
 
 /// F: from the sending of the last acked heartbeat to the end.
-const FENCE_AFTER: Duration = Duration::from_secs(6);
+const FENCE_AFTER: Duration = Duration::from_secs(10);
 /// F + S + M
-const REPLACE_AFTER: Duration = Duration::from_secs(9);
-/// Between two heartbeats, and what a test does before and after it looks at a clock.
-const BEAT: Duration = Duration::from_millis(600);
+const REPLACE_AFTER: Duration = Duration::from_secs(15);
+/// The last acked heartbeat may be this old on a slow machine, before its session ends for it.
+const BEAT: Duration = Duration::from_secs(2);
+/// A time without contact that is no lease, however long a slow machine takes to come back.
+const AWAY: Duration = Duration::from_secs(3);
 /// Of a machine that does other things as well.
 const BUSY: Duration = Duration::from_secs(4);
 
@@ -24,9 +26,9 @@ fn short() -> Options {
     Options::new()
         .flag("heartbeat-interval", "400ms")
         .flag("unreachable-after", "2s")
-        .flag("fence-after", "6s")
+        .flag("fence-after", "10s")
         .flag("stop-budget", "2s")
-        .flag("lease-margin", "1s")
+        .flag("lease-margin", "3s")
 }
 
 async fn events(cluster: &Cluster, kind: &str) -> usize {
@@ -144,7 +146,7 @@ async fn a_control_plane_that_is_away_for_less_than_the_lease_stops_nothing() {
     let before = cluster.containers().await;
     for _ in 0..2 {
         cluster.control_plane().kill();
-        tokio::time::sleep(FENCE_AFTER / 2).await;
+        tokio::time::sleep(AWAY).await;
         cluster.start_control_plane().await;
         let heard = async || cluster.database().text("SELECT renewals::text FROM nodes").await;
         let count = heard().await;
@@ -164,11 +166,11 @@ async fn an_agent_that_is_killed_and_comes_back_in_time_goes_on_where_it_was() {
     client.start_and_wait("ada").await;
     let before = cluster.containers().await;
     cluster.agent().kill();
-    tokio::time::sleep(FENCE_AFTER / 2).await;
+    tokio::time::sleep(AWAY).await;
     cluster.start_agent().await;
     assert_eq!(client.wait_for("ada", State::Running).await.generation, 1);
     // Longer than the lease that was counted from before the kill.
-    tokio::time::sleep(FENCE_AFTER / 2 + BEAT).await;
+    tokio::time::sleep(FENCE_AFTER).await;
     assert_eq!(cluster.containers().await, before, "the same container");
     assert!(cluster.agent_metrics().await.contains("carrel_agent_fence_process 1"));
 }

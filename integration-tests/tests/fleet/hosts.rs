@@ -7,6 +7,7 @@ use carrel_proto::v1::workspace::State;
 use integration_tests::chance::Chance;
 use integration_tests::process::{Signal, run};
 use integration_tests::rig::{Rig, Shape};
+use integration_tests::settings::tiny_image;
 
 use crate::{assert_undisturbed, until};
 
@@ -125,11 +126,14 @@ async fn row_15_what_events_did_not_tell_the_next_listing_does() {
     docker.kill(&ada.id).await;
     // Docker keeps 256; a slow reader is dropped before.
     let host = rig.hosts()[0].docker_host();
-    for _ in 0..150 {
-        for verb in ["pause", "unpause"] {
-            run("docker", &["--host", &host, verb, &bob.id]);
-        }
-    }
+    run("docker", &["--host", &host, "create", "--name", "spare-0", &tiny_image()]);
+    let socket = host.strip_prefix("unix://").unwrap();
+    let renames: Vec<_> = (1..=400)
+        .map(|n| format!("http://docker/containers/spare-{}/rename?name=spare-{n}", n - 1))
+        .collect();
+    let post = ["--silent", "--show-error", "--fail", "--unix-socket", socket, "--request", "POST"];
+    let urls: Vec<_> = renames.iter().map(String::as_str).collect();
+    run("curl", &[&post[..], &urls].concat());
     rig.host(0).agent().signal(Signal::CONT);
     let took = until("ada runs again", TRUTH, async || is_true(rig, "ada").await).await;
     eprintln!("repaired after {took:?}");
@@ -151,9 +155,8 @@ async fn row_16_a_desk_that_runs_wild_hurts_nobody_else() {
         command.args(["--host", &host, "exec", "--detach", &ada.id, "sh", "-c", script]);
         assert!(command.status().expect("the docker client").success());
     };
-    // A fork bomb, and a file as large as its own temporary directory takes.
-    inside("bomb() { bomb | bomb & }; bomb");
-    inside("dd if=/dev/zero of=/tmp/full bs=1M");
+    // A file as large as its own temporary directory takes, then a fork bomb, beside which nothing else can be begun.
+    inside("dd if=/dev/zero of=/tmp/full bs=1M; bomb() { bomb | bomb & }; bomb");
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(rig.desk("bob").await, bob);
     let url = client.access("bob").await;

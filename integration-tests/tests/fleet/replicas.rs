@@ -219,7 +219,10 @@ async fn follow_log(client: Client, told: watch::Sender<String>) -> Result<(), t
 async fn a_log_is_told_by_any_replica_wherever_the_session_is() {
     // A log breaks off with its session, and a session with heartbeats of half a second ends when the machine stands still for
     // one and a half: here nobody is to be silent.
-    let calm = Shape::new(1, 3).flag("heartbeat-interval", "5s").flag("unreachable-after", "20s");
+    let calm = Shape::new(1, 3)
+        .flag("heartbeat-interval", "5s")
+        .flag("unreachable-after", "20s")
+        .flag("fence-after", "60s");
     let mut rig = Rig::start(calm).await;
     let clients = [0, 1, 2].map(|index| rig.replicas()[index].client());
     clients[0].start_and_wait("ada").await;
