@@ -23,6 +23,7 @@ mod observations;
 mod orphans;
 mod placing;
 mod remote_logs;
+mod repeats;
 mod rules;
 mod settings;
 mod settle;

@@ -39,9 +39,10 @@ impl App {
         let mut batch: Vec<_> = batch.iter().collect();
         // The order of ids is the order of locks.
         batch.sort_by_key(|o| (o.workspace, o.generation, o.sequence));
+        let news = self.without_repeats(node, batch.clone()).await?;
         let mut work = self.store.begin().await?;
         let (mut changes, mut outcomes) = (Vec::new(), Outcomes::default());
-        for observation in &batch {
+        for observation in &news {
             if let Some(change) = self.observe_one(&mut work, node, observation, &mut outcomes).await? {
                 changes.push(change);
             }

@@ -1,6 +1,8 @@
-use carrel_common::model::{NodeFacts, Observed, Stage};
+use std::time::Duration;
+
+use carrel_common::model::{NodeFacts, Observation, Observed, Stage};
 use control_plane::app::AppError;
-use control_plane::domain::workspace::State;
+use control_plane::domain::workspace::{State, Workspace};
 
 use crate::rig::Rig;
 
@@ -24,5 +26,48 @@ async fn a_late_report_of_a_session_that_is_over_undoes_nothing() {
     let refused = rig.try_report(node, before, desk.uid, desk.generation, late).await.unwrap_err();
     assert!(matches!(refused, AppError::SessionSuperseded(known) if known == node), "{refused:?}");
     assert_eq!(rig.get("ada").await.state, State::Running);
+    rig.end().await;
+}
+
+/// A desk runs, as it did.
+fn still_running(desk: &Workspace) -> Observation {
+    Observation {
+        workspace: desk.uid,
+        generation: desk.generation,
+        incarnation: 0,
+        sequence: 2,
+        state: Observed::Running { endpoint: "127.0.0.1:1".into() },
+        exit_code: None,
+        oom_killed: false,
+        message: String::new(),
+        image_digest: "sha256:1".into(),
+        traceparent: String::new(),
+        pull_percent: 0,
+        share_pair: None,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_fleet_that_tells_everything_anew_waits_for_no_lock_and_loses_no_news() {
+    let rig = Rig::new().await;
+    let node = rig.node(20).await;
+    let mut desks = Vec::new();
+    for number in 0..10 {
+        desks.push(rig.running(node, &format!("student-{number}")).await);
+    }
+    let epoch = rig.epoch(node).await;
+    let mut told: Vec<_> = desks.iter().map(still_running).collect();
+    let mut held = rig.app.store.begin().await.unwrap();
+    held.lock(desks[3].uid).await.unwrap().unwrap();
+    let acked = tokio::time::timeout(Duration::from_secs(10), rig.app.observe(node, epoch, &told)).await;
+    assert_eq!(acked.expect("nothing was waited for").unwrap().len(), 10, "all are acked");
+    drop(held);
+
+    told[3].state = Observed::Running { endpoint: "127.0.0.1:2".into() };
+    told[7].state = Observed::Gone { purge: Ok(false) };
+    assert_eq!(rig.app.observe(node, epoch, &told).await.unwrap().len(), 10);
+    assert_eq!(rig.get("student-3").await.endpoint.as_deref(), Some("127.0.0.1:2"));
+    assert_ne!(rig.get("student-7").await.state, State::Running);
+    assert_eq!(rig.get("student-5").await.version, desks[5].version, "nothing was written for the rest");
     rig.end().await;
 }
