@@ -141,6 +141,8 @@ pub enum StatusReason {
     Deleting,
     /// FAILED: the share says that a later container of the student was started elsewhere.
     StorageFenced,
+    /// PENDING: another container of the student, which no order names, still runs on a node.
+    ContainerHeld,
 }
 
 /// The steps of a start, in order.

@@ -144,6 +144,7 @@ enumeration!(
     OutOfMemory,
     Deleting,
     StorageFenced,
+    ContainerHeld,
 );
 
 fn variant<M: TryFrom<i32>>(field: &'static str, number: i32) -> Result<M, WireError> {

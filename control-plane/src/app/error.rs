@@ -156,12 +156,14 @@ pub enum AppError {
     /// The node was taken out for good: told to an operator.
     #[error("node {0} was removed; its host can come back only as a new node")]
     NodeRemoved(NodeId),
-    /// Something is still placed there.
-    #[error("{remaining} workspaces are still placed on node {node}; drain it first, or confirm it dead")]
+    /// Something is still placed there, or runs there without an order.
+    #[error(
+        "{remaining} workspaces or containers are still on node {node}; drain it and resolve its orphans first, or confirm it dead"
+    )]
     NodeNotEmpty {
         /// The node.
         node: NodeId,
-        /// Unreleased placements.
+        /// Unreleased placements, and containers that no order names.
         remaining: i64,
     },
     /// A drain that could not warn everyone.

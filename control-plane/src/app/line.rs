@@ -58,7 +58,8 @@ impl App {
     /// The database.
     pub async fn line(&self) -> Result<Arc<Line>> {
         let (line, now) = self.store.waiting().await?;
-        let mut line: Vec<_> = line.into_iter().map(|InLine { waiting, .. }| waiting).collect();
+        let in_line = line.into_iter().filter(|one| one.held.is_none());
+        let mut line: Vec<_> = in_line.map(|InLine { waiting, .. }| waiting).collect();
         placement::in_line(&mut line, &self.store.held().await?);
         self.publish_line(&line, now).await
     }

@@ -123,7 +123,8 @@ impl App {
         }
         work.change_rules().await?;
         let node = work.lock_node(id).await?.ok_or(AppError::NodeNotFound(id))?;
-        let remaining = work.unreleased_on(id).await?;
+        // Its lease runs on after the ban: what was left alone there could still write.
+        let remaining = work.unreleased_on(id).await? + work.held_on(id).await?;
         if remaining > 0 {
             return Err(AppError::NodeNotEmpty { node: id, remaining });
         }

@@ -51,6 +51,13 @@ impl App {
         if !work.session_is_current(node, session_epoch).await? {
             return Err(AppError::SessionSuperseded(node));
         }
+        for (before, after) in &mut changes {
+            let again =
+                before.state == State::Stopping && after.state == State::Pending && after.node.is_none();
+            if again && let Some(placed) = self.keep_place(&mut work, after, node).await? {
+                *after = placed;
+            }
+        }
         self.note_outcomes(&mut work, Some(node), outcomes).await?;
         self.nudge.ring(&work.commit().await?);
         for (before, after) in &changes {

@@ -48,7 +48,12 @@ impl App {
                 let Resources { cpu_millicores, memory_bytes, .. } = workspace.spec.resources;
                 Err(AppError::LimitsBeyondNodes { cpu_millicores, memory_bytes })
             }
-            Err(none @ (NoPlace::Full { .. } | NoPlace::FailedOnAll | NoPlace::NotItsTurn)) => {
+            Err(
+                none @ (NoPlace::Full { .. }
+                | NoPlace::FailedOnAll
+                | NoPlace::NotItsTurn
+                | NoPlace::ContainerHeld(_)),
+            ) => {
                 self.metrics.queued();
                 let (reason, message) = none.explain();
                 Ok(workspace.apply(Event::Wait { reason, message }, now)?)
@@ -64,6 +69,9 @@ impl App {
         workspace: &Workspace,
         somebody_waits: bool,
     ) -> Result<std::result::Result<NodeId, NoPlace>> {
+        if let Some(held) = work.held_containers().await?.remove(&workspace.uid) {
+            return Ok(Err(NoPlace::ContainerHeld(held)));
+        }
         let waiting = Waiting::of(workspace);
         let ask = waiting.ask();
         let images = std::slice::from_ref(&waiting.image);
@@ -106,20 +114,22 @@ impl App {
                 Err(error) => return Err(error),
             }
         }
-        let (line, now) = self.store.waiting().await?;
-        if line.is_empty() {
-            self.publish_line(&[], now).await?;
-            return Ok(placed);
+        let (all, now) = self.store.waiting().await?;
+        let mut line = Vec::with_capacity(all.len());
+        let mut told = BTreeMap::new();
+        let mut turns = Vec::new();
+        for InLine { waiting, told: last, held } in all {
+            told.insert(waiting.uid, last);
+            match held {
+                Some(held) => {
+                    turns.push(Turn { uid: waiting.uid, outcome: Err(NoPlace::ContainerHeld(held)) });
+                }
+                None => line.push(waiting),
+            }
         }
-        let (waiting, told): (Vec<_>, Vec<_>) = line
-            .into_iter()
-            .map(|InLine { waiting, told }| {
-                let uid = waiting.uid;
-                (waiting, (uid, told))
-            })
-            .unzip();
-        let (line, turns) = self.plan(waiting, now).await?;
-        let told: BTreeMap<_, _> = told.into_iter().collect();
+        if !line.is_empty() {
+            turns.extend(self.plan(&mut line, now).await?);
+        }
         let mut wins = Vec::new();
         let mut waits = Vec::new();
         for Turn { uid, outcome } in turns {
@@ -153,7 +163,7 @@ impl App {
     }
 
     /// Brings those who wait in line, and decides who gets which place.
-    async fn plan(&self, mut line: Vec<Waiting>, now: OffsetDateTime) -> Result<(Vec<Waiting>, Vec<Turn>)> {
+    async fn plan(&self, line: &mut [Waiting], now: OffsetDateTime) -> Result<Vec<Turn>> {
         let images: BTreeSet<_> = line.iter().map(|w| w.image.clone()).collect();
         let images: Vec<_> = images.into_iter().collect();
         let mut work = self.store.begin().await?;
@@ -164,10 +174,9 @@ impl App {
         for (_, course, count) in &places {
             *held.entry(course.clone()).or_default() += count;
         }
-        placement::in_line(&mut line, &held);
+        placement::in_line(line, &held);
         let mut fleet = Fleet::new(self.settings.placement, nodes, places);
-        let turns = placement::plan(&line, &mut fleet, now);
-        Ok((line, turns))
+        Ok(placement::plan(line, &mut fleet, now))
     }
 
     /// Claims places that a pass decided on; those that still could be had.
@@ -178,10 +187,11 @@ impl App {
         let mut work = self.store.begin().await?;
         let uids: Vec<_> = nodes_of.keys().copied().collect();
         let (locked, now) = work.lock_many(&uids).await?;
+        let held = work.held_containers().await?;
         let candidates = work.lock_candidates(&nodes, &[], self.settings.limits).await?;
         let mut fleet = Fleet::new(Strategy::default(), candidates, []);
         let mut changes = Vec::with_capacity(locked.len());
-        for before in locked.into_iter().filter(waits) {
+        for before in locked.into_iter().filter(|w| waits(w) && !held.contains_key(&w.uid)) {
             let Some(node) = nodes_of.get(&before.uid) else { continue };
             // Another replica may have placed there meanwhile; then the next pass finds another node.
             if fleet.take_on(*node, &Waiting::of(&before).ask()) {
@@ -220,6 +230,29 @@ impl App {
         touched.queue = false;
         self.nudge.ring(&touched);
         Ok(())
+    }
+
+    /// A restart goes on where it ran: its place has just become free in this transaction, and is nobody else's before it was its own
+    /// again. `None`: that node may not take it any more, so it stands in line. Every workspace of the transaction is locked.
+    pub(super) async fn keep_place(
+        &self,
+        work: &mut Work,
+        workspace: &Workspace,
+        node: NodeId,
+    ) -> Result<Option<Workspace>> {
+        if work.held_containers().await?.contains_key(&workspace.uid) {
+            return Ok(None);
+        }
+        let candidates = work.lock_candidates(&[node], &[], self.settings.limits).await?;
+        let mut fleet = Fleet::new(self.settings.placement, candidates, []);
+        if !fleet.take_on(node, &Waiting::of(workspace).ask()) {
+            return Ok(None);
+        }
+        work.insert_placement(workspace, node).await?;
+        let now = work.now().await?;
+        let (next, log) = workspace.apply(Event::Place { node }, now)?;
+        self.metrics.placed(workspace.started_at, now);
+        Ok(Some(work.save(workspace, next, log, now).await?))
     }
 
     async fn place_purge(&self, uid: WorkspaceUid) -> Result<bool> {

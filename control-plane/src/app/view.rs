@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use carrel_common::model::{Signal, Stage};
+use carrel_common::model::{Signal, Stage, StatusReason};
 use time::OffsetDateTime;
 
 use super::line::Line;
@@ -129,5 +129,6 @@ impl App {
 }
 
 fn in_line(workspace: &Workspace) -> bool {
-    workspace.state == State::Pending && workspace.node.is_none()
+    let held = workspace.status_reason == Some(StatusReason::ContainerHeld);
+    workspace.state == State::Pending && workspace.node.is_none() && !held
 }

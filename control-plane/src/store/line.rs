@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::entity::value;
 use super::error::{Result, StoreError};
 use super::{Store, sql};
-use crate::domain::placement::{Outlook, RELEASES_COUNT_FOR, Waiting};
+use crate::domain::placement::{HeldContainer, Outlook, RELEASES_COUNT_FOR, Waiting};
 use crate::domain::workspace::Attempts;
 
 /// So many of the newest starts and stops tell what one takes.
@@ -28,6 +28,8 @@ pub struct InLine {
     pub waiting: Waiting,
     /// `status_reason` and `status_message` as they are.
     pub told: (Option<StatusReason>, String),
+    /// It is not its turn, whoever comes before it: a container of its student still runs without an order.
+    pub held: Option<HeldContainer>,
 }
 
 /// One of those that would be idle first.
@@ -61,6 +63,7 @@ fn in_line(row: &QueryResult) -> Result<InLine> {
             reason.map(|json| value("workspaces", json)).transpose()?,
             row.try_get("", "status_message").map_err(&get)?,
         ),
+        held: None,
     })
 }
 
@@ -82,7 +85,12 @@ impl Store {
             ))
             .await
             .map_err(StoreError::sort("read the queue"))?;
-        Ok((rows.iter().map(in_line).collect::<Result<_>>()?, self.now().await?))
+        let mut line = rows.iter().map(in_line).collect::<Result<Vec<_>>>()?;
+        if !line.is_empty() {
+            let mut held = self.held_containers().await?;
+            line.iter_mut().for_each(|one| one.held = held.remove(&one.waiting.uid));
+        }
+        Ok((line, self.now().await?))
     }
 
     /// Places that each course holds.

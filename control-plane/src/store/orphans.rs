@@ -1,5 +1,7 @@
 //! Containers that no order names, as the nodes last reported them.
 
+use std::collections::HashMap;
+
 use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
 use carrel_common::model::{Container, Verdict};
 use sea_orm::{ConnectionTrait, QueryResult};
@@ -9,6 +11,7 @@ use time::OffsetDateTime;
 use super::entity::value;
 use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
+use crate::domain::placement::HeldContainer;
 
 /// A container that was left alone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +32,33 @@ const WITHHELD: &str = "STOP_WITHHELD";
 
 /// Those that wait for an operator. A stop that is under way is none.
 const OPEN: &str = "SELECT * FROM orphans WHERE resolution IS NULL AND (verdict = 'HOLD' OR withheld)";
+
+/// What a second container of the same student would write beside: all that runs and that no order names, whatever was said of it. What an
+/// operator, or the store itself, has stopped runs until it is no longer reported. A node that was given up had ended everything
+/// by its lease, or is dead by an operator's word. From the few orphans to their workspaces, never the other way round.
+const HELD: &str = "
+SELECT w.id, o.node_id, o.container_id, n.facts ->> 'hostname' AS hostname
+FROM orphans o
+JOIN nodes n ON n.id = o.node_id AND n.removed_at IS NULL AND n.state <> 'FENCED'
+CROSS JOIN LATERAL (
+    SELECT id FROM workspaces WHERE lower(student_id) = lower(o.student_id) AND deleted_at IS NULL OFFSET 0
+) w
+WHERE o.running
+ORDER BY o.node_id, o.container_id";
+
+fn held_containers(rows: &[QueryResult]) -> Result<HashMap<WorkspaceUid, HeldContainer>> {
+    let get = StoreError::sort("look for containers that were left alone");
+    let mut held = HashMap::new();
+    for row in rows {
+        let container = HeldContainer {
+            node: NodeId(row.try_get("", "node_id").map_err(&get)?),
+            hostname: row.try_get("", "hostname").map_err(&get)?,
+            container_id: row.try_get("", "container_id").map_err(&get)?,
+        };
+        held.entry(WorkspaceUid(row.try_get("", "id").map_err(&get)?)).or_insert(container);
+    }
+    Ok(held)
+}
 
 fn orphan(row: &QueryResult) -> Result<Orphan> {
     let get = StoreError::sort("read orphans");
@@ -79,6 +109,15 @@ impl Store {
         rows.iter().map(orphan).collect()
     }
 
+    /// Workspaces that may not be placed, each with a container of its student that still runs somewhere without an order.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn held_containers(&self) -> Result<HashMap<WorkspaceUid, HeldContainer>> {
+        let rows = self.db.query_all_raw(sql(HELD, [])).await;
+        held_containers(&rows.map_err(StoreError::sort("look for containers that were left alone"))?)
+    }
+
     /// Containers on a node that an operator wants stopped.
     ///
     /// # Errors
@@ -114,6 +153,35 @@ impl Store {
 }
 
 impl Work {
+    /// As [`Store::held_containers`]. Who judges a container locks its student's workspace first, so of a locked workspace this stays true
+    /// until the end of the transaction.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn held_containers(&mut self) -> Result<HashMap<WorkspaceUid, HeldContainer>> {
+        let rows = self.tx.query_all_raw(sql(HELD, [])).await;
+        held_containers(&rows.map_err(StoreError::sort("look for containers that were left alone"))?)
+    }
+
+    /// Containers on a node, not given up, that run and that no order names.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn held_on(&mut self, node: NodeId) -> Result<i64> {
+        let operation = "count the containers that were left alone on a node";
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT count(*) AS count FROM orphans o JOIN nodes n ON n.id = o.node_id
+                 WHERE o.node_id = $1 AND o.running AND n.state <> 'FENCED'",
+                [node.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?
+            .ok_or(StoreError::Conflict { operation })?;
+        row.try_get("", "count").map_err(StoreError::sort(operation))
+    }
+
     /// Whether an operator wants a container stopped.
     ///
     /// # Errors

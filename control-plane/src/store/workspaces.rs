@@ -246,7 +246,7 @@ impl Work {
             .transpose()
     }
 
-    /// Whether anybody waits for a place, other than `uid`.
+    /// Whether anybody waits for a place, other than `uid`. Who waits for the end of another container is not in line.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -255,7 +255,8 @@ impl Work {
             .tx
             .query_one_raw(sql(
                 "SELECT EXISTS (SELECT 1 FROM workspaces WHERE state = 'PENDING' AND node_id IS NULL
-                                AND deleted_at IS NULL AND id <> $1 AND started_at < $2) AS waits",
+                                AND deleted_at IS NULL AND id <> $1 AND started_at < $2
+                                AND status_reason IS DISTINCT FROM '\"CONTAINER_HELD\"') AS waits",
                 [uid.0.into(), before.into()],
             ))
             .await

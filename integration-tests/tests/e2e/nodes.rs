@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use carrel_proto::v1::node::State as NodeState;
 use carrel_proto::v1::resolve_orphan_request::Resolution;
-use carrel_proto::v1::workspace::State;
+use carrel_proto::v1::workspace::{State, StatusReason};
 use carrel_proto::v1::{self as pb, stop::Reason};
 use integration_tests::client::{Client, millis, reason, violations};
 use integration_tests::cluster::{Cluster, Options};
@@ -147,6 +147,19 @@ async fn a_host_that_is_confirmed_dead_gives_its_desks_to_another_at_once() {
     assert!(moved.node != old && moved.generation == 2, "{moved:?}");
 }
 
+/// The orphan that is listed, once it runs: it may have been seen between its creation and its start.
+async fn running_orphan(client: &Client) -> pb::Orphan {
+    let start = Instant::now();
+    loop {
+        let listed = client.nodes.clone().list_orphans(pb::ListOrphansRequest::default()).await;
+        if let Some(orphan) = listed.unwrap().into_inner().orphans.pop().filter(|orphan| orphan.running) {
+            return orphan;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "nothing that runs is listed");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 #[tokio::test]
 async fn an_operator_has_a_container_stopped_that_was_left_alone() {
     let cluster = Cluster::start(Options::new()).await;
@@ -155,16 +168,7 @@ async fn an_operator_has_a_container_stopped_that_was_left_alone() {
     let ours = cluster.containers().await.remove(0);
     let labels = with(&ours.labels, &[("carrel.generation", "9")]);
     let ghost = imitate(&cluster, &format!("carrel-{}-g9", ada.uid), labels).await;
-    let start = Instant::now();
-    let orphan = loop {
-        let listed = client.nodes.clone().list_orphans(pb::ListOrphansRequest::default()).await;
-        // It may have been seen between its creation and its start.
-        if let Some(orphan) = listed.unwrap().into_inner().orphans.pop().filter(|orphan| orphan.running) {
-            break orphan;
-        }
-        assert!(start.elapsed() < Duration::from_secs(20), "nothing that runs is listed");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    };
+    let orphan = running_orphan(&client).await;
     assert_eq!(
         (orphan.container_id.as_str(), orphan.workspace.as_str(), orphan.generation, orphan.running),
         (ghost.as_str(), "workspaces/ada", 9, true)
@@ -185,6 +189,46 @@ async fn an_operator_has_a_container_stopped_that_was_left_alone() {
     assert_eq!((after.state(), after.generation), (State::Running, 1), "the desk did not notice");
     let gone = client.nodes.clone().resolve_orphan(resolve(Resolution::Stop)).await.unwrap_err();
     assert_eq!((gone.code(), reason(&gone).as_str()), (Code::NotFound, "ORPHAN_NOT_FOUND"));
+}
+
+#[tokio::test]
+async fn a_student_of_whom_a_container_is_held_starts_once_an_operator_had_it_stopped() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    let ours = cluster.containers().await.remove(0);
+    // As on a disk that was copied: a desk of eve's that another node has made.
+    let (node, desk) = ("01a20ea6-5035-70a1-b75a-de1c8e4ecf99", "01a20ea6-5135-7719-906d-f819e911ab71");
+    let labels = with(
+        &ours.labels,
+        &[
+            ("carrel.node", node),
+            ("carrel.student", "eve"),
+            ("carrel.workspace", desk),
+            ("carrel.generation", "7"),
+        ],
+    );
+    let stray = imitate(&cluster, &format!("carrel-{desk}-g7"), labels).await;
+    let orphan = running_orphan(&client).await;
+    client.start("eve").await;
+    let held =
+        client.wait_until("eve", "told why", |w| w.status_reason() == StatusReason::ContainerHeld).await;
+    assert_eq!((held.state(), held.node.as_str()), (State::Pending, ""));
+    assert!(
+        held.status_message.contains(&orphan.node) && held.status_message.contains(&stray),
+        "{}",
+        held.status_message
+    );
+    let resolve = pb::ResolveOrphanRequest {
+        node: orphan.node,
+        container_id: stray,
+        resolution: Resolution::Stop.into(),
+        reason: "a copy from an old disk".into(),
+        ..Default::default()
+    };
+    client.nodes.clone().resolve_orphan(resolve).await.unwrap();
+    client.wait_for("eve", State::Running).await;
+    assert_eq!(cluster.containers().await.len(), 2, "ada's and eve's own");
 }
 
 #[tokio::test]

@@ -1,5 +1,5 @@
 use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
-use carrel_common::model::{Container, Verdict};
+use carrel_common::model::{Container, StatusReason, Verdict};
 use control_plane::app::{AppError, Orphan, Resolution};
 use control_plane::domain::workspace::State;
 
@@ -134,5 +134,110 @@ async fn orphans_are_listed_in_pages_of_one_node_or_of_all() {
     expected.sort();
     assert_eq!(seen, expected);
     assert_eq!(rig.app.orphans(Some(b), None, 50).await.unwrap().0.len(), 2);
+    rig.end().await;
+}
+
+/// A container of ada's whose labels name another node, held on `node`; she has no desk that runs.
+async fn held(rig: &Rig, node: NodeId) -> Container {
+    let stray = container("c0ffee", WorkspaceUid::new(), "ada", 7, NodeId::new());
+    let verdict = judge(rig, node, std::slice::from_ref(&stray)).await;
+    assert_eq!(verdict, [(Verdict::Hold, "MADE_BY_ANOTHER_NODE")]);
+    stray
+}
+
+#[tokio::test]
+async fn a_student_of_whom_a_container_is_held_is_placed_nowhere_until_it_is_gone() {
+    let rig = Rig::new().await;
+    let (node, other) = (rig.node(4).await, rig.node(4).await);
+    let stray = held(&rig, node).await;
+    let ada = rig.start("ada").await.unwrap();
+    assert_eq!(
+        (ada.state, ada.node, ada.status_reason),
+        (State::Pending, None, Some(StatusReason::ContainerHeld))
+    );
+    assert!(
+        ada.status_message.contains(&format!("nodes/{node}")) && ada.status_message.contains("c0ffee"),
+        "{}",
+        ada.status_message
+    );
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 0);
+    // Nobody waits behind her, and she stands in no line.
+    assert_eq!(rig.start("bob").await.unwrap().state, State::Starting);
+    let view = rig.app.get(&id("ada")).await.unwrap();
+    assert_eq!((view.queue_position, view.ready_at), (0, None));
+
+    // An operator's word is not yet the proof.
+    resolve(&rig, (node, "c0ffee"), Resolution::Stop, false).await.unwrap();
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 0);
+    assert_eq!(judge(&rig, node, &[stray]).await, [(Verdict::StopByOrder, "OPERATOR")]);
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 0);
+    judge(&rig, node, &[]).await;
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 1);
+    rig.obey(node).await;
+    rig.obey(other).await;
+    assert_eq!(rig.get("ada").await.state, State::Running);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_held_container_that_has_ended_keeps_nobody_waiting() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let stray = held(&rig, node).await;
+    assert_eq!(rig.start("ada").await.unwrap().state, State::Pending);
+    judge(&rig, node, &[Container { running: false, ..stray }]).await;
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 1);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_container_that_is_found_after_the_decision_keeps_its_student_from_being_placed() {
+    let rig = Rig::new().await;
+    let full = rig.node(1).await;
+    rig.running(full, "bob").await;
+    rig.start("ada").await.unwrap();
+    let node = rig.node(4).await;
+    let known = rig.get("ada").await;
+    let late = container("c1", known.uid, "ada", 9, NodeId::new());
+    assert_eq!(judge(&rig, node, &[late]).await, [(Verdict::Hold, "MADE_BY_ANOTHER_NODE")]);
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 0);
+    assert_eq!(rig.get("ada").await.status_reason, Some(StatusReason::ContainerHeld));
+    judge(&rig, node, &[]).await;
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 1);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_restart_and_a_purge_wait_for_a_held_container_too() {
+    let rig = Rig::new().await;
+    let (node, other) = (rig.node(4).await, rig.node(4).await);
+    let ada = rig.running(node, "ada").await;
+    let twin = container("c1", ada.uid, "ada", 9, other);
+    assert_eq!(judge(&rig, other, &[twin]).await, [(Verdict::Hold, "ANOTHER_IS_PLACED")]);
+    rig.app.restart(&call("RestartWorkspace"), &id("ada")).await.unwrap();
+    rig.obey(node).await;
+    assert_eq!(rig.get("ada").await.state, State::Pending);
+    rig.stop("ada").await;
+    rig.app.delete(&call("DeleteWorkspace"), &id("ada"), "", true).await.unwrap();
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 0, "files would be moved from under a writer");
+    judge(&rig, other, &[]).await;
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 1);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_a_dead_node_held_is_waited_for_no_longer_and_a_living_one_is_not_removed_with_it() {
+    let rig = Rig::with(|settings| settings.unreachable_after = std::time::Duration::ZERO).await;
+    let (node, _other) = (rig.node(4).await, rig.node(4).await);
+    held(&rig, node).await;
+    rig.start("ada").await.unwrap();
+    let refused = rig.app.remove_node(&call("RemoveNode"), node, "old", false).await;
+    assert!(matches!(refused, Err(AppError::NodeNotEmpty { remaining: 1, .. })), "{refused:?}");
+
+    rig.app.give_up_node(node).await.unwrap();
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 0, "silent is not dead");
+    rig.app.confirm_dead(&call("ConfirmNodeDead"), node, "burnt", false).await.unwrap();
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 1);
+    rig.app.remove_node(&call("RemoveNode"), node, "burnt", false).await.unwrap();
     rig.end().await;
 }

@@ -3,7 +3,7 @@ use control_plane::app::AppError;
 use control_plane::domain::workspace::State;
 use time::OffsetDateTime;
 
-use crate::rig::{GIB, Rig};
+use crate::rig::{GIB, Rig, call, id};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_first_starts_of_one_student_make_one_workspace_and_one_placement() {
@@ -100,12 +100,42 @@ async fn a_student_who_comes_back_after_a_delete_gets_a_higher_generation() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;
     let first = rig.running(node, "ada").await;
-    let call = crate::rig::call("DeleteWorkspace");
-    rig.app.delete(&call, &first.student, "", false).await.unwrap();
+    rig.app.delete(&call("DeleteWorkspace"), &first.student, "", false).await.unwrap();
     rig.obey(node).await;
     assert!(matches!(rig.app.get(&first.student).await, Err(AppError::WorkspaceNotFound(_))));
     let second = rig.running(node, "ada").await;
     assert!(second.generation > first.generation && second.uid != first.uid);
     assert!(second.created_at > OffsetDateTime::UNIX_EPOCH);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_restart_keeps_its_place_though_others_wait_and_another_node_is_emptier() {
+    let rig = Rig::new().await;
+    let full = rig.node(1).await;
+    let ada = rig.running(full, "ada").await;
+    let waits = rig.start("bob").await.unwrap();
+    assert_eq!((waits.state, waits.node), (State::Pending, None));
+    let emptier = rig.node(4).await;
+    rig.app.restart(&call("RestartWorkspace"), &id("ada")).await.unwrap();
+    rig.obey(full).await;
+    let again = rig.get("ada").await;
+    assert_eq!(
+        (again.state, again.node, again.generation),
+        (State::Starting, Some(full), ada.generation.next()),
+        "in the transaction that proved the one before gone"
+    );
+    let placed = "SELECT count(*)::text FROM placements WHERE released_at IS NULL";
+    assert_eq!(rig.database.text(placed).await, "1");
+    rig.obey(full).await;
+    assert_eq!(rig.get("ada").await.state, State::Running);
+
+    // One that takes nothing any more is left.
+    rig.app.cordon(&call("CordonNode"), full, "looks odd").await.unwrap();
+    rig.app.restart(&call("RestartWorkspace"), &id("ada")).await.unwrap();
+    rig.obey(full).await;
+    assert_eq!(rig.get("ada").await.state, State::Pending);
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("ada").await.node, Some(emptier));
     rig.end().await;
 }

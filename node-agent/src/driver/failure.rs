@@ -117,6 +117,7 @@ pub(super) fn label(reason: StatusReason) -> &'static str {
         | StatusReason::StopTimeout
         | StatusReason::Restarting
         | StatusReason::NodeUnreachable
-        | StatusReason::Deleting => "other",
+        | StatusReason::Deleting
+        | StatusReason::ContainerHeld => "other",
     }
 }

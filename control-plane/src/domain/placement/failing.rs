@@ -34,6 +34,7 @@ pub fn could_be_the_nodes_fault(reason: StatusReason) -> bool {
         | StatusReason::OutOfMemory
         | StatusReason::NoNodeReady
         | StatusReason::NoCapacity
+        | StatusReason::ContainerHeld
         | StatusReason::PreviousStopping
         | StatusReason::PreviousHostUnreachable
         | StatusReason::QueueTimeout

@@ -89,6 +89,9 @@ pub struct Ask<'a> {
 }
 
 /// How well a node suits; the smallest is taken. The order of the fields is the policy.
+///
+/// A restart is not asked by it: it keeps the place that it has, where its image is and where it came up, as long as that node
+/// may take it. Only when it may not, it stands in line and goes by the score like a start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Score {
     /// A node where starts fail comes behind every other: one more failure costs a student more than anything below.

@@ -82,7 +82,7 @@ pub fn in_line(waiting: &mut [Waiting], held: &Held) {
 }
 
 /// What a pass makes of one who waits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Turn {
     /// Which.
     pub uid: WorkspaceUid,
@@ -99,11 +99,11 @@ pub fn plan(line: &[Waiting], fleet: &mut Fleet, now: OffsetDateTime) -> Vec<Tur
         let anywhere = w.avoid.is_empty();
         let known = unmet.iter().find(|(need, _)| *need == w.need).filter(|_| anywhere);
         if let Some((_, why)) = known {
-            return Turn { uid: w.uid, outcome: Err(*why) };
+            return Turn { uid: w.uid, outcome: Err(why.clone()) };
         }
         let outcome = fleet.take(&w.ask());
-        if let (Err(why @ (NoPlace::Full { .. } | NoPlace::NotItsTurn)), true) = (outcome, anywhere) {
-            unmet.push((w.need, why));
+        if let (Err(why @ (NoPlace::Full { .. } | NoPlace::NotItsTurn)), true) = (&outcome, anywhere) {
+            unmet.push((w.need, why.clone()));
             if !kept && now - w.since >= OVERTAKEN_FOR {
                 fleet.keep_for(&w.ask());
                 kept = true;

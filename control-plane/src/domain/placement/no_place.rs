@@ -1,5 +1,6 @@
 //! Why no node takes a workspace, in words.
 
+use carrel_common::id::NodeId;
 use carrel_common::model::{Resources, StatusReason};
 
 /// What the nodes are short of.
@@ -13,8 +14,19 @@ pub enum Lack {
     Places,
 }
 
+/// A container of a student that no order names and that still runs: a second one would write beside it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldContainer {
+    /// Where.
+    pub node: NodeId,
+    /// As people call that node.
+    pub hostname: String,
+    /// Docker's id.
+    pub container_id: String,
+}
+
 /// Why no node took it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoPlace {
     /// No node is connected, healthy and not cordoned.
     NoneReady,
@@ -35,6 +47,8 @@ pub enum NoPlace {
     TooLarge,
     /// Others wait for longer, and there may be a place for one of them.
     NotItsTurn,
+    /// Whatever is free: something of the student may still write.
+    ContainerHeld(HeldContainer),
 }
 
 impl NoPlace {
@@ -66,6 +80,13 @@ impl NoPlace {
                 "Waits for a larger host: its limits are beyond every host there is.".to_owned(),
             ),
             Self::NotItsTurn => (StatusReason::NoCapacity, "Waits for its turn.".to_owned()),
+            Self::ContainerHeld(HeldContainer { node, hostname, container_id }) => (
+                StatusReason::ContainerHeld,
+                format!(
+                    "Waits until another container of this student is gone from host {hostname} (nodes/{node}, container \
+                     {container_id}); an operator can resolve it."
+                ),
+            ),
         }
     }
 }
@@ -98,6 +119,15 @@ mod tests {
         assert_eq!(full(Lack::Memory, 0), "Waits for a free place (memory: 0 of 3 nodes have 1 GiB free).");
         assert_eq!(full(Lack::Cpu, 1), "Waits for a free place (cpu: 1 of 3 nodes have 0.5 cores free).");
         assert_eq!(full(Lack::Places, 0), "Waits for a free place (workspaces: 0 of 3 nodes take one more).");
+    }
+
+    #[test]
+    fn names_the_host_and_the_container_that_is_waited_for() {
+        let node = NodeId(uuid::Uuid::from_u128(7));
+        let held = HeldContainer { node, hostname: "desk-host-1".into(), container_id: "c0ffee".into() };
+        let told = "Waits until another container of this student is gone from host desk-host-1 \
+                    (nodes/00000000-0000-0000-0000-000000000007, container c0ffee); an operator can resolve it.";
+        assert_eq!(NoPlace::ContainerHeld(held).explain(), (StatusReason::ContainerHeld, told.to_owned()));
     }
 
     #[test]
