@@ -1,13 +1,15 @@
 //! Activity on its way to the database: gathered into batches, answered after the commit.
 //!
-//! One writer a process: the callers that arrive while a batch is being committed make up the next one, so the load
-//! sets the size of the batches and one commit serves many.
+//! The callers that arrive while a batch is being committed make up the next one, so the load sets the size of the batches
+//! and one commit serves many. A large batch does not wait for the one before it: several are written at once.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId};
 use carrel_common::model::{ActivityReport, Signal};
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -15,8 +17,12 @@ use super::{App, AppError, IdleView, Result};
 use crate::domain::activity::{BySignal, falls_short};
 use crate::store::{Beat, Beaten, Input, Job, StoreError};
 
-/// Reports in one statement at most; the bench shows no gain beyond.
+/// With so many reports a batch is full: the bench shows no gain beyond. The last call is taken whole.
 const BATCH: usize = 1000;
+/// Batches that are written at once: a quarter of the connections of the pool.
+const WRITERS: usize = 4;
+/// So many reports are worth a commit of their own beside those under way; fewer wait for the end of one, and share the next.
+const WORTH_ANOTHER: [usize; WRITERS] = [1, 16, 250, 250];
 /// Callers that may wait for the writer; more are told to come back.
 const WAITING: usize = 4096;
 
@@ -62,6 +68,9 @@ impl App {
     /// # Errors
     /// [`AppError::ShuttingDown`]. What concerns one report is in its answer.
     pub async fn record(&self, beats: Vec<Beat>) -> Result<Vec<Answer>> {
+        if beats.is_empty() {
+            return Ok(vec![]);
+        }
         let (answer, told) = oneshot::channel();
         let waiting = Waiting { beats, answer };
         self.heartbeats.queue.send(waiting).await.map_err(|_| AppError::ShuttingDown)?;
@@ -84,31 +93,42 @@ impl App {
         Ok(())
     }
 
-    /// The writer: runs until `stop`, then finishes what was handed in.
+    /// Writes what is handed in until `stop`, then finishes it.
     pub async fn write_heartbeats(&self, inbox: Inbox, stop: CancellationToken) {
         let Inbox(mut inbox) = inbox;
-        let mut carried = None;
-        loop {
-            let first = match carried.take() {
-                Some(waiting) => waiting,
-                None => tokio::select! {
-                    // Cancel-safe: recv loses nothing when the other arm wins.
-                    waiting = inbox.recv() => match waiting { Some(waiting) => waiting, None => return },
-                    () = stop.cancelled() => match inbox.try_recv() { Ok(waiting) => waiting, Err(_) => return },
-                },
-            };
-            let mut size = first.beats.len();
-            let mut batch = vec![first];
-            while size < BATCH {
-                let Ok(next) = inbox.try_recv() else { break };
-                if size + next.beats.len() > BATCH {
-                    carried = Some(next);
-                    break;
-                }
-                size += next.beats.len();
-                batch.push(next);
+        let mut writing = FuturesUnordered::new();
+        let (mut gathered, mut size) = (Vec::new(), 0);
+        // More may come; nothing new is taken.
+        let (mut open, mut closing) = (true, false);
+        while open || size > 0 || !writing.is_empty() {
+            let worth = WORTH_ANOTHER.get(writing.len()).copied().unwrap_or(usize::MAX);
+            let last = !open && size > 0 && writing.len() < WRITERS;
+            if size >= worth || last {
+                writing.push(self.write_batch(std::mem::take(&mut gathered)));
+                size = 0;
             }
-            self.write_batch(batch).await;
+            tokio::select! {
+                // Cancel-safe: a batch that is not done stays in `writing`, recv loses nothing, a token stays cancelled.
+                biased;
+                Some(()) = writing.next(), if !writing.is_empty() => {}
+                waiting = inbox.recv(), if open && size < BATCH => match waiting {
+                    Some(waiting) => {
+                        size += waiting.beats.len();
+                        gathered.push(waiting);
+                        // Whoever is about to hand something in does so first.
+                        tokio::task::yield_now().await;
+                        while size < BATCH && let Ok(waiting) = inbox.try_recv() {
+                            size += waiting.beats.len();
+                            gathered.push(waiting);
+                        }
+                    }
+                    None => open = false,
+                },
+                () = stop.cancelled(), if !closing => {
+                    closing = true;
+                    inbox.close();
+                }
+            }
         }
     }
 

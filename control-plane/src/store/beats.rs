@@ -1,6 +1,7 @@
 //! Reports of activity, many in one statement. An activity write never touches the workspace row.
 
 use std::collections::HashMap;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
@@ -83,15 +84,17 @@ pub enum Beaten {
 /// Locks in the order of ids before it writes, so that two batches cannot deadlock; `closed` and the generation are
 /// checked again on the row as the lock found it, so that activity is never recorded behind an idle stop's back. A time
 /// later than the present one cannot come out, and none earlier than the recorded one replaces it. An age below zero is
-/// none.
-const RECORD: &str = "
+/// none. What the answer needs of the workspace is read on the way: a second look at its row would cost a tenth of all.
+static RECORD: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "
 WITH beat AS (
     SELECT * FROM unnest($1::text[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[])
         AS b (key, generation, lms, editor, keep)
 ), clock AS (
     SELECT clock_timestamp() AS now
 ), locked AS (
-    SELECT a.workspace_id, beat.key, beat.generation,
+    SELECT {CLOCKED}, beat.key, beat.generation AS told,
            CASE WHEN beat.lms >= 0 THEN clock.now - make_interval(secs => beat.lms) END AS lms_at,
            CASE WHEN beat.editor >= 0 THEN clock.now - make_interval(secs => beat.editor) END AS editor_at,
            CASE WHEN beat.keep >= 0 THEN clock.now - make_interval(secs => beat.keep) END AS keep_at
@@ -100,17 +103,16 @@ WITH beat AS (
               JOIN workspace_activity a ON a.workspace_id = w.id
     WHERE NOT a.closed AND (beat.generation = 0 OR beat.generation = a.generation)
     ORDER BY a.workspace_id FOR UPDATE OF a
-), recorded AS (
-    UPDATE workspace_activity a
-    SET lms_input_at = greatest(a.lms_input_at, locked.lms_at),
-        editor_input_at = greatest(a.editor_input_at, locked.editor_at),
-        keep_working_at = greatest(a.keep_working_at, locked.keep_at),
-        version = a.version + 1
-    FROM locked
-    WHERE a.workspace_id = locked.workspace_id AND NOT a.closed
-      AND (locked.generation = 0 OR locked.generation = a.generation)
-    RETURNING locked.key, a.*
-)";
+)
+UPDATE workspace_activity a
+SET lms_input_at = greatest(a.lms_input_at, w.lms_at),
+    editor_input_at = greatest(a.editor_input_at, w.editor_at),
+    keep_working_at = greatest(a.keep_working_at, w.keep_at),
+    version = a.version + 1
+FROM locked w WHERE a.workspace_id = w.id AND NOT a.closed AND (w.told = 0 OR w.told = a.generation)
+RETURNING w.key, clock_timestamp() AS now, {ACTIVITY}, {CLOCKED}"
+    )
+});
 
 /// As the first part of [`RECORD`], for jobs, whose grant is decided outside: the row stays locked meanwhile.
 const LOCK_JOBS: &str = "
@@ -173,12 +175,8 @@ impl Store {
             ages(Signal::EditorInput).into(),
             ages(Signal::KeepWorking).into(),
         ];
-        let query = format!(
-            "{RECORD} SELECT a.key, clock_timestamp() AS now, {ACTIVITY}, {CLOCKED}
-             FROM recorded a JOIN workspaces w ON w.id = a.workspace_id"
-        );
         let rows =
-            self.db.query_all_raw(sql(&query, values)).await.map_err(StoreError::sort("record activity"))?;
+            self.db.query_all_raw(sql(&RECORD, values)).await.map_err(StoreError::sort("record activity"))?;
         let answers = rows.iter().map(recorded).collect::<Result<HashMap<_, _>>>()?;
         self.with_refused(answers, keys).await
     }
