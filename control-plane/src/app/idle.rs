@@ -1,22 +1,27 @@
 //! Warning and stopping workspaces in which nobody works.
 
+use std::collections::{BTreeSet, HashSet};
 use std::time::Duration;
 
 use carrel_common::id::WorkspaceUid;
 use carrel_common::model::StopReason;
 use time::OffsetDateTime;
 
+use super::rules::Rules;
 use super::settle::settle;
 use super::workspaces::rfc3339;
 use super::{App, Result};
 use crate::domain::activity::Activity;
 use crate::domain::event::{Actor, Entry};
 use crate::domain::idle::{Look, Verdict};
-use crate::domain::workspace::{Event, Workspace};
-use crate::store::{Locked, SweepLimits};
+use crate::domain::workspace::{Event, IdleEvidence, Warning, Workspace};
+use crate::store::{Change, Locked, SweepLimits, Work};
 
 /// While nothing may be decided it is asked again so soon.
 const BLIND_PAUSE: Duration = Duration::from_secs(1);
+
+/// A workspace that somebody else holds is looked at again so soon: by then a heartbeat or a report is over.
+const HELD_PAUSE: Duration = Duration::from_millis(50);
 
 /// What a look at a workspace found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,72 +73,161 @@ impl App {
         let Some(locked) = work.lock(uid).await? else {
             return Ok(IdleCheck { again_at: None, now: OffsetDateTime::UNIX_EPOCH });
         };
-        let Locked { workspace: before, activity, now } = locked;
-        let Some(rules) = self.rules_in(&mut work).await? else {
-            return Ok(IdleCheck { again_at: Some(now + BLIND_PAUSE), now });
-        };
-        let policy = rules.times(&before);
-        let heard = work.node_has_told(before.node).await?;
-        let look = Look { heard, ..rules.look(&policy, &before, &activity, now) };
-        let (next, log, again_at) = match look.decide() {
-            Verdict::Unobservable => return Ok(IdleCheck { again_at: None, now }),
-            Verdict::Unheard => return Ok(IdleCheck { again_at: Some(now + BLIND_PAUSE), now }),
-            Verdict::Active { recheck_at } => return Ok(IdleCheck { again_at: Some(recheck_at), now }),
-            Verdict::Withdraw { warning } => {
-                (Workspace { warning: None, ..before.clone() }, vec![warning.withdrawn()], Some(now))
-            }
-            Verdict::Warn { warning, deadline_at } => {
-                let entry = Entry::new("workspace.warning", Actor::Policy)
-                    .because(warning.reason)
-                    .with("deadline_time", rfc3339(deadline_at))
-                    .with("deadline_version", warning.version)
-                    .with("why", policy.drain.as_ref().map_or("", |drain| drain.reason.as_str()));
-                (Workspace { warning: Some(warning), ..before.clone() }, vec![entry], Some(deadline_at))
-            }
-            // A policy was changed meanwhile: decided anew by that one.
-            Verdict::Stop { .. } if !work.hold_rules(rules.book.version).await? => {
-                return Ok(IdleCheck { again_at: Some(now), now });
-            }
-            Verdict::Stop { reason, evidence } => {
-                let lateness = (now - evidence.deadline_at).as_seconds_f64();
-                let data = [
-                    ("deadline_time", rfc3339(evidence.deadline_at)),
-                    ("warning_time", rfc3339(evidence.warned_at)),
-                    ("last_active_time", evidence.last_active_at.map(rfc3339).unwrap_or_default()),
-                ];
-                let event = match reason {
-                    StopReason::Drain => self.leaves(&rules, &look, evidence),
-                    StopReason::MaxLifetime => {
-                        let message =
-                            format!("Stopped because it had run for {}.", spoken(policy.max_lifetime));
-                        Event::Stop { reason, force: false, message, evidence: Some(evidence) }
-                    }
-                    _ => {
-                        let message = format!(
-                            "Stopped because nobody worked in it for {}.",
-                            spoken(policy.idle_timeout)
-                        );
-                        Event::Stop { reason, force: false, message, evidence: Some(evidence) }
-                    }
-                };
-                let (next, log) = before.apply(event, now)?;
-                let log = log
-                    .into_iter()
-                    .map(|entry| {
-                        data.iter().fold(entry, |entry, (key, value)| entry.with(key, value.clone()))
-                    })
-                    .collect();
-                self.metrics.idle_stop_lateness(lateness);
-                tracing::info!(workspace.id = %uid, generation = before.generation.0, lateness, "idle stop decided");
-                (next, log, None)
-            }
-        };
-        let node = before.node;
-        work.save(&before, next, log, now).await?;
-        self.nudge.ring(&work.commit().await?);
-        self.nudge.ring_deadlines(node);
-        Ok(IdleCheck { again_at, now })
+        let now = locked.now;
+        let checks = self.decide_locked(work, &[locked]).await?;
+        Ok(checks.first().map_or(IdleCheck { again_at: None, now }, |(_, check)| *check))
     }
+
+    /// Looks at several workspaces, each named once, in one transaction. When that fails each is looked at by itself, so that
+    /// one of which nothing can be made holds nobody else up.
+    pub async fn check_idle_all(&self, uids: &[WorkspaceUid]) -> Vec<(WorkspaceUid, Result<IdleCheck>)> {
+        let error = match self.check_idle_together(uids).await {
+            Ok(checks) => return checks.into_iter().map(|(uid, check)| (uid, Ok(check))).collect(),
+            Err(error) => error,
+        };
+        if error.is_passing() && !error.is_conflict() {
+            return uids.iter().map(|uid| (*uid, Err(error.clone()))).collect();
+        }
+        tracing::debug!(%error, workspaces = uids.len(), "looking at several at once failed; each is looked at alone");
+        let mut checks = Vec::with_capacity(uids.len());
+        for uid in uids {
+            match self.check_idle_together(&[*uid]).await {
+                Ok(found) => checks.extend(found.into_iter().map(|(uid, check)| (uid, Ok(check)))),
+                Err(error) => checks.push((*uid, Err(error))),
+            }
+        }
+        checks
+    }
+
+    async fn check_idle_together(&self, uids: &[WorkspaceUid]) -> Result<Vec<(WorkspaceUid, IdleCheck)>> {
+        let mut work = self.store.begin().await?;
+        let locked = work.lock_free(uids).await?;
+        let free: HashSet<_> = locked.iter().map(|locked| locked.workspace.uid).collect();
+        let missed: Vec<_> = uids.iter().copied().filter(|uid| !free.contains(uid)).collect();
+        let mut checks = vec![];
+        if !missed.is_empty() {
+            let now = work.now().await?;
+            let held = IdleCheck { again_at: Some(now + HELD_PAUSE), now };
+            checks.extend(work.known(&missed).await?.into_iter().map(|uid| (uid, held)));
+        }
+        checks.extend(self.decide_locked(work, &locked).await?);
+        Ok(checks)
+    }
+
+    /// Decides on workspaces that are locked, writes what follows, and commits.
+    async fn decide_locked(
+        &self,
+        mut work: Work,
+        locked: &[Locked],
+    ) -> Result<Vec<(WorkspaceUid, IdleCheck)>> {
+        let Some(now) = locked.first().map(|locked| locked.now) else { return Ok(vec![]) };
+        let Some(rules) = self.rules_in(&mut work).await? else {
+            let blind = IdleCheck { again_at: Some(now + BLIND_PAUSE), now };
+            return Ok(locked.iter().map(|locked| (locked.workspace.uid, blind)).collect());
+        };
+        let nodes: BTreeSet<_> = locked.iter().filter_map(|locked| locked.workspace.node).collect();
+        let told = work.nodes_that_have_told(nodes.into_iter().collect()).await?;
+        let policies: Vec<_> = locked.iter().map(|locked| rules.times(&locked.workspace)).collect();
+        let mut looks = Vec::with_capacity(locked.len());
+        for (Locked { workspace, activity, .. }, policy) in locked.iter().zip(&policies) {
+            let heard = workspace.node.is_some_and(|node| told.contains(&node));
+            let look = Look { heard, ..rules.look(policy, workspace, activity, now) };
+            looks.push((look, look.decide()));
+        }
+        let stop_is_due = looks.iter().any(|(_, verdict)| matches!(verdict, Verdict::Stop { .. }));
+        let may_stop = stop_is_due && work.hold_rules(rules.book.version).await?;
+
+        let (mut checks, mut warnings, mut stops) = (Vec::with_capacity(looks.len()), vec![], vec![]);
+        for (look, verdict) in looks {
+            let again_at = match verdict {
+                Verdict::Unobservable => None,
+                Verdict::Unheard => Some(now + BLIND_PAUSE),
+                Verdict::Active { recheck_at } => Some(recheck_at),
+                Verdict::Withdraw { warning } => {
+                    let change = with_warning(&look, None, warning.withdrawn());
+                    let next = Look { workspace: &change.after, ..look }.decide();
+                    warnings.push(change);
+                    Some(if let Verdict::Active { recheck_at } = next { recheck_at } else { now })
+                }
+                Verdict::Warn { warning, deadline_at } => {
+                    let why = look.policy.drain.as_ref().map_or("", |drain| drain.reason.as_str());
+                    let entry = Entry::new("workspace.warning", Actor::Policy)
+                        .because(warning.reason)
+                        .with("deadline_time", rfc3339(deadline_at))
+                        .with("deadline_version", warning.version)
+                        .with("why", why);
+                    warnings.push(with_warning(&look, Some(warning), entry));
+                    Some(deadline_at)
+                }
+                // A policy was changed meanwhile: decided anew by that one.
+                Verdict::Stop { .. } if !may_stop => Some(now),
+                Verdict::Stop { reason, evidence } => {
+                    let deadline_at = evidence.deadline_at;
+                    stops.push((self.stop_for(&rules, &look, reason, evidence)?, deadline_at));
+                    None
+                }
+            };
+            checks.push((look.workspace.uid, IdleCheck { again_at, now }));
+        }
+        if warnings.is_empty() && stops.is_empty() {
+            return Ok(checks);
+        }
+        let changed = warnings.iter().chain(stops.iter().map(|(change, _)| change));
+        let nodes: BTreeSet<_> = changed.filter_map(|change| change.before.node).collect();
+        work.save_warnings(warnings, now).await?;
+        let mut decided = Vec::with_capacity(stops.len());
+        for (Change { before, after, log }, deadline_at) in stops {
+            let after = work.save(&before, after, log, now).await?;
+            decided.push((after.uid, before.generation, (now - deadline_at).as_seconds_f64()));
+        }
+        self.nudge.ring(&work.commit().await?);
+        for (uid, generation, lateness) in decided {
+            self.metrics.idle_stop_lateness(lateness);
+            tracing::info!(workspace.id = %uid, generation = generation.0, lateness, "idle stop decided");
+        }
+        for node in nodes {
+            self.nudge.ring_deadlines(Some(node));
+        }
+        Ok(checks)
+    }
+
+    /// The stop that is due.
+    fn stop_for(
+        &self,
+        rules: &Rules,
+        look: &Look<'_>,
+        reason: StopReason,
+        evidence: IdleEvidence,
+    ) -> Result<Change> {
+        let (before, policy) = (look.workspace, look.policy);
+        let data = [
+            ("deadline_time", rfc3339(evidence.deadline_at)),
+            ("warning_time", rfc3339(evidence.warned_at)),
+            ("last_active_time", evidence.last_active_at.map(rfc3339).unwrap_or_default()),
+        ];
+        let stop =
+            |message, evidence| Event::Stop { reason, force: false, message, evidence: Some(evidence) };
+        let event = match reason {
+            StopReason::Drain => self.leaves(rules, look, evidence),
+            StopReason::MaxLifetime => {
+                stop(format!("Stopped because it had run for {}.", spoken(policy.max_lifetime)), evidence)
+            }
+            _ => stop(
+                format!("Stopped because nobody worked in it for {}.", spoken(policy.idle_timeout)),
+                evidence,
+            ),
+        };
+        let (after, log) = before.apply(event, look.now)?;
+        let with =
+            |entry: Entry| data.iter().fold(entry, |entry, (key, value)| entry.with(key, value.clone()));
+        Ok(Change { before: before.clone(), after, log: log.into_iter().map(with).collect() })
+    }
+}
+
+/// The workspace with another warning, or none.
+fn with_warning(look: &Look<'_>, warning: Option<Warning>, entry: Entry) -> Change {
+    let before = look.workspace.clone();
+    Change { after: Workspace { warning, ..before.clone() }, before, log: vec![entry] }
 }
 
 /// "15 minutes", "1 hour 30 minutes", "8 seconds".

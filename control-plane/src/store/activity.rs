@@ -169,7 +169,10 @@ impl Store {
             .query_all_raw(sql(&query, values))
             .await
             .map_err(StoreError::sort("look for idle workspaces"))?;
-        let found = rows.iter().map(|row| Ok((clocked(row)?, activity(row)?))).collect::<Result<_>>()?;
+        let read = |row: &QueryResult| Ok((clocked(row)?, activity(row)?));
+        // One that cannot be read keeps nobody else from being looked at.
+        let told = |error: &StoreError| tracing::error!(%error, "a workspace is left out of the sweep");
+        let found = rows.iter().filter_map(|row| read(row).inspect_err(told).ok()).collect();
         Ok((found, self.now().await?))
     }
 }

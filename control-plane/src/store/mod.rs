@@ -25,6 +25,7 @@ mod orphans;
 mod placements;
 mod requests;
 mod rules;
+mod warnings;
 mod work;
 mod workspaces;
 

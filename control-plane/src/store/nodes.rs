@@ -1,5 +1,6 @@
 //! Nodes: enrolment, sessions, heartbeats, silence.
 
+use std::collections::HashSet;
 use std::time::Duration;
 
 use carrel_common::id::NodeId;
@@ -194,18 +195,18 @@ impl Work {
         })
     }
 
-    /// Whether a node has told all that it saw, since its session began and since the last time that could not be observed.
+    /// Those of some nodes that have told all that they saw, in their session and since the last time that could not be observed.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn node_has_told(&mut self, id: Option<NodeId>) -> Result<bool> {
-        let Some(id) = id else { return Ok(false) };
-        let row = self
+    pub async fn nodes_that_have_told(&mut self, nodes: Vec<NodeId>) -> Result<HashSet<NodeId>> {
+        let ids: Vec<sea_orm::prelude::Uuid> = nodes.into_iter().map(|node| node.0).collect();
+        let rows = self
             .tx
-            .query_one_raw(sql("SELECT told FROM nodes WHERE id = $1", [id.0.into()]))
+            .query_all_raw(sql("SELECT id FROM nodes WHERE told AND id = ANY ($1::uuid[])", [ids.into()]))
             .await
-            .map_err(StoreError::sort("ask what a node has told"))?;
-        Ok(row.and_then(|row| row.try_get("", "told").ok()).unwrap_or(false))
+            .map_err(StoreError::sort("ask what nodes have told"))?;
+        Ok(rows.iter().filter_map(|row| row.try_get("", "id").ok()).map(NodeId).collect())
     }
 
     /// Whether this session is still the node's. Asked after the locks of what it reports on: whoever changed that for a

@@ -20,3 +20,4 @@ mod refusing;
 mod reports;
 mod requests;
 mod rig;
+mod together;
