@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 pub(crate) struct Tally {
     /// Sessions with an acked heartbeat.
     standing: AtomicU32,
+    broken: AtomicU32,
     acks: Mutex<Vec<Duration>>,
 }
 
@@ -19,6 +20,7 @@ impl Tally {
 
     pub(crate) fn fell(&self) {
         self.standing.fetch_sub(1, Ordering::Relaxed);
+        self.broken.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn standing(&self) -> u32 {
@@ -38,7 +40,14 @@ impl Tally {
         self.acks.lock().unwrap_or_else(PoisonError::into_inner).push(after);
     }
 
-    pub(crate) fn forget_acks(&self) {
+    /// Sessions that stood and ended.
+    pub(crate) fn broken(&self) -> u32 {
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// Counts anew.
+    pub(crate) fn forget(&self) {
+        self.broken.store(0, Ordering::Relaxed);
         self.acks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
