@@ -3,8 +3,9 @@
 //! `cluster` starts, kills and freezes them over a database and a base path of their own; `client` talks to them as an
 //! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill,
 //! `gated_share` a file server that it may hang, `registry` an image registry that it may slow down; `rig` is a fleet of
-//! hosts on this machine, and `writes` the check that a file never had two writers at once; `collector` keeps the spans
-//! they send; `printed` reads the commands of our documents. Everything made is removed again
+//! hosts on this machine, `writes` the check that a file never had two writers at once, and `inputs` what a test keeps of
+//! what students did, with its judge; `collector` keeps the spans they send; `printed` reads the commands of our documents.
+//! Everything made is removed again
 //! when its value is dropped, also when a test panics. A harness that cannot do its work panics and says why: there is
 //! nobody to return an error to.
 #![expect(
@@ -22,7 +23,9 @@ pub mod docker;
 mod dockerd;
 pub mod gated_share;
 pub mod http;
+pub mod inputs;
 mod leftovers;
+pub mod own_clock;
 pub mod own_docker;
 pub mod own_postgres;
 pub mod pki;

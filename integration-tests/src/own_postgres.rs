@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use crate::leftovers::{left_behind, owned_dir};
+use crate::own_clock::OwnClock;
 use crate::process::{Process, Signal, run};
 
 /// Of its directory below /tmp.
@@ -20,11 +21,21 @@ pub(crate) const SOCKET: &str = ".s.PGSQL.5432";
 pub struct OwnPostgres {
     dir: TempDir,
     process: Option<Process>,
+    clock: Option<OwnClock>,
 }
 
 impl OwnPostgres {
     /// Makes and starts it.
     pub async fn start() -> Self {
+        Self::make(false).await
+    }
+
+    /// Makes and starts it, with a clock of its own.
+    pub async fn with_own_clock() -> Self {
+        Self::make(true).await
+    }
+
+    async fn make(own_clock: bool) -> Self {
         for (dir, _) in left_behind(PREFIX) {
             let _ = std::fs::remove_dir_all(dir);
         }
@@ -37,7 +48,8 @@ impl OwnPostgres {
         let make = [initdb.to_str().expect("UTF-8"), "-D", data.to_str().expect("UTF-8"), "-U", "carrel"];
         let how = ["-E", "UTF8", "--locale=C.UTF-8", "--auth=trust"];
         run("runuser", &[&as_postgres[..], &make[..], &how[..]].concat());
-        let mut postgres = Self { dir, process: None };
+        let clock = own_clock.then(|| OwnClock::new(dir.path(), "postgres"));
+        let mut postgres = Self { dir, process: None, clock };
         postgres.start_again().await;
         postgres
     }
@@ -75,6 +87,14 @@ impl OwnPostgres {
                 "KILL",
                 "--",
             ])
+            .arg("env")
+            // Only of the server: what libfaketime shares between processes is its first one's.
+            .args(
+                self.clock
+                    .iter()
+                    .flat_map(OwnClock::environment)
+                    .map(|(name, value)| format!("{name}={value}")),
+            )
             .arg(program("postgres"))
             .arg("-D")
             .arg(self.dir.path().join("data"))
@@ -116,6 +136,11 @@ impl OwnPostgres {
             // One that has ended meanwhile needs none.
             let _ = rustix::process::kill_process(child, signal);
         }
+    }
+
+    /// Its clock, when it has its own.
+    pub fn clock(&self) -> &OwnClock {
+        self.clock.as_ref().expect("with_own_clock")
     }
 
     /// The socket it listens on.

@@ -12,6 +12,7 @@ use super::namespace::Namespace;
 use super::network::Network;
 use crate::docker::Docker;
 use crate::dockerd::{Dockerd, kill_shims};
+use crate::own_clock::OwnClock;
 use crate::process::{Process, run};
 use crate::settings;
 
@@ -45,6 +46,7 @@ pub struct Host {
     agent_arguments: Vec<String>,
     agent: Option<Process>,
     fence: Option<Process>,
+    clock: Option<OwnClock>,
     dockerd: Dockerd,
     namespace: Namespace,
 }
@@ -58,18 +60,21 @@ pub(crate) struct Parts {
     pub(crate) live_restore: bool,
     /// Flags of `node-agent run`, but for those that say where the host keeps what is its own.
     pub(crate) agent_arguments: Vec<String>,
+    /// Whether its agent has a clock of its own.
+    pub(crate) own_clock: bool,
 }
 
 impl Host {
     /// Boots it, with its Docker, which gets these images of the machine's.
     pub(crate) async fn boot(parts: Parts, images: &[&str]) -> Self {
-        let Parts { index, dir, network, live_restore, agent_arguments } = parts;
+        let Parts { index, dir, network, live_restore, agent_arguments, own_clock } = parts;
         std::fs::create_dir_all(&dir).expect("a directory");
         let name = format!("{}-h{index}", network.bridge());
         let namespace = Namespace::boot(&name, &dir).await;
         network.plug(index, namespace.pid());
         let dockerd = Dockerd::in_dir(&dir);
         let (agent, fence) = (None, None);
+        let clock = own_clock.then(|| OwnClock::new(&dir, "agent"));
         let mut host = Self {
             index,
             name,
@@ -79,6 +84,7 @@ impl Host {
             agent_arguments,
             agent,
             fence,
+            clock,
             dockerd,
             namespace,
         };
@@ -202,6 +208,7 @@ impl Host {
         command.args(["run", "--docker-host", &self.docker_host()]);
         command.arg("--join-token-file").arg(self.join_token_file());
         command.arg("--state-dir").arg(self.state_dir()).args(&self.agent_arguments);
+        command.envs(self.clock.iter().flat_map(OwnClock::environment));
         self.agent = Some(self.spawn("agent", &mut command));
     }
 
@@ -217,6 +224,11 @@ impl Host {
     /// What its agent enrols with.
     pub fn join_token_file(&self) -> PathBuf {
         self.dir.join("join-token")
+    }
+
+    /// Its agent's clock, when it has its own.
+    pub fn clock(&self) -> &OwnClock {
+        self.clock.as_ref().expect("Shape::own_clocks")
     }
 
     /// Kills its agent.

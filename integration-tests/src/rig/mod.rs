@@ -43,6 +43,7 @@ use crate::cluster::mark_share;
 use crate::database::Database;
 use crate::docker::Found;
 use crate::leftovers::{left_behind, note, owned_dir};
+use crate::own_clock::OwnClock;
 use crate::own_postgres::{OwnPostgres, SOCKET};
 use crate::{pki, settings};
 
@@ -97,7 +98,8 @@ impl Rig {
         let network = Arc::new(Network::new());
         note(dir.path(), &[&network.bridge()]);
         let share = Share::mount(&dir.path().join("share"));
-        let postgres = OwnPostgres::start().await;
+        let postgres =
+            if shape.own_clocks { OwnPostgres::with_own_clock().await } else { OwnPostgres::start().await };
         let database = Database::create(&postgres.url()).await;
         migrate(&database);
         let cluster_id = database.text("SELECT cluster_id::text FROM cluster").await;
@@ -115,7 +117,9 @@ impl Rig {
             arguments.push(format!("--ca-dir={}", authority.display()));
             arguments.extend(flags(&shape.options.control_plane));
             let environment = shape.options.environment.clone();
-            let mut replica = Replica::new(index, arguments, environment, way, network.hub(), dir.path());
+            let clock = shape.own_clocks.then(|| OwnClock::new(dir.path(), &format!("replica-{index}")));
+            let mut replica =
+                Replica::new(index, arguments, environment, way, network.hub(), dir.path(), clock);
             replica.start().await;
             replicas.push(replica);
         }
@@ -132,6 +136,7 @@ impl Rig {
                 network: Arc::clone(&network),
                 live_restore: shape.live_restore,
                 agent_arguments,
+                own_clock: shape.own_clocks,
             };
             Host::boot(parts, &images)
         });

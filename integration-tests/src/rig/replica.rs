@@ -9,6 +9,7 @@ use tonic::transport::Endpoint;
 
 use super::relay::Relay;
 use crate::client::Client;
+use crate::own_clock::OwnClock;
 use crate::process::Process;
 use crate::{http, settings};
 
@@ -22,6 +23,7 @@ pub struct Replica {
     environment: Vec<(String, String)>,
     log: PathBuf,
     process: Option<Process>,
+    clock: Option<OwnClock>,
     /// Its way to Postgres.
     database: Relay,
 }
@@ -34,6 +36,7 @@ impl Replica {
         database: Relay,
         hub: Ipv4Addr,
         dir: &std::path::Path,
+        clock: Option<OwnClock>,
     ) -> Self {
         Self {
             database,
@@ -44,6 +47,7 @@ impl Replica {
             environment,
             log: dir.join(format!("replica-{index}.log")),
             process: None,
+            clock,
         }
     }
 
@@ -67,6 +71,11 @@ impl Replica {
         self.process.as_mut().expect("the replica was started")
     }
 
+    /// Its clock, when it has its own.
+    pub fn clock(&self) -> &OwnClock {
+        self.clock.as_ref().expect("Shape::own_clocks")
+    }
+
     /// Whether it was started and not killed.
     pub fn is_up(&self) -> bool {
         self.process.is_some()
@@ -79,7 +88,8 @@ impl Replica {
             .args(["serve", "--dev", "--listen", &self.address()])
             .args(["--agent-listen", &self.agents.to_string()])
             .args(&self.arguments)
-            .envs(self.environment.clone());
+            .envs(self.environment.clone())
+            .envs(self.clock.iter().flat_map(OwnClock::environment));
         self.process = Some(Process::spawn(&self.name, &mut command, &self.log));
     }
 

@@ -11,6 +11,7 @@ pub struct Shape {
     pub(super) options: Options,
     pub(super) images: Vec<String>,
     pub(super) live_restore: bool,
+    pub(super) own_clocks: bool,
 }
 
 impl Shape {
@@ -20,7 +21,7 @@ impl Shape {
         let images = vec![settings::tiny_image()];
         let options =
             Options::new().flag("fence-after", "30s").flag("stop-budget", "2s").flag("lease-margin", "4s");
-        Self { hosts, replicas, options, images, live_restore: true }
+        Self { hosts, replicas, options, images, live_restore: true, own_clocks: false }
     }
 
     /// Leases of F 8 s: what a silent host held is elsewhere after some 14 s.
@@ -54,6 +55,13 @@ impl Shape {
     #[must_use]
     pub fn writers(self) -> Self {
         self.image(&settings::tiny_image_that_is("writer"))
+    }
+
+    /// Every agent, every replica and Postgres have clocks of their own, which can be set.
+    #[must_use]
+    pub fn own_clocks(mut self) -> Self {
+        self.own_clocks = true;
+        self
     }
 
     /// Containers end with their Docker.

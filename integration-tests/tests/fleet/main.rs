@@ -10,6 +10,7 @@ mod agents;
 mod drains;
 mod hosts;
 mod leases;
+mod random;
 mod replicas;
 mod rig;
 

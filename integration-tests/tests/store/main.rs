@@ -1,4 +1,6 @@
 //! The use cases and the store on a real Postgres, a database a test: what races decide, what the log promises.
+//!
+//! `CARREL_RACE_ROUNDS` makes the races longer.
 #![expect(clippy::unwrap_used, reason = "also in what the tests share, a panic is a failed test")]
 #![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
 
@@ -16,6 +18,7 @@ mod nodes;
 mod orphans;
 mod placing;
 mod policies;
+mod races;
 mod refusing;
 mod reports;
 mod requests;

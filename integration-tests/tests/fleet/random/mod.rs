@@ -1,0 +1,197 @@
+//! Students who work as they like, over a fleet whose parts are killed and whose clocks are set, judged afterwards from
+//! what the test itself wrote down and the event log: nobody was stopped early, or without the whole lead of a warning, or
+//! late, and nobody is stuck.
+//!
+//! The small one has fixed strikes, so that each run meets every kind. `full::two_hundred_desks…` draws them:
+//! `CARREL_RANDOM_DESKS`, `CARREL_RANDOM_SECONDS`, and `CARREL_SEED` for a former run again.
+
+mod strikes;
+mod students;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use carrel_proto::v1 as pb;
+use integration_tests::chance::Chance;
+use integration_tests::inputs::{Line, Log, Told, judge};
+use integration_tests::rig::{Rig, Shape};
+
+use self::strikes::Strike;
+use self::students::Student;
+
+/// How a run is to be.
+struct Run {
+    name: &'static str,
+    hosts: u8,
+    desks: u64,
+    timing: Timing,
+    /// All students have begun by then.
+    begun_by: Duration,
+    /// No student begins anything new after this.
+    length: Duration,
+    /// Each so long after the one before has ended.
+    strikes: Vec<(Duration, Strike)>,
+}
+
+/// The product's times, compressed.
+#[derive(Clone, Copy, Debug)]
+struct Timing {
+    idle: Duration,
+    /// Below the 10 s that an outage excuses beside its own length: a lead begins anew after it.
+    lead: Duration,
+    /// How long students are away, at most.
+    away: Duration,
+    /// How long they work at a stretch, at most.
+    work: Duration,
+}
+
+fn micros(span: Duration) -> i64 {
+    span.as_micros().try_into().unwrap()
+}
+
+impl Run {
+    fn file(&self, what: &str) -> PathBuf {
+        PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{what}.jsonl", self.name))
+    }
+
+    async fn go(self, mut chance: Chance) {
+        let flag = |span: Duration| format!("{}ms", span.as_millis());
+        let shape = Shape::new(self.hosts, 2)
+            .own_clocks()
+            .flag("idle-timeout", &flag(self.timing.idle))
+            .flag("warning-lead", &flag(self.timing.lead))
+            // Starts that come at once wait for each other on a machine of two cores.
+            .flag("longest-starting", "2m")
+            .flag("longest-stopping", "1m");
+        let mut rig = Rig::start(shape).await;
+        let log = Log::begin(&self.file("inputs"), micros(self.timing.idle), micros(self.timing.lead));
+        let log = Arc::new(log);
+        let over = Arc::new(AtomicBool::new(false));
+        let addresses: Vec<_> = rig.replicas().iter().map(|replica| replica.address()).collect();
+        let students = (0..self.desks).map(|n| {
+            let name = format!("s{n}");
+            let student = Student::new(name, &addresses, self.timing, log.clone(), over.clone(), &mut chance);
+            tokio::spawn(student.live(chance.millis(0..self.begun_by.as_millis().try_into().unwrap())))
+        });
+        let students: Vec<_> = students.collect();
+
+        let begun = Instant::now();
+        for (after, strike) in &self.strikes {
+            tokio::time::sleep(*after).await;
+            strike.carry_out(&mut rig, &log).await;
+            assert!(students.iter().all(|student| !student.is_finished()), "a student could not go on");
+        }
+        tokio::time::sleep(self.length.saturating_sub(begun.elapsed())).await;
+        over.store(true, Ordering::Relaxed);
+        for student in students {
+            student.await.expect("a student could go on to the end");
+        }
+        self.until_all_are_stopped(&rig).await;
+        log.write(&Line::Over { at: log.stamp() });
+
+        let events = rig.client().list_events(pb::EventFilter::default()).await;
+        let told: Vec<_> = events.iter().filter_map(told).collect();
+        self.keep(&events);
+        let verdict = judge(&log.read(), &told);
+        let seconds = |percent| Duration::from_micros(verdict.lateness_at(percent).try_into().unwrap());
+        eprintln!(
+            "{}: {} desks, {} strikes, {} acked, {} idle stops of which {} without any outage; late beyond what outages \
+             excuse: median {:?}, p99 {:?}, at most {:?}",
+            self.name,
+            self.desks,
+            self.strikes.len(),
+            verdict.acked,
+            verdict.lateness.len(),
+            verdict.unexcused,
+            seconds(50),
+            seconds(99),
+            seconds(100)
+        );
+        assert_eq!(verdict.violations, [], "see {}", self.file("inputs").display());
+        assert!(verdict.lateness.len() as u64 >= self.desks / 2, "hardly anybody was stopped for idleness");
+        assert_eq!(rig.containers().await, [], "nothing is left over");
+    }
+
+    /// Nobody works any more, and all that was broken is whole: a timeout later everybody is stopped. Who is not, the judge
+    /// finds.
+    async fn until_all_are_stopped(&self, rig: &Rig) {
+        let start = Instant::now();
+        let open = "SELECT count(*)::text FROM workspaces WHERE state <> 'STOPPED'";
+        while rig.database().text(open).await != "0" {
+            if start.elapsed() > self.timing.idle + self.timing.lead + Duration::from_secs(60) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    }
+
+    /// The event log beside the inputs, for whoever has to find out.
+    fn keep(&self, events: &[pb::Event]) {
+        let lines: String = events.iter().map(|event| format!("{event:?}\n")).collect();
+        std::fs::write(self.file("events"), lines).unwrap();
+    }
+}
+
+/// What the judge needs of an event; `None` when it is not about a workspace.
+fn told(event: &pb::Event) -> Option<Told> {
+    let time = event.time.unwrap();
+    let generation = event.data.as_ref()?.fields.get("generation")?.kind.as_ref()?;
+    let prost_types::value::Kind::NumberValue(generation) = generation else { return None };
+    Some(Told {
+        student: event.workspace.strip_prefix("workspaces/")?.to_owned(),
+        kind: event.r#type.strip_prefix("workspace.")?.to_owned(),
+        reason: event.reason.clone(),
+        #[expect(clippy::cast_possible_truncation, reason = "generations are whole and small")]
+        generation: *generation as i64,
+        time: time.seconds * 1_000_000 + i64::from(time.nanos) / 1000,
+    })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_who_works_is_stopped_whatever_is_killed_and_set() {
+    let chance = Chance::of("random");
+    let second = Duration::from_secs(1);
+    let strikes = vec![
+        (second * 8, Strike::Replica(0, second)),
+        (second * 3, Strike::AgentClock(0, -3600)),
+        (second, Strike::Agent(0, second)),
+        (second * 4, Strike::ReplicaClock(1, 3600)),
+        (second, Strike::Postgres(second)),
+        (second * 5, Strike::DatabaseClock(3600)),
+        (second * 8, Strike::DatabaseClock(-3600)),
+        (second * 4, Strike::Replica(1, second / 2)),
+    ];
+    let timing = Timing { idle: second * 9, lead: second * 3, away: second * 3, work: second * 12 };
+    let (begun_by, length) = (second * 6, second * 48);
+    Run { name: "random", hosts: 1, desks: 20, timing, begun_by, length, strikes }.go(chance).await;
+}
+
+/// What `integration-tests/run` leaves out.
+mod full {
+    use integration_tests::settings;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn two_hundred_desks_through_random_kills_and_steps_of_clocks() {
+        let mut chance = Chance::of("random-full");
+        let second = Duration::from_secs(1);
+        let desks = settings::number("CARREL_RANDOM_DESKS", 200);
+        let length = Duration::from_secs(settings::number("CARREL_RANDOM_SECONDS", 900));
+        // Docker starts about two containers a second on two cores.
+        let begun_by = second * u32::try_from(desks).unwrap();
+        let timing = Timing { idle: second * 20, lead: second * 6, away: second * 120, work: second * 180 };
+        let (mut strikes, mut planned) = (vec![], Duration::ZERO);
+        loop {
+            let (after, strike) = (chance.millis(4000..16_000), Strike::draw(&mut chance, 2, 2));
+            planned += after + strike.dead_for();
+            if planned > length {
+                break;
+            }
+            strikes.push((after, strike));
+        }
+        Run { name: "random-full", hosts: 2, desks, timing, begun_by, length, strikes }.go(chance).await;
+    }
+}
