@@ -127,7 +127,7 @@ impl Work {
         // The locks come first, in a statement of their own: the sums must be read after they were had.
         self.tx
             .execute_raw(sql(
-                "SELECT 1 AS one FROM nodes WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+                "SELECT 1 AS one FROM nodes WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE",
                 [ids.into()],
             ))
             .await

@@ -160,7 +160,7 @@ impl Work {
     pub async fn lock_node(&mut self, id: NodeId) -> Result<Option<Node>> {
         let row = self
             .tx
-            .query_one_raw(sql(&format!("{COLUMNS} WHERE id = $1 FOR UPDATE"), [id.0.into()]))
+            .query_one_raw(sql(&format!("{COLUMNS} WHERE id = $1 FOR NO KEY UPDATE"), [id.0.into()]))
             .await
             .map_err(StoreError::sort("lock a node"))?;
         row.map(|row| node(&row)).transpose()

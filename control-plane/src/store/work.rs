@@ -61,12 +61,13 @@ impl Work {
     /// # Errors
     /// When the database cannot be reached: then it is not known whether the change happened.
     pub async fn commit(self) -> Result<Touched> {
-        // Node rows come last in the order of locks, and in the order of their ids.
+        // Node rows come last in the order of locks, and in the order of their ids. Without their keys: rows that name a node
+        // (a start that failed there) hold its key in several transactions at once, none of which could have more of it.
         if !self.touched.nodes.is_empty() {
             let nodes: Vec<_> = self.touched.nodes.iter().map(|node| node.0).collect();
             self.tx
                 .execute_raw(sql(
-                    "WITH locked AS (SELECT id FROM nodes WHERE id = ANY ($1) ORDER BY id FOR UPDATE)
+                    "WITH locked AS (SELECT id FROM nodes WHERE id = ANY ($1) ORDER BY id FOR NO KEY UPDATE)
                      UPDATE nodes SET desired_generation = desired_generation + 1 FROM locked WHERE nodes.id = locked.id",
                     [nodes.into()],
                 ))
