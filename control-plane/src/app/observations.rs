@@ -83,11 +83,8 @@ impl App {
         let present = self.settings.incarnation;
         let Some(event) = concerns(&placement, &before, seen, present, lost) else { return Ok(None) };
         if matches!(event, Event::Report(Report::Gone { .. }) | Event::NodeLost { .. }) {
-            work.release_placement(&placement).await?;
-            if before.state == State::Stopping {
-                let took = Duration::try_from(now - before.state_since).unwrap_or_default();
-                work.note_stop(&placement, took).await?;
-            }
+            let took = Duration::try_from(now - before.state_since).unwrap_or_default();
+            work.release_placement(&placement, (before.state == State::Stopping).then_some(took)).await?;
             if let Observed::Gone { purge: Err(problem) } = &seen.state {
                 let subject =
                     Subject { workspace: Some((before.uid, before.student.clone())), node: Some(node) };

@@ -167,30 +167,22 @@ impl Work {
         row.map(|row| read(&row)).transpose()
     }
 
-    /// Notes how long the stop took that ends a claim: estimates are made of it.
+    /// Ends a claim, on the agent's proof; with how long the stop took, when there was one: estimates are made of it. One
+    /// statement: the database looks at the node again for a row that one transaction writes twice, and its lock of the
+    /// node's key stands in the way of all others that end a claim there.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn note_stop(&mut self, placement: &Placement, took: Duration) -> Result<()> {
+    pub async fn release_placement(
+        &mut self,
+        placement: &Placement,
+        stop_took: Option<Duration>,
+    ) -> Result<()> {
         self.tx
             .execute_raw(sql(
-                "UPDATE placements SET stop_seconds = $2 WHERE id = $1",
-                [placement.id.0.into(), took.as_secs_f64().into()],
-            ))
-            .await
-            .map_err(StoreError::sort("note how long a stop took"))?;
-        Ok(())
-    }
-
-    /// Ends a claim, on the agent's proof.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn release_placement(&mut self, placement: &Placement) -> Result<()> {
-        self.tx
-            .execute_raw(sql(
-                "UPDATE placements SET released_at = clock_timestamp() WHERE id = $1 AND released_at IS NULL",
-                [placement.id.0.into()],
+                "UPDATE placements SET released_at = clock_timestamp(), stop_seconds = coalesce($2, stop_seconds)
+                 WHERE id = $1 AND released_at IS NULL",
+                [placement.id.0.into(), stop_took.map(|took| took.as_secs_f64()).into()],
             ))
             .await
             .map_err(StoreError::sort("release a placement"))?;

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::entity::{json, value};
 use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
-use crate::domain::idle::Pause;
+use crate::domain::idle::{LONGEST_PAUSE, Pause};
 use crate::domain::policy::{Policy, Scope};
 
 /// Arbitrary, but ours: the advisory lock that stops are decided under, and policies changed.
@@ -195,7 +195,7 @@ impl Store {
     /// When the database cannot be reached.
     pub async fn take_pulse(&self, tolerance: Duration) -> Result<Pulse> {
         let operation = "take the pulse";
-        let work = self.begin().await?;
+        let mut work = self.begin().await?;
         let row = work
             .tx
             .query_one_raw(sql("SELECT alive_at, clock_timestamp() AS now FROM cluster FOR UPDATE", []))
@@ -214,13 +214,21 @@ impl Store {
                 ))
                 .await
                 .map_err(StoreError::sort(operation))?;
+            let stood_still = silence.min(LONGEST_PAUSE.try_into().unwrap_or(silence));
+            work.move_spans(MOVE_JOBS, stood_still, tolerance).await?;
+            work.move_spans(MOVE_EXTENSIONS, stood_still, tolerance).await?;
             Pulse::Missed(Duration::try_from(silence).unwrap_or_default())
         } else if -silence > tolerance {
-            for statement in BRING_TO_PRESENT {
-                work.tx
-                    .execute_raw(sql(statement, [now.into()]))
-                    .await
-                    .map_err(StoreError::sort(operation))?;
+            for (move_spans, bring_to_present) in
+                [(MOVE_JOBS, &BRING_TO_PRESENT[..1]), (MOVE_EXTENSIONS, &BRING_TO_PRESENT[1..])]
+            {
+                work.move_spans(move_spans, silence, tolerance).await?;
+                for statement in bring_to_present {
+                    work.tx
+                        .execute_raw(sql(statement, [now.into()]))
+                        .await
+                        .map_err(StoreError::sort(operation))?;
+                }
             }
             Pulse::SetBack(Duration::try_from(-silence).unwrap_or_default())
         } else {
@@ -246,21 +254,51 @@ impl Store {
     }
 }
 
-/// In the order of locks. A pause that ends in the future would hold back every stop until then.
+/// In the order of locks. A pause that ends in the future would hold back every stop until then. What was never seen stays
+/// so: `least` of nothing and something is something.
 const BRING_TO_PRESENT: [&str; 5] = [
-    "UPDATE workspace_activity SET lms_input_at = least(lms_input_at, $1), editor_input_at = least(editor_input_at, $1),
-            keep_working_at = least(keep_working_at, $1), job_at = least(job_at, $1),
-            acked_warning_at = least(acked_warning_at, $1), warning_acked_at = least(warning_acked_at, $1)
+    "UPDATE workspace_activity SET
+            lms_input_at = CASE WHEN lms_input_at > $1 THEN $1 ELSE lms_input_at END,
+            editor_input_at = CASE WHEN editor_input_at > $1 THEN $1 ELSE editor_input_at END,
+            keep_working_at = CASE WHEN keep_working_at > $1 THEN $1 ELSE keep_working_at END,
+            job_at = CASE WHEN job_at > $1 THEN $1 ELSE job_at END,
+            acked_warning_at = CASE WHEN acked_warning_at > $1 THEN $1 ELSE acked_warning_at END,
+            warning_acked_at = CASE WHEN warning_acked_at > $1 THEN $1 ELSE warning_acked_at END
      WHERE greatest(lms_input_at, editor_input_at, keep_working_at, job_at, acked_warning_at) > $1",
-    "UPDATE workspaces SET state_since = least(state_since, $1), ready_at = least(ready_at, $1),
-            started_at = least(started_at, $1), resumed_at = least(resumed_at, $1), version = version + 1
+    "UPDATE workspaces SET
+            state_since = least(state_since, $1),
+            ready_at = CASE WHEN ready_at > $1 THEN $1 ELSE ready_at END,
+            started_at = CASE WHEN started_at > $1 THEN $1 ELSE started_at END,
+            resumed_at = CASE WHEN resumed_at > $1 THEN $1 ELSE resumed_at END,
+            version = version + 1
      WHERE deleted_at IS NULL AND (state_since > $1 OR ready_at > $1 OR resumed_at > $1)",
     "UPDATE nodes SET last_heartbeat_at = least(last_heartbeat_at, $1) WHERE last_heartbeat_at > $1",
     "DELETE FROM pauses WHERE from_at > $1",
     "UPDATE pauses SET to_at = $1 WHERE to_at > $1",
 ];
 
+/// Jobs last for a span from when they were declared, so they move with the clock, by $1 seconds; one that is younger than $2
+/// seconds was declared by the clock as it is now.
+const MOVE_JOBS: &str = "
+    UPDATE workspace_activity SET awake_until = awake_until + make_interval(secs => $1), version = version + 1
+     WHERE awake_until > clock_timestamp() - make_interval(secs => greatest($1, 0))
+       AND coalesce(job_at NOT BETWEEN clock_timestamp() - make_interval(secs => $2) AND clock_timestamp(), true)";
+
+/// The same of extensions.
+const MOVE_EXTENSIONS: &str = "
+    UPDATE workspaces SET extended_until = extended_until + make_interval(secs => $1), version = version + 1
+     WHERE deleted_at IS NULL AND extended_until > clock_timestamp() - make_interval(secs => greatest($1, 0))
+       AND updated_at NOT BETWEEN clock_timestamp() - make_interval(secs => $2) AND clock_timestamp()";
+
 impl Work {
+    async fn move_spans(&mut self, statement: &str, by: time::Duration, tolerance: Duration) -> Result<()> {
+        self.tx
+            .execute_raw(sql(statement, [by.as_seconds_f64().into(), tolerance.as_secs_f64().into()]))
+            .await
+            .map_err(StoreError::sort("take the pulse"))?;
+        Ok(())
+    }
+
     /// Version of everything that decisions are made by, and how long ago the last sign of life of any replica was.
     ///
     /// # Errors

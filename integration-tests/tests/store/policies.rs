@@ -2,11 +2,11 @@ use std::time::Duration;
 
 use carrel_common::id::CourseId;
 use carrel_common::model::{Observed, Signal, StopReason};
-use control_plane::app::AppError;
+use control_plane::app::{AppError, Extent};
 use control_plane::domain::idle::Clock;
 use control_plane::domain::policy::{Policy, QuietWindow, Scope};
 use control_plane::domain::workspace::State;
-use control_plane::store::Pulse;
+use control_plane::store::{Beat, Pulse};
 use time::OffsetDateTime;
 
 use crate::rig::{Rig, beat, call, id};
@@ -179,6 +179,45 @@ async fn a_time_without_signs_of_life_is_a_pause_and_a_step_back_brings_times_to
     assert!(matches!(back, Pulse::SetBack(_)), "{back:?}");
     let future = "SELECT count(*)::text FROM workspace_activity WHERE lms_input_at > clock_timestamp()";
     assert_eq!(rig.database.text(future).await, "0");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn extensions_and_jobs_move_with_the_databases_clock_and_what_was_never_seen_stays_so() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    let extent = Extent::By(Duration::from_secs(600));
+    rig.app.extend(&call("ExtendWorkspace"), &id("ada"), extent, "").await.unwrap();
+    let job = Beat { keep_awake: Duration::from_secs(900), ..beat("ada", Signal::Job, Duration::ZERO) };
+    rig.app.record(vec![job]).await.unwrap().remove(0).unwrap();
+    // As by the clock before: what is younger than a step is not moved by it.
+    rig.database
+        .text("UPDATE workspaces SET updated_at = updated_at - interval '1 min' RETURNING 'set'")
+        .await;
+    rig.database
+        .text("UPDATE workspace_activity SET job_at = job_at - interval '1 min' RETURNING 'set'")
+        .await;
+    let spans = async || {
+        let desk = rig.app.explain_idle(&id("ada")).await.unwrap();
+        [desk.workspace.extended_until.unwrap(), desk.activity.awake.until.unwrap()]
+    };
+    let stepped = async |set: &str, by: f64| {
+        let before = spans().await;
+        rig.database.text(&format!("UPDATE cluster SET alive_at = {set} RETURNING 'set'")).await;
+        rig.app.store.take_pulse(Duration::from_secs(3)).await.unwrap();
+        for (before, after) in before.into_iter().zip(spans().await) {
+            let moved = (after - before).as_seconds_f64();
+            assert!((by - 5.0..by + 5.0).contains(&moved), "by {moved} s, not {by}");
+        }
+    };
+    stepped("now() - interval '10 min'", 600.0).await;
+    let future = "UPDATE workspace_activity SET keep_working_at = now() + interval '5 min' RETURNING 'set'";
+    rig.database.text(future).await;
+    stepped("now() + interval '10 min'", -600.0).await;
+    let seen = rig.app.explain_idle(&id("ada")).await.unwrap().activity.seen;
+    assert!(seen.keep_working.unwrap() <= rig.app.store.now().await.unwrap());
+    assert_eq!((seen.lms_input, seen.editor_input), (None, None));
     rig.end().await;
 }
 
