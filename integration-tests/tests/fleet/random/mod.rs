@@ -41,6 +41,8 @@ struct Timing {
     idle: Duration,
     /// Below the 10 s that an outage excuses beside its own length: a lead begins anew after it.
     lead: Duration,
+    /// Between an agent's heartbeats: as dense as the machine bears beside the desks.
+    heartbeat: Duration,
     /// How long students are away, at most.
     away: Duration,
     /// How long they work at a stretch, at most.
@@ -62,6 +64,10 @@ impl Run {
             .own_clocks()
             .flag("idle-timeout", &flag(self.timing.idle))
             .flag("warning-lead", &flag(self.timing.lead))
+            .flag("heartbeat-interval", &flag(self.timing.heartbeat))
+            .flag("unreachable-after", &flag(self.timing.heartbeat * 4))
+            // Beyond any outage here.
+            .flag("fence-after", "10m")
             // Starts that come at once wait for each other on a machine of two cores.
             .flag("longest-starting", "2m")
             .flag("longest-stopping", "1m");
@@ -155,15 +161,21 @@ async fn nobody_who_works_is_stopped_whatever_is_killed_and_set() {
     let second = Duration::from_secs(1);
     let strikes = vec![
         (second * 8, Strike::Replica(0, second)),
-        (second * 3, Strike::AgentClock(0, -3600)),
+        (second * 3, Strike::AgentClock(0, -1750)),
         (second, Strike::Agent(0, second)),
-        (second * 4, Strike::ReplicaClock(1, 3600)),
+        (second * 4, Strike::ReplicaClock(1, 1750)),
         (second, Strike::Postgres(second)),
-        (second * 5, Strike::DatabaseClock(3600)),
-        (second * 8, Strike::DatabaseClock(-3600)),
+        (second * 5, Strike::DatabaseClock(1750)),
+        (second * 8, Strike::DatabaseClock(-1750)),
         (second * 4, Strike::Replica(1, second / 2)),
     ];
-    let timing = Timing { idle: second * 9, lead: second * 3, away: second * 3, work: second * 12 };
+    let timing = Timing {
+        idle: second * 9,
+        lead: second * 3,
+        heartbeat: second / 2,
+        away: second * 3,
+        work: second * 12,
+    };
     let (begun_by, length) = (second * 6, second * 48);
     Run { name: "random", hosts: 1, desks: 20, timing, begun_by, length, strikes }.go(chance).await;
 }
@@ -182,7 +194,13 @@ mod full {
         let length = Duration::from_secs(settings::number("CARREL_RANDOM_SECONDS", 900));
         // Docker starts about two containers a second on two cores.
         let begun_by = second * u32::try_from(desks).unwrap();
-        let timing = Timing { idle: second * 20, lead: second * 6, away: second * 120, work: second * 180 };
+        let timing = Timing {
+            idle: second * 20,
+            lead: second * 6,
+            heartbeat: second * 2,
+            away: second * 120,
+            work: second * 180,
+        };
         let (mut strikes, mut planned) = (vec![], Duration::ZERO);
         loop {
             let (after, strike) = (chance.millis(4000..16_000), Strike::draw(&mut chance, 2, 2));
