@@ -3,8 +3,11 @@
 //!
 //! `CARREL_RACE_ROUNDS` rounds of each (default 40). Each round aims at where the last one of its desk was nearly a draw.
 
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::time::Duration;
 
+use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{Observed, Signal, StopReason};
 use control_plane::app::{App, AppError, Extent};
 use control_plane::domain::policy::{Policy, Scope};
@@ -51,7 +54,9 @@ struct Score {
 struct Race {
     rig: Rig,
     other: App,
-    node: carrel_common::id::NodeId,
+    node: NodeId,
+    /// Every desk: one of the replicas decides about all of them in one go.
+    desks: Mutex<BTreeSet<WorkspaceUid>>,
 }
 
 impl Race {
@@ -63,11 +68,16 @@ impl Race {
         .await;
         let node = rig.node(64).await;
         let other = App { store: Store::open(&rig.database.url(), 12).unwrap(), ..rig.replica() };
-        Self { rig, other, node }
+        Self { rig, other, node, desks: Mutex::default() }
     }
 
-    fn replicas(&self) -> [&App; 2] {
-        [&self.rig.app, &self.other]
+    /// Decides about one desk, and about every other in the same transaction.
+    async fn decide(&self, desk: WorkspaceUid) {
+        self.rig.app.check_idle(desk).await.unwrap();
+        let all: Vec<_> = self.desks.lock().unwrap().iter().copied().collect();
+        for (_, check) in self.other.check_idle_all(&all).await {
+            check.unwrap();
+        }
     }
 
     /// Does what an agent does of one desk until it runs; whatever state it is in, that takes a few steps only.
@@ -167,22 +177,19 @@ impl Race {
         let (desk, deadline_at) = self.warned(&desk).await;
         let left = deadline_at - self.rig.app.store.now().await.unwrap();
         let left = Duration::try_from(left).unwrap_or_default();
-        let deciding = self.replicas().map(|replica| async move {
+        let deciding = async {
             tokio::time::sleep(left + STEP * rand::random_range(0..5)).await;
             for _ in 0..3 {
-                replica.check_idle(desk.uid).await.unwrap();
+                self.decide(desk.uid).await;
             }
-        });
+        };
         let pressing = async {
             let jitter = Duration::from_micros(rand::random_range(0..500));
             tokio::time::sleep((left + aim + jitter).saturating_sub(AHEAD)).await;
             self.press(will, &desk).await
         };
-        let [one, two] = deciding;
-        let (answer, (), ()) = tokio::join!(pressing, one, two);
-        for replica in self.replicas() {
-            replica.check_idle(desk.uid).await.unwrap();
-        }
+        let (answer, ()) = tokio::join!(pressing, deciding);
+        self.decide(desk.uid).await;
         let after = self.rig.get(student).await;
         let stopped = self.judge(will, &desk, answer, &after).await;
         self.put_away(will, student, stopped).await;
@@ -248,7 +255,8 @@ impl Race {
 
     async fn rounds_of(&self, will: Will, desk: u64, rounds: u64) -> Score {
         let student = format!("s{desk}");
-        self.rig.start(&student).await.unwrap();
+        let uid = self.rig.start(&student).await.unwrap().uid;
+        self.desks.lock().unwrap().insert(uid);
         let (mut score, mut aim) = (Score::default(), AHEAD);
         for _ in 0..rounds {
             if self.round(will, &student, aim).await {
