@@ -279,6 +279,10 @@ impl App {
         if now < before.state_since + longest {
             return Ok(());
         }
+        // The clock may have been set, or nobody could tell of its end: the next sign of life moves its beginning.
+        if self.rules_in(&mut work).await?.is_none() {
+            return Ok(());
+        }
         let mut outcomes = Outcomes::default();
         let event = self.end_or_elsewhere(&mut work, &before, Event::Overdue, now, &mut outcomes).await?;
         let (next, log) = before.apply(event, now)?;

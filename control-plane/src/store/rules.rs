@@ -217,6 +217,7 @@ impl Store {
             let stood_still = silence.min(LONGEST_PAUSE.try_into().unwrap_or(silence));
             work.move_spans(MOVE_JOBS, stood_still, tolerance).await?;
             work.move_spans(MOVE_EXTENSIONS, stood_still, tolerance).await?;
+            work.move_spans(MOVE_STAYS, silence, tolerance).await?;
             Pulse::Missed(Duration::try_from(silence).unwrap_or_default())
         } else if -silence > tolerance {
             for (move_spans, bring_to_present) in
@@ -289,6 +290,13 @@ const MOVE_EXTENSIONS: &str = "
     UPDATE workspaces SET extended_until = extended_until + make_interval(secs => $1), version = version + 1
      WHERE deleted_at IS NULL AND extended_until > clock_timestamp() - make_interval(secs => greatest($1, 0))
        AND updated_at NOT BETWEEN clock_timestamp() - make_interval(secs => $2) AND clock_timestamp()";
+
+/// A start, a stop or a wait is not too long because nobody could tell of its end, or because the clock was set: moved by $1
+/// seconds, unless it began within the last $2, by the clock as it is now.
+const MOVE_STAYS: &str = "
+    UPDATE workspaces SET state_since = least(state_since + make_interval(secs => $1), clock_timestamp()), version = version + 1
+     WHERE deleted_at IS NULL AND state IN ('PENDING', 'STARTING', 'STOPPING')
+       AND state_since < clock_timestamp() - make_interval(secs => $2)";
 
 impl Work {
     async fn move_spans(&mut self, statement: &str, by: time::Duration, tolerance: Duration) -> Result<()> {

@@ -222,6 +222,31 @@ async fn extensions_and_jobs_move_with_the_databases_clock_and_what_was_never_se
 }
 
 #[tokio::test]
+async fn a_start_is_not_too_long_because_the_databases_clock_was_set() {
+    let rig = Rig::new().await;
+    rig.node(4).await;
+    let ada = rig.start("ada").await.unwrap();
+    rig.database
+        .text(
+            "WITH set AS (UPDATE cluster SET alive_at = alive_at - interval '1 hour')
+             UPDATE workspaces SET state_since = state_since - interval '1 hour', version = version + 1 RETURNING 'set'",
+        )
+        .await;
+    for _ in 0..2 {
+        rig.app.end_overdue(ada.uid).await.unwrap();
+        assert_eq!(rig.get("ada").await.state, State::Starting);
+        rig.app.pulse().await.unwrap();
+    }
+    // But it may be too long by itself.
+    rig.database
+        .text("UPDATE workspaces SET state_since = state_since - interval '1 hour', version = version + 1 RETURNING 'set'")
+        .await;
+    rig.app.end_overdue(ada.uid).await.unwrap();
+    assert_eq!(rig.get("ada").await.state, State::Failed);
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn nothing_is_decided_while_no_replica_gives_signs_of_life() {
     let rig = Rig::with(|settings| {
         let idle = &mut settings.defaults.idle;
