@@ -22,7 +22,7 @@ const BATCH: usize = 1000;
 /// Batches that are written at once: a quarter of the connections of the pool.
 const WRITERS: usize = 4;
 /// So many reports are worth a commit of their own beside those under way; fewer wait for the end of one, and share the next.
-const WORTH_ANOTHER: [usize; WRITERS] = [1, 16, 250, 250];
+const WORTH_ANOTHER: [usize; WRITERS] = [1, 32, 250, 250];
 /// Callers that may wait for the writer; more are told to come back.
 const WAITING: usize = 4096;
 

@@ -85,7 +85,7 @@ impl Store {
         use std::str::FromStr as _;
         let sorted = E::sort("open the database");
         // A transaction whose process is frozen must not hold locks for ever; a lock that is not had in time is a
-        // conflict, not a hang.
+        // conflict, not a hang. No query of ours is worth a second core.
         let options = sqlx::postgres::PgConnectOptions::from_str(url)
             .map_err(|e| sorted(sea_orm::DbErr::Custom(format!("--database-url: {e}"))))?
             .application_name("carrel-control-plane")
@@ -93,6 +93,7 @@ impl Store {
                 ("idle_in_transaction_session_timeout", "10s"),
                 ("lock_timeout", "5s"),
                 ("statement_timeout", "30s"),
+                ("max_parallel_workers_per_gather", "0"),
             ]);
         let pool = sqlx::postgres::PgPoolOptions::new()
             .max_connections(connections.max(2))

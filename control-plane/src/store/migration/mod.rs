@@ -11,6 +11,7 @@ mod m20261124_000007_node_service;
 mod m20261124_000008_placing;
 mod m20261124_000009_activity;
 mod m20261124_000011_log_tails;
+mod m20261124_000020_sweep;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -28,6 +29,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000008_placing::Migration),
             Box::new(m20261124_000009_activity::Migration),
             Box::new(m20261124_000011_log_tails::Migration),
+            Box::new(m20261124_000020_sweep::Migration),
         ]
     }
 }
