@@ -97,6 +97,8 @@ async fn stored(waiting: usize, nodes: usize) {
     rig.start("seed").await.unwrap();
     // Copies of one node and of one workspace, as the use cases made them.
     for statement in [
+        // A zone of its own would get as many of each course as the others.
+        "UPDATE nodes SET facts = facts || '{\"zone\": \"zone-1\"}'".to_owned(),
         format!(
             "INSERT INTO nodes SELECT (jsonb_populate_record(n, jsonb_build_object('id', gen_random_uuid(), 'facts',
                     n.facts || jsonb_build_object('zone', 'zone-' || i % {ZONES}, 'machine_id', 'machine-' || i)))).*
