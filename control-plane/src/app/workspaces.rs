@@ -198,7 +198,11 @@ impl App {
         extent: Extent,
         why: &str,
     ) -> Result<(IdleView, OffsetDateTime, bool)> {
-        self.refresh_rules().await?;
+        // What was granted before moves with a clock that was set, before anything is granted by it as it is now: else the
+        // later of both would be one of the clock that was.
+        if self.pulse().await? {
+            self.nudge.sweep.notify_one();
+        }
         let rules = self.rules.get();
         let once = || async {
             let mut work = self.store.begin().await?;

@@ -165,6 +165,8 @@ impl<'a> Court<'a> {
             begun: *begun,
             over: *over,
         };
+        // One that is set to what it was is not set.
+        let mut offs = BTreeMap::new();
         for line in lines {
             match line {
                 Line::Begun { .. } | Line::Over { .. } => {}
@@ -175,6 +177,7 @@ impl<'a> Court<'a> {
                         court.breaks.push((from.at, to.at));
                     }
                 }
+                Line::Set { clock, off_by, .. } if offs.insert(clock, *off_by).unwrap_or(0) == *off_by => {}
                 Line::Set { clock, at, off_by } => {
                     court.outages.push((at.at, at.at + AFTER_AN_OUTAGE));
                     if clock == DATABASE {

@@ -123,6 +123,8 @@ fn a_lead_begins_anew_after_an_outage_of_the_database_and_a_step_of_its_clock() 
     assert_eq!(violations(vec![acked(10), down("database", 25, 30)], &life(24, 40)), stale(40));
     assert_eq!(violations(vec![acked(10), down("replica 0", 25, 30)], &life(24, 40)), []);
     let set = Line::Set { clock: DATABASE.into(), at: stamp(25), off_by: 3600 };
+    let again = Line::Set { clock: DATABASE.into(), at: stamp(25), off_by: 0 };
+    assert_eq!(violations(vec![acked(10), again], &life(24, 30)), [], "it was not set");
     let mut events = life(24, 32);
     for event in &mut events[3..] {
         event.time += 3600 * SECOND;
