@@ -398,7 +398,7 @@ async fn remove(docker: &str, cluster_id: &str, database: &Database) {
 }
 
 /// Removes what clusters of killed tests left. Their processes ended with them.
-async fn clear_up() {
+pub(crate) async fn clear_up() {
     for (dir, notes) in left_behind(PREFIX) {
         if let [docker, cluster_id, server, name] = &notes[..] {
             remove(docker, cluster_id, &Database::of(server, name)).await;

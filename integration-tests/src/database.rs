@@ -47,6 +47,20 @@ impl Database {
         }
     }
 
+    /// Another one that holds the same as this one, which nobody may be connected to: who is, is thrown out.
+    pub(crate) async fn copy(&self) -> Self {
+        let name = format!("carrel_e2e_{}", uuid::Uuid::new_v4().simple());
+        let mut connection = connect(&self.server).await;
+        let own = &self.name;
+        for statement in [
+            format!("SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = '{own}'"),
+            format!("CREATE DATABASE {name} TEMPLATE {own}"),
+        ] {
+            connection.execute(AssertSqlSafe(statement)).await.expect("a database can be copied");
+        }
+        Self { server: self.server.clone(), name }
+    }
+
     /// Its only value: the first column of the first row, as text.
     pub async fn text(&self, query: &str) -> String {
         let mut connection = connect(&self.url()).await;

@@ -35,3 +35,11 @@ pub mod registry;
 pub mod rig;
 pub mod settings;
 pub mod writes;
+
+/// Removes what tests of this machine that were killed left behind. What belongs to one that runs stays.
+pub async fn clear_up() {
+    rig::clear_up();
+    own_docker::clear_up();
+    own_postgres::clear_up();
+    cluster::clear_up().await;
+}

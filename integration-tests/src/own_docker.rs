@@ -27,10 +27,7 @@ pub struct OwnDocker {
 impl OwnDocker {
     /// Starts it. With `live_restore`, containers outlive the daemon.
     pub async fn start(live_restore: bool) -> Self {
-        for (dir, notes) in left_behind(PREFIX) {
-            clear_up(&dir, notes.first().and_then(|pool| pool.parse().ok()));
-            let _ = std::fs::remove_dir_all(dir);
-        }
+        clear_up();
         let dir = owned_dir(PREFIX);
         let daemon = Dockerd::in_dir(dir.path());
         let mut docker = Self { daemon, dir, live_restore, pool: rand::random_range(64..250) };
@@ -89,12 +86,20 @@ impl OwnDocker {
 impl Drop for OwnDocker {
     fn drop(&mut self) {
         self.daemon.terminate();
-        clear_up(self.dir.path(), Some(self.pool));
+        remove(self.dir.path(), Some(self.pool));
+    }
+}
+
+/// Removes what daemons of killed tests left.
+pub(crate) fn clear_up() {
+    for (dir, notes) in left_behind(PREFIX) {
+        remove(&dir, notes.first().and_then(|pool| pool.parse().ok()));
+        let _ = std::fs::remove_dir_all(dir);
     }
 }
 
 /// Removes what a daemon that has ended left: containers' processes, mounts, bridges.
-fn clear_up(dir: &Path, pool: Option<u8>) {
+fn remove(dir: &Path, pool: Option<u8>) {
     kill_shims(dir);
     unmount_below(dir);
     // Twice: a daemon that ends may have been amid making one.

@@ -36,9 +36,7 @@ impl OwnPostgres {
     }
 
     async fn make(own_clock: bool) -> Self {
-        for (dir, _) in left_behind(PREFIX) {
-            let _ = std::fs::remove_dir_all(dir);
-        }
+        clear_up();
         let dir = owned_dir(PREFIX);
         let path = dir.path().to_string_lossy().into_owned();
         run("chown", &["postgres:postgres", &path]);
@@ -99,7 +97,9 @@ impl OwnPostgres {
             .arg("-D")
             .arg(self.dir.path().join("data"))
             .args(["-c", "listen_addresses=", "-c", &format!("unix_socket_directories={path}")])
-            .args(["-c", "fsync=on", "-c", "synchronous_commit=on", "-c", "max_connections=200"]);
+            .args(["-c", "fsync=on", "-c", "synchronous_commit=on", "-c", "max_connections=200"])
+            // In its own directory, where a kill leaves nothing behind for good.
+            .args(["-c", "dynamic_shared_memory_type=mmap"]);
         self.process = Some(Process::spawn("postgres", &mut command, &self.dir.path().join("log")));
     }
 
@@ -157,6 +157,13 @@ impl OwnPostgres {
 impl Drop for OwnPostgres {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+/// Removes the directories of servers whose tests were killed.
+pub(crate) fn clear_up() {
+    for (dir, _) in left_behind(PREFIX) {
+        let _ = std::fs::remove_dir_all(dir);
     }
 }
 

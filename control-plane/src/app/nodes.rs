@@ -10,7 +10,12 @@ use crate::domain::event::{Actor, Entry};
 use crate::domain::node::{Node, NodeState};
 use crate::domain::reconcile::desired_item;
 use crate::domain::workspace::Event;
-use crate::store::{Locked, NewSession};
+use crate::store::{EventQuery, Locked, NewSession, Work};
+
+/// A session was accepted.
+const CONNECTED: &str = "node.connected";
+/// Somebody else showed the node's identity.
+const STRANGER: &str = "node.identity_refused";
 
 /// What a heartbeat found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,7 +43,10 @@ impl App {
         let node = work.lock_node(id).await?.ok_or(AppError::NodeUnknown(id))?;
         let mut facts = facts.clone();
         not_removed(&node)?;
-        same_host(&node, &facts)?;
+        if let Err(refused) = same_host(&node, &facts) {
+            self.tell_of_stranger(work, id, &facts, &refused).await?;
+            return Err(refused);
+        }
         if facts.docker_id.is_empty() {
             // Its Docker does not answer now; what it was stays known.
             facts.docker_id.clone_from(&node.facts.docker_id);
@@ -46,11 +54,32 @@ impl App {
         }
         let session = work.accept_session(id, &facts, process_start).await?;
         work.promise_lease(id, self.settings.lease.promised()).await?;
-        let entry = Entry::new("node.connected", Actor::Agent).with("session_epoch", session.session_epoch);
+        let entry = Entry::new(CONNECTED, Actor::Agent).with("session_epoch", session.session_epoch);
         work.append(about(id), entry).await?;
         self.nudge.ring(&work.commit().await?);
         self.metrics.session_accepted();
         Ok(session)
+    }
+
+    /// Operators are told of a stranger with a node's identity: once, until the node itself connects again.
+    async fn tell_of_stranger(
+        &self,
+        mut work: Work,
+        id: NodeId,
+        facts: &NodeFacts,
+        refused: &AppError,
+    ) -> Result<()> {
+        let kinds = vec![STRANGER.to_owned(), CONNECTED.to_owned()];
+        let asked = EventQuery { kinds, node: Some(id), newest_first: true, ..EventQuery::default() };
+        let last = self.store.list_events(&asked, 1).await?;
+        if last.first().is_some_and(|event| event.kind == STRANGER) {
+            return Ok(());
+        }
+        let entry = Entry::new(STRANGER, Actor::Agent).because("NODE_IDENTITY_CHANGED");
+        let entry = entry.with("hostname", facts.hostname.clone()).with("message", refused.to_string());
+        work.append(about(id), entry).await?;
+        self.nudge.ring(&work.commit().await?);
+        Ok(())
     }
 
     /// Commits a sign of life.

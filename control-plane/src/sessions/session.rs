@@ -16,6 +16,7 @@ use tokio::time::{Instant, MissedTickBehavior, timeout};
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
+use super::Held;
 use super::deadlines::Deadlines;
 use super::logs::Tails;
 use crate::app::{App, AppError, HeartbeatOutcome};
@@ -53,6 +54,8 @@ pub(super) struct Session {
     node: NodeId,
     to: mpsc::Sender<Result<pb::SessionResponse, Status>>,
     stop: CancellationToken,
+    held: Held,
+    /// Cancelled when another session takes over.
     superseded: CancellationToken,
     epoch: i64,
     /// The agent has had an ack in this session, and the store knows it.
@@ -70,7 +73,7 @@ impl Session {
         node: NodeId,
         to: mpsc::Sender<Result<pb::SessionResponse, Status>>,
         stop: CancellationToken,
-        superseded: CancellationToken,
+        held: Held,
     ) -> Self {
         let (sent, images, tails, deadlines) = (None, None, Tails::default(), Deadlines::default());
         Self {
@@ -78,7 +81,8 @@ impl Session {
             node,
             to,
             stop,
-            superseded,
+            held,
+            superseded: CancellationToken::new(),
             epoch: 0,
             lease_settled: false,
             sent,
@@ -170,6 +174,7 @@ impl Session {
         let facts = NodeFacts::try_from(hello.facts.unwrap_or_default())?;
         let session = self.app.accept_session(self.node, &facts, hello.process_start).await?;
         self.epoch = session.session_epoch;
+        self.superseded = self.held.take_over(self.node);
         tracing::info!(
             node.id = %self.node, hostname = facts.hostname, session_epoch = self.epoch,
             containers = hello.inventory.len(), "session accepted",

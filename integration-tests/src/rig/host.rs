@@ -98,6 +98,26 @@ impl Host {
         &self.name
     }
 
+    /// From its next start on its agent knows this control plane only.
+    pub(crate) fn dial(&mut self, control_plane: &str) {
+        let flag = "--control-plane=";
+        self.agent_arguments.retain(|argument| !argument.starts_with(flag));
+        self.agent_arguments.push(format!("{flag}{control_plane}"));
+    }
+
+    /// Gets a copy of what the agent of another host keeps, as from a cloned disk; of its machine id, too, when the clone was not told
+    /// apart. Its Docker stays empty.
+    pub fn copy_disk_of(&self, other: &Self, machine_id_too: bool) {
+        let _ = std::fs::remove_dir_all(self.state_dir());
+        let [from, to] = [other, self].map(|host| host.state_dir().to_string_lossy().into_owned());
+        run("cp", &["--archive", &from, &to]);
+        // All hosts of the rig have one kernel: by the other boot id, the copy would end what it names, on the host that was copied.
+        let _ = std::fs::remove_dir_all(self.state_dir().join("fence"));
+        if machine_id_too {
+            std::fs::copy(other.dir.join("machine-id"), self.dir.join("machine-id")).expect("a file");
+        }
+    }
+
     /// Its address on the rig's network.
     pub fn address(&self) -> Ipv4Addr {
         self.network.address_of(self.index)

@@ -97,7 +97,7 @@ impl Rig {
         let dir = owned_dir(PREFIX);
         let network = Arc::new(Network::new());
         note(dir.path(), &[&network.bridge()]);
-        let share = Share::mount(&dir.path().join("share"));
+        let share = if shape.gated_share { Share::mount_gated(dir.path()) } else { Share::mount(dir.path()) };
         let postgres =
             if shape.own_clocks { OwnPostgres::with_own_clock().await } else { OwnPostgres::start().await };
         let database = Database::create(&postgres.url()).await;
@@ -146,6 +146,32 @@ impl Rig {
             rig.give_join_token(host, "").await;
         }
         rig
+    }
+
+    /// Its clocks by name, each right until it is set: Postgres', those of the replicas, those of the hosts' agents.
+    pub fn clocks(&self) -> Vec<(String, OwnClock)> {
+        let postgres = ("Postgres".to_owned(), self.postgres.clock().clone());
+        let replicas =
+            self.replicas.iter().enumerate().map(|(n, it)| (format!("replica {n}"), it.clock().clone()));
+        let hosts = self.hosts.iter().enumerate().map(|(n, it)| (format!("host {n}"), it.clock().clone()));
+        std::iter::once(postgres).chain(replicas).chain(hosts).collect()
+    }
+
+    /// From here on there are two truths, as when a copy of the database goes on beside it, and each has a host of its own: replica 0
+    /// and host 0 stay with the first; replica 1 and host 1 have the second, which this returns.
+    pub async fn split(&mut self) -> Database {
+        for replica in &mut self.replicas {
+            replica.kill();
+        }
+        let second = self.database.copy().await;
+        self.replicas[1].use_database(&second);
+        for (replica, host) in self.replicas.iter_mut().zip(&mut self.hosts) {
+            replica.start().await;
+            host.kill_agent();
+            host.dial(&replica.agents_url());
+            host.spawn_agent();
+        }
+        second
     }
 
     /// Gives a host what its agent enrols with; of the node of that name, or of a new one.
@@ -275,6 +301,13 @@ impl Rig {
     }
 }
 
+impl Drop for Rig {
+    fn drop(&mut self) {
+        // What hangs on the share could not be ended.
+        self.share.let_go();
+    }
+}
+
 fn flags(named: &[(String, String)]) -> impl Iterator<Item = String> {
     named.iter().map(|(name, value)| format!("--{name}={value}"))
 }
@@ -288,7 +321,7 @@ fn migrate(database: &Database) {
 }
 
 /// Removes what rigs of killed tests left. Their own processes ended with them, containers did not.
-fn clear_up() {
+pub(crate) fn clear_up() {
     for (dir, notes) in left_behind(PREFIX) {
         if let [bridge] = &notes[..] {
             let hosts = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|entry| entry.path());

@@ -9,6 +9,7 @@ use tonic::transport::Endpoint;
 
 use super::relay::Relay;
 use crate::client::Client;
+use crate::database::Database;
 use crate::own_clock::OwnClock;
 use crate::process::Process;
 use crate::{http, settings};
@@ -49,6 +50,15 @@ impl Replica {
             process: None,
             clock,
         }
+    }
+
+    /// From its next start on it stands over this database of the same Postgres.
+    pub(crate) fn use_database(&mut self, database: &Database) {
+        let flag = "--database-url=";
+        let url = self.arguments.iter().find_map(|argument| argument.strip_prefix(flag)).expect("it has one");
+        let url = database.url_in(url);
+        self.arguments.retain(|argument| !argument.starts_with(flag));
+        self.arguments.push(format!("{flag}{url}"));
     }
 
     /// Where callers reach it.

@@ -12,6 +12,7 @@ pub struct Shape {
     pub(super) images: Vec<String>,
     pub(super) live_restore: bool,
     pub(super) own_clocks: bool,
+    pub(super) gated_share: bool,
 }
 
 impl Shape {
@@ -21,7 +22,7 @@ impl Shape {
         let images = vec![settings::tiny_image()];
         let options =
             Options::new().flag("fence-after", "30s").flag("stop-budget", "2s").flag("lease-margin", "4s");
-        Self { hosts, replicas, options, images, live_restore: true, own_clocks: false }
+        Self { hosts, replicas, options, images, live_restore: true, own_clocks: false, gated_share: false }
     }
 
     /// Leases of F 8 s: what a silent host held is elsewhere after some 14 s.
@@ -62,6 +63,13 @@ impl Shape {
     pub fn own_clocks(mut self) -> Self {
         self.own_clocks = true;
         self
+    }
+
+    /// The share is one that can be made to fail; see [`super::Share::gate`].
+    #[must_use]
+    pub fn gated_share(mut self) -> Self {
+        self.gated_share = true;
+        self.agent_flag("storage", "mount")
     }
 
     /// Containers end with their Docker.

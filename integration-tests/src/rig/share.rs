@@ -1,9 +1,11 @@
 //! What stands for the EFS: one file system that all hosts see at the same path. It is in memory, so that a file synced on
-//! each line costs the disk of the machine nothing.
+//! each line costs the disk of the machine nothing; or one that can be made to fail.
 
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use crate::gated_share::GatedShare;
 use crate::process::run;
 use crate::writes::{self, History};
 
@@ -11,16 +13,27 @@ use crate::writes::{self, History};
 #[derive(Debug)]
 pub struct Share {
     path: PathBuf,
+    gate: Option<GatedShare>,
 }
 
 impl Share {
-    pub(crate) fn mount(path: &Path) -> Self {
-        std::fs::create_dir(path).expect("a directory");
+    /// Mounts one below this directory.
+    pub(crate) fn mount(dir: &Path) -> Self {
+        let path = dir.join("share");
+        std::fs::create_dir(&path).expect("a directory");
         let target = path.to_str().expect("UTF-8");
         run("mount", &["-t", "tmpfs", "-o", "size=256m,mode=0700", "carrel-rig", target]);
         // So that mounts on it reach the hosts, and theirs stay with them.
         run("mount", &["--make-shared", target]);
-        Self { path: path.to_owned() }
+        Self { path, gate: None }
+    }
+
+    /// Mounts one below this directory that can be made to fail.
+    pub(crate) fn mount_gated(dir: &Path) -> Self {
+        let gate = GatedShare::mount(dir);
+        let path = gate.path().join("base");
+        std::fs::DirBuilder::new().mode(0o700).create(&path).expect("the base");
+        Self { path, gate: Some(gate) }
     }
 
     /// The base path of the workspaces, on every host.
@@ -28,9 +41,22 @@ impl Share {
         &self.path
     }
 
-    /// A student's directory.
+    /// What makes it fail.
+    pub fn gate(&self) -> &GatedShare {
+        self.gate.as_ref().expect("Shape::gated_share")
+    }
+
+    /// Whoever hangs on it goes on, so that it can be ended.
+    pub(crate) fn let_go(&self) {
+        if let Some(gate) = &self.gate {
+            gate.let_go();
+        }
+    }
+
+    /// A student's directory, as the file server sees it.
     pub fn student(&self, student: &str) -> PathBuf {
-        self.path.join(student)
+        let base = self.gate.as_ref().map_or_else(|| self.path.clone(), |gate| gate.behind().join("base"));
+        base.join(student)
     }
 
     /// Who has written in a student's desk so far; panics when there were two at once.
@@ -42,7 +68,9 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
-        clear_up(&self.path);
+        if self.gate.is_none() {
+            clear_up(&self.path);
+        }
     }
 }
 

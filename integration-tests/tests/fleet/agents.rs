@@ -1,7 +1,8 @@
 //! Rows about agents: killed, frozen, cut off.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use carrel_proto::v1 as pb;
 use carrel_proto::v1::workspace::State;
 use integration_tests::chance::Chance;
 use integration_tests::rig::{Loss, Rig, Shape};
@@ -76,4 +77,39 @@ async fn row_07_a_node_cut_off_for_less_than_its_lease_keeps_running() {
     assert_undisturbed(&rig, &["ada", "bob"]);
     until("it obeys", Duration::from_secs(10), async || client.try_stop("ada").await.is_ok()).await;
     client.wait_for("ada", State::Stopped).await;
+}
+
+#[tokio::test]
+async fn row_11_a_cloned_host_is_refused_and_the_one_it_imitates_works_on() {
+    let mut chance = Chance::of("row 11");
+    let mut rig = Rig::start_without_agents(Shape::new(2, 1).writers()).await;
+    rig.host(0).spawn_agent();
+    rig.host(0).spawn_fence();
+    rig.wait_for_agent(0, 0).await;
+    let client = rig.client();
+    client.start_and_wait("ada").await;
+    let (before, sessions) = (rig.desk("ada").await, rig.sessions_of(0).await);
+    // Another machine by its id; one that is told apart by its Docker only.
+    for (machine_id_too, told_apart_by) in [(false, "machine id"), (true, "Docker daemon id")] {
+        rig.hosts()[1].copy_disk_of(&rig.hosts()[0], machine_id_too);
+        rig.host(1).spawn_agent();
+        let tried = Instant::now();
+        while !rig.host(1).agent().log_tail(200).contains(told_apart_by) {
+            assert!(tried.elapsed() < Duration::from_secs(30), "the clone is not refused: {told_apart_by}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        tokio::time::sleep(chance.millis(1000..4000)).await;
+        rig.host(1).kill_agent();
+    }
+    let filter = pb::EventFilter { types: vec!["node.identity_refused".into()], ..Default::default() };
+    let told = client.list_events(filter).await;
+    assert!(
+        told.len() == 1 && told[0].reason == "NODE_IDENTITY_CHANGED",
+        "operators are told, once: {told:?}"
+    );
+    assert_eq!(rig.database().text("SELECT count(*)::text FROM nodes").await, "1");
+    assert_eq!((rig.sessions_of(0).await, rig.state_of(0).await.as_str()), (sessions, "READY"));
+    assert_eq!(rig.desk("ada").await, before);
+    assert_undisturbed(&rig, &["ada"]);
+    client.stop_and_wait("ada").await;
 }

@@ -51,39 +51,6 @@ async fn row_13_a_frozen_docker_degrades_its_node_and_kills_nothing() {
 }
 
 #[tokio::test]
-async fn row_13_a_restarted_docker_is_believed_again_at_once() {
-    let mut chance = Chance::of("row 13, restarted");
-    for live_restore in [true, false] {
-        let mut shape = Shape::new(1, 1).writers();
-        if !live_restore {
-            shape = shape.without_live_restore();
-        }
-        let mut rig = Rig::start(shape).await;
-        let client = rig.client();
-        client.start_and_wait("ada").await;
-        let before = rig.desk("ada").await;
-        tokio::time::sleep(chance.millis(0..700)).await;
-        if chance.coin() {
-            rig.host(0).kill_docker()
-        } else {
-            rig.host(0).stop_docker()
-        }
-        tokio::time::sleep(chance.millis(0..4000)).await;
-        rig.host(0).start_docker().await;
-        let took = until("the truth", TRUTH, async || is_true(&rig, "ada").await).await;
-        eprintln!("live restore {live_restore}: truth after {took:?}");
-        assert_eq!(client.get("ada").await.generation, 1);
-        if live_restore {
-            assert_eq!(rig.desk("ada").await, before, "it outlived its Docker");
-            assert_undisturbed(&rig, &["ada"]);
-        } else {
-            assert_eq!(rig.desk("ada").await.id, before.id, "the same container, started again");
-        }
-        rig.share().writes("ada");
-    }
-}
-
-#[tokio::test]
 async fn row_14_a_rebooted_host_tells_the_truth_soon() {
     let mut chance = Chance::of("row 14");
     let mut rig = Rig::start(Shape::new(1, 1).writers()).await;
@@ -114,34 +81,6 @@ async fn row_14_a_rebooted_host_tells_the_truth_soon() {
 }
 
 #[tokio::test]
-async fn row_15_what_events_did_not_tell_the_next_listing_does() {
-    let rig = &mut Rig::start(Shape::new(1, 1)).await;
-    let client = rig.client();
-    for student in ["ada", "bob"] {
-        client.start_and_wait(student).await;
-    }
-    let [ada, bob] = [rig.desk("ada").await, rig.desk("bob").await];
-    let docker = rig.hosts()[0].docker();
-    rig.host(0).agent().signal(Signal::STOP);
-    docker.kill(&ada.id).await;
-    // Docker keeps 256; a slow reader is dropped before.
-    let host = rig.hosts()[0].docker_host();
-    run("docker", &["--host", &host, "create", "--name", "spare-0", &tiny_image()]);
-    let socket = host.strip_prefix("unix://").unwrap();
-    let renames: Vec<_> = (1..=400)
-        .map(|n| format!("http://docker/containers/spare-{}/rename?name=spare-{n}", n - 1))
-        .collect();
-    let post = ["--silent", "--show-error", "--fail", "--unix-socket", socket, "--request", "POST"];
-    let urls: Vec<_> = renames.iter().map(String::as_str).collect();
-    run("curl", &[&post[..], &urls].concat());
-    rig.host(0).agent().signal(Signal::CONT);
-    let took = until("ada runs again", TRUTH, async || is_true(rig, "ada").await).await;
-    eprintln!("repaired after {took:?}");
-    assert_eq!(client.get("ada").await.generation, 1, "restarted, within its budget");
-    assert_eq!(rig.desk("bob").await, bob);
-}
-
-#[tokio::test]
 async fn row_16_a_desk_that_runs_wild_hurts_nobody_else() {
     let rig = Rig::start(Shape::new(1, 1).writers().flag("pids", "64")).await;
     let client = rig.client();
@@ -164,4 +103,69 @@ async fn row_16_a_desk_that_runs_wild_hurts_nobody_else() {
     client.start_and_wait("eve").await;
     client.stop_and_wait("ada").await;
     assert_undisturbed(&rig, &["bob"]);
+}
+
+mod full {
+    use super::*;
+
+    #[tokio::test]
+    async fn row_13_a_restarted_docker_is_believed_again_at_once() {
+        let mut chance = Chance::of("row 13, restarted");
+        for live_restore in [true, false] {
+            let mut shape = Shape::new(1, 1).writers();
+            if !live_restore {
+                shape = shape.without_live_restore();
+            }
+            let mut rig = Rig::start(shape).await;
+            let client = rig.client();
+            client.start_and_wait("ada").await;
+            let before = rig.desk("ada").await;
+            tokio::time::sleep(chance.millis(0..700)).await;
+            if chance.coin() {
+                rig.host(0).kill_docker()
+            } else {
+                rig.host(0).stop_docker()
+            }
+            tokio::time::sleep(chance.millis(0..4000)).await;
+            rig.host(0).start_docker().await;
+            let took = until("the truth", TRUTH, async || is_true(&rig, "ada").await).await;
+            eprintln!("live restore {live_restore}: truth after {took:?}");
+            assert_eq!(client.get("ada").await.generation, 1);
+            if live_restore {
+                assert_eq!(rig.desk("ada").await, before, "it outlived its Docker");
+                assert_undisturbed(&rig, &["ada"]);
+            } else {
+                assert_eq!(rig.desk("ada").await.id, before.id, "the same container, started again");
+            }
+            rig.share().writes("ada");
+        }
+    }
+
+    #[tokio::test]
+    async fn row_15_what_events_did_not_tell_the_next_listing_does() {
+        let rig = &mut Rig::start(Shape::new(1, 1)).await;
+        let client = rig.client();
+        for student in ["ada", "bob"] {
+            client.start_and_wait(student).await;
+        }
+        let [ada, bob] = [rig.desk("ada").await, rig.desk("bob").await];
+        let docker = rig.hosts()[0].docker();
+        rig.host(0).agent().signal(Signal::STOP);
+        docker.kill(&ada.id).await;
+        // Docker keeps 256; a slow reader is dropped before.
+        let host = rig.hosts()[0].docker_host();
+        run("docker", &["--host", &host, "create", "--name", "spare-0", &tiny_image()]);
+        let socket = host.strip_prefix("unix://").unwrap();
+        let renames: Vec<_> = (1..=400)
+            .map(|n| format!("http://docker/containers/spare-{}/rename?name=spare-{n}", n - 1))
+            .collect();
+        let post = ["--silent", "--show-error", "--fail", "--unix-socket", socket, "--request", "POST"];
+        let urls: Vec<_> = renames.iter().map(String::as_str).collect();
+        run("curl", &[&post[..], &urls].concat());
+        rig.host(0).agent().signal(Signal::CONT);
+        let took = until("ada runs again", TRUTH, async || is_true(rig, "ada").await).await;
+        eprintln!("repaired after {took:?}");
+        assert_eq!(client.get("ada").await.generation, 1, "restarted, within its budget");
+        assert_eq!(rig.desk("bob").await, bob);
+    }
 }

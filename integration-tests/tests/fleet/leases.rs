@@ -137,11 +137,6 @@ async fn row_09_acks_that_do_not_reach_the_node_renew_no_lease() {
 }
 
 #[tokio::test]
-async fn row_09_heartbeats_that_do_not_reach_the_control_plane_renew_no_lease() {
-    loses(Loss::Outgoing).await;
-}
-
-#[tokio::test]
 async fn row_10_what_a_frozen_agent_runs_is_ended_by_the_fence_and_it_fences_before_it_speaks() {
     let mut chance = Chance::of("row 10");
     let (mut rig, client, before) = with_a_writer().await;
@@ -151,4 +146,13 @@ async fn row_10_what_a_frozen_agent_runs_is_ended_by_the_fence_and_it_fences_bef
     moves(&rig, &client, &before).await;
     rig.host(before.host).agent().signal(Signal::CONT);
     comes_back(&mut rig, &client, &before, sessions).await;
+}
+
+mod full {
+    use super::*;
+
+    #[tokio::test]
+    async fn row_09_heartbeats_that_do_not_reach_the_control_plane_renew_no_lease() {
+        loses(Loss::Outgoing).await;
+    }
 }

@@ -7,12 +7,15 @@
 #![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
 
 mod agents;
+mod clocks;
 mod drains;
 mod hosts;
 mod leases;
 mod random;
 mod replicas;
 mod rig;
+mod shares;
+mod starts;
 
 use std::time::{Duration, Instant};
 
