@@ -71,13 +71,16 @@ impl Inner {
 pub struct Desks {
     root: PathBuf,
     inner: Mutex<Inner>,
+    /// Held while a directory is made and noted, and while one that nobody noted is removed.
+    directories: Mutex<()>,
     news: Notify,
 }
 
 impl Desks {
     /// The desks whose directories are below `root`; what happened since an agent last looked counts as happening now. Blocking.
     pub fn open(root: PathBuf, now: Duration) -> Self {
-        let desks = Self { root, inner: Mutex::default(), news: Notify::new() };
+        let desks =
+            Self { root, inner: Mutex::default(), directories: Mutex::default(), news: Notify::new() };
         for (workspace, generation) in files::found(&desks.root) {
             if let Some(generation) = generation {
                 desks.register(workspace, generation, false);
@@ -96,6 +99,7 @@ impl Desks {
     /// # Errors
     /// When it cannot be made.
     pub fn ensure(&self, workspace: WorkspaceUid, generation: Generation) -> io::Result<PathBuf> {
+        let _held = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
         let path = files::ensure(&self.root, workspace)?;
         self.register(workspace, generation, true);
         Ok(path)
@@ -183,6 +187,7 @@ impl Desks {
     fn clear_up(&self) {
         let Some(here) = self.lock().here.take() else { return };
         for (workspace, _) in files::found(&self.root) {
+            let _held = self.directories.lock().unwrap_or_else(PoisonError::into_inner);
             let ensured = self.lock().desks.get(&workspace).is_some_and(|desk| desk.ensured);
             if !here.contains(&workspace) && !ensured {
                 self.remove(workspace);

@@ -149,3 +149,23 @@ fn of_a_workspace_that_is_no_more_nothing_stays() {
     assert!(!bobs.exists() && root.join("of somebody else").exists());
     assert!(eves.exists(), "it has just been made, for an order that came meanwhile");
 }
+
+#[test]
+fn a_directory_that_is_being_made_is_not_cleared_up() {
+    let host = tempfile::tempdir().expect("tempdir");
+    let desks = Desks::open(host.path().join("desks"), at(0));
+    let made = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !made.load(std::sync::atomic::Ordering::Relaxed) {
+                desks.only(BTreeSet::new());
+                desks.clear_up();
+            }
+        });
+        let paths: Vec<_> = (0..300).map(|_| desks.ensure(WorkspaceUid::new(), Generation(1))).collect();
+        made.store(true, std::sync::atomic::Ordering::Relaxed);
+        for path in paths {
+            assert!(path.expect("made").join("activity/input").exists());
+        }
+    });
+}
