@@ -6,6 +6,9 @@ LIB=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 # shellcheck disable=SC2034 # for those who source this
 REPOSITORY=$(cd "$LIB/../.." && pwd)
 
+# cloud-init runs scripts without it.
+export HOME=${HOME:-$(getent passwd "$EUID" | cut -d: -f6)}
+
 # The default must lie outside the repository: a `git clean` or a fresh clone should not cost the images and tools again.
 # Under sudo it is not root's own: the person who called wants to use grpcurl from there.
 if ((EUID == 0)) && [[ -n ${SUDO_USER:-} && ${SUDO_USER:-} != root ]]; then

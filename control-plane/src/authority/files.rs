@@ -11,7 +11,7 @@
 
 use std::fs;
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, fchown};
 use std::path::Path;
 use std::time::Duration;
 
@@ -80,13 +80,18 @@ pub fn read(dir: &Path) -> Result<Found, AuthorityError> {
     Ok(Found { key_pem, trusted_pem, chain_pem })
 }
 
-/// Replaces a file as a whole, readable by the owner alone.
+/// Replaces a file as a whole, readable by the owner alone: the directory's, whoever writes it. An operator rotates as root what a
+/// service reads as its own user.
 fn write(dir: &Path, name: &str, text: &str) -> Result<(), AuthorityError> {
     let path = dir.join(name);
     let put = || {
         let new = dir.join(format!("{name}.new"));
         let mut file =
             fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&new)?;
+        let owner = fs::metadata(dir)?;
+        if file.metadata()?.uid() != owner.uid() {
+            fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+        }
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
         fs::rename(&new, &path)?;

@@ -1,6 +1,6 @@
 //! What is signed is checked here by rustls, as on the wire.
 
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -232,6 +232,21 @@ fn the_key_is_for_its_owner_alone() {
     std::fs::set_permissions(&key, std::fs::Permissions::from_mode(0o600)).expect("chmod");
     std::fs::set_permissions(dir.path(), std::fs::Permissions::from_mode(0o755)).expect("chmod");
     assert!(matches!(files::read(&dir.path()), Err(AuthorityError::Open { wanted: 0o700, .. })));
+}
+
+#[test]
+fn what_root_rotates_stays_the_services() {
+    let dir = Dir::new();
+    let owner = |path: &Path| std::fs::metadata(path).expect("there").uid();
+    // Only root can give files away: whoever else runs this sees that nothing is refused.
+    let service = match owner(&dir.path()) {
+        0 => 4711,
+        own => own,
+    };
+    chown(dir.path(), Some(service), None).expect("chown");
+    files::rotate(&dir.path(), NOW).expect("rotated");
+    let owners = ["ca.key", "ca.pem", "chain.pem"].map(|name| owner(&dir.path().join(name)));
+    assert_eq!(owners, [service; 3]);
 }
 
 #[test]

@@ -71,7 +71,8 @@ fn a_node_is_installed_and_an_upgrade_keeps_its_settings() {
         (0o640, 0o600)
     );
     let drop_in = text(&root, "etc/systemd/system/carrel-node-agent.service.d/share.conf");
-    assert!(drop_in.contains("RequiresMountsFor=/mnt/efs/workspace-data"), "{drop_in}");
+    let mounts = r"mnt-efs-workspace\x2ddata.mount mnt-efs.mount mnt.mount";
+    assert!(drop_in.contains(&format!("Wants={mounts}\nAfter={mounts}\n")), "{drop_in}");
     assert_eq!(mode(&root, "usr/local/bin/node-agent"), 0o755);
 
     installed(&root, &["node", "--zone", "b"]);
@@ -98,6 +99,8 @@ fn what_is_missing_is_named() {
     let said = |arguments: &[&str]| String::from_utf8_lossy(&install(&root, arguments).stderr).into_owned();
     assert!(said(&["node", "--base", "/srv"]).contains("CARREL_CONTROL_PLANE is not set"));
     assert!(said(&["control-plane", "--ca-dir", "/x"]).contains("CARREL_DATABASE_URL is not set"));
+    let empty = said(&["node", "--control-plane", "https://c:7301", "--base", "/srv", "--join-token", ""]);
+    assert!(empty.contains("--join-token wants a value"), "{empty}");
     let relative = said(&["node", "--control-plane", "https://c:7301", "--base", "srv"]);
     assert!(relative.contains("--base must be an absolute path"), "{relative}");
     assert!(
