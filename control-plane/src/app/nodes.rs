@@ -154,6 +154,10 @@ impl App {
         if heard || node.state == NodeState::Fenced {
             return Ok(0);
         }
+        // The clock may have been set, or nobody could hear it: the next sign of life moves what it is measured by.
+        if self.rules_in(&mut work).await?.is_none() {
+            return Ok(0);
+        }
         if node.state != NodeState::Unreachable {
             work.mark_unreachable(id).await?;
             work.append(about(id), Entry::new("node.unreachable", Actor::ControlPlane)).await?;
@@ -166,6 +170,14 @@ impl App {
             let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { continue };
             if before.node != Some(id) {
                 continue;
+            }
+            // It may have been heard of meanwhile, and have told that this one runs: then nobody would tell so again. Its row is
+            // locked, so that whoever hears of it after this finds it silent, and has it tell everything anew.
+            let now_is = work.lock_node(id).await?;
+            if now_is
+                .is_none_or(|it| it.state != NodeState::Unreachable || it.session_epoch != node.session_epoch)
+            {
+                break;
             }
             let (next, log) = before.apply(Event::NodeSilent, now)?;
             if next != before {

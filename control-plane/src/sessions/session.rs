@@ -60,6 +60,8 @@ pub(super) struct Session {
     epoch: i64,
     /// The agent has had an ack in this session, and the store knows it.
     lease_settled: bool,
+    /// Something was told in this session.
+    observed: bool,
     sent: Option<DesiredPair>,
     /// The images that were ordered last.
     images: Option<Vec<String>>,
@@ -85,6 +87,7 @@ impl Session {
             superseded: CancellationToken::new(),
             epoch: 0,
             lease_settled: false,
+            observed: false,
             sent,
             images,
             tails,
@@ -283,7 +286,8 @@ impl Session {
                     self.app.settle_lease(self.node, self.epoch).await?;
                 }
                 self.send(ToAgent::HeartbeatAck(pb::HeartbeatAck { sequence: heartbeat.sequence })).await?;
-                if outcome == HeartbeatOutcome::BackFromSilence && heartbeat.sequence > 1 {
+                let told_before = heartbeat.sequence > 1 || self.observed;
+                if outcome == HeartbeatOutcome::BackFromSilence && told_before {
                     // What was decided during the silence has to meet everything that is true now.
                     return Err(End::Told(Box::new(Status::aborted(
                         "back from silence: tell everything anew",
@@ -307,6 +311,7 @@ impl Session {
                 span
             })
             .collect();
+        self.observed = true;
         let acked = self.app.observe(self.node, self.epoch, &batch).await?;
         drop(spans);
         let acked = acked

@@ -1,7 +1,10 @@
-use carrel_common::id::RequestId;
-use control_plane::app::{AppError, Call};
-use control_plane::domain::node::Standing;
-use control_plane::domain::workspace::State;
+use std::time::Duration;
+
+use carrel_common::id::{NodeId, RequestId};
+use carrel_common::model::{Health, Observed};
+use control_plane::app::{AppError, Call, HeartbeatOutcome};
+use control_plane::domain::node::{NodeState, Standing};
+use control_plane::domain::workspace::{State, Workspace};
 
 use crate::rig::{GIB, Rig, call};
 
@@ -80,5 +83,47 @@ async fn a_node_is_removed_only_when_empty_and_then_for_good() {
     assert_eq!(rig.app.nodes(None, true, 50).await.unwrap().0.len(), 1);
     let refused = rig.app.cordon(&call("CordonNode"), node, "").await;
     assert!(matches!(refused, Err(AppError::NodeRemoved(_))), "{refused:?}");
+    rig.end().await;
+}
+
+/// What a session does after a begin: tells everything, then gives a sign of life; again, if the node had been given up.
+async fn session(rig: &Rig, node: NodeId, desks: &[Workspace]) {
+    loop {
+        rig.reconnect(node).await;
+        for desk in desks {
+            let running = Observed::Running { endpoint: "127.0.0.1:1".into() };
+            rig.report(node, desk.uid, desk.generation, running).await;
+        }
+        let healthy = Health { problem: None, age: Duration::ZERO };
+        let epoch = rig.epoch(node).await;
+        let heard = rig.app.heartbeat_node(node, epoch, &healthy, &healthy).await.unwrap();
+        if heard == HeartbeatOutcome::Committed {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_desk_stays_unreachable_on_a_node_that_is_heard_while_it_is_given_up() {
+    let rig = Rig::with(|settings| settings.unreachable_after = Duration::ZERO).await;
+    let node = rig.node(8).await;
+    let mut desks = vec![];
+    for student in ["ada", "bob", "eve", "kim", "lea", "tom"] {
+        desks.push(rig.running(node, student).await);
+    }
+    for round in 0..40 {
+        let given_up = async {
+            tokio::time::sleep(Duration::from_micros(rand::random_range(0..8000))).await;
+            rig.app.give_up_node(node).await.unwrap();
+        };
+        tokio::join!(given_up, session(&rig, node, &desks));
+        if rig.app.node(node).await.unwrap().node.state == NodeState::Unreachable {
+            session(&rig, node, &desks).await;
+        }
+        for desk in &desks {
+            let state = rig.get(desk.student.as_str()).await.state;
+            assert_eq!(state, State::Running, "round {round}: nobody will tell of it again");
+        }
+    }
     rig.end().await;
 }

@@ -49,13 +49,16 @@ impl Workspace {
                 self.attempts = None;
                 let first = self.ready_at.is_none();
                 self.ready_at = self.ready_at.or(Some(now));
+                let ready = Entry::new("workspace.ready", Actor::Agent).with("first", first);
                 if before == State::Unreachable {
                     let mut log = vec![Entry::new("workspace.reachable", Actor::Agent)];
                     // Nobody could see a warning while the node was silent: its lead begins anew.
                     log.extend(self.warning.take().map(|warning| warning.withdrawn()));
+                    // It was on its way when its node fell silent: whoever waits for it is told.
+                    log.extend(first.then_some(ready));
                     return log;
                 }
-                vec![Entry::new("workspace.ready", Actor::Agent).with("first", first)]
+                vec![ready]
             }
             (
                 State::Starting | State::Running | State::Unreachable,

@@ -122,6 +122,7 @@ fn situations() -> Vec<(&'static str, Workspace)> {
         ("FAILED, container still there", after(up().chain([Event::Report(failed())]))),
         ("FAILED", after(up().chain([Event::Report(failed()), Event::Report(gone())]))),
         ("UNREACHABLE", after(up().chain([Event::NodeSilent]))),
+        ("UNREACHABLE, on its way", after(placed().into_iter().chain([Event::NodeSilent]))),
     ]
 }
 
