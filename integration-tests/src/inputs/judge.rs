@@ -15,6 +15,8 @@ const AFTER_AN_OUTAGE: i64 = 10 * SECOND;
 const LATE: i64 = 5 * SECOND;
 /// Of an outage of the database that is longer it is known that it was one; and then a lead begins anew.
 const NOTICED: i64 = 4 * SECOND;
+/// A stop that was decided just before a step is told just after it: a transaction lasts so long at most.
+const UNDER_WAY: i64 = SECOND / 4;
 /// The machine's two clocks may drift apart by this in a test; more and its own clock was set, so that nothing can be said.
 const DRIFT: i64 = SECOND / 10;
 
@@ -63,6 +65,8 @@ pub enum Violation {
     },
     /// The 99th of 100 stops was this late.
     Late {
+        /// Of those that had an outage to excuse them; else of those that had none.
+        excused: bool,
         /// After what the log says, without what outages excuse.
         p99: i64,
     },
@@ -96,20 +100,25 @@ pub enum Violation {
 pub struct Verdict {
     /// What was done wrong.
     pub violations: Vec<Violation>,
-    /// How late each idle stop was, without what outages excuse, sorted; in microseconds.
-    pub lateness: Vec<i64>,
-    /// How many of them had no outage to excuse anything.
-    pub unexcused: usize,
-    /// Inputs and extensions that were acked.
+    /// How late each idle stop was that no outage excuses, sorted; in microseconds.
+    pub unexcused: Vec<i64>,
+    /// How late each other one was beyond what outages excuse, sorted; in microseconds.
+    pub excused: Vec<i64>,
+    /// Inputs, extensions and jobs that were acked.
     pub acked: usize,
+    /// How often each kind of thing was done to the fleet.
+    pub strikes: BTreeMap<String, usize>,
 }
 
-impl Verdict {
-    /// How late the stop at this share of all is; 0 without any.
-    pub fn lateness_at(&self, percent: usize) -> i64 {
-        let rank = (self.lateness.len() * percent).div_ceil(100).max(1);
-        self.lateness.get(rank - 1).copied().unwrap_or_default()
-    }
+/// How late the stop at this share of sorted ones is; 0 without any.
+pub fn lateness_at(percent: usize, sorted: &[i64]) -> i64 {
+    let rank = (sorted.len() * percent).div_ceil(100).max(1);
+    sorted.get(rank - 1).copied().unwrap_or_default()
+}
+
+/// What "replica 1" is one of.
+fn kind_of(what: &str) -> &str {
+    what.trim_end_matches(|c: char| c.is_ascii_digit() || c == ' ')
 }
 
 /// What one incarnation has gone through.
@@ -132,6 +141,7 @@ struct Court<'a> {
     breaks: Vec<(i64, i64)>,
     /// How far the database's clock was off, at some time.
     offs: Vec<i64>,
+    strikes: BTreeMap<String, usize>,
     begun: super::Stamp,
     over: super::Stamp,
 }
@@ -162,6 +172,7 @@ impl<'a> Court<'a> {
             outages: vec![],
             breaks: vec![],
             offs: vec![0],
+            strikes: BTreeMap::new(),
             begun: *begun,
             over: *over,
         };
@@ -172,13 +183,20 @@ impl<'a> Court<'a> {
                 Line::Begun { .. } | Line::Over { .. } => {}
                 Line::Asked { student, .. } => court.asked.entry(student).or_default().push(line),
                 Line::Down { what, from, to } => {
+                    *court.strikes.entry(format!("{} killed", kind_of(what))).or_default() += 1;
                     court.outages.push((from.at, to.at + AFTER_AN_OUTAGE));
                     if what == DATABASE && to.at - from.at > NOTICED {
                         court.breaks.push((from.at, to.at));
                     }
                 }
-                Line::Set { clock, off_by, .. } if offs.insert(clock, *off_by).unwrap_or(0) == *off_by => {}
                 Line::Set { clock, at, off_by } => {
+                    let before = offs.insert(clock, *off_by).unwrap_or(0);
+                    if before == *off_by {
+                        continue;
+                    }
+                    let way = if *off_by > before { "forward" } else { "back" };
+                    let kind = format!("{}'s clock set {way}", kind_of(clock));
+                    *court.strikes.entry(kind).or_default() += 1;
                     court.outages.push((at.at, at.at + AFTER_AN_OUTAGE));
                     if clock == DATABASE {
                         court.breaks.push((at.at, at.at));
@@ -215,7 +233,8 @@ impl<'a> Court<'a> {
     }
 
     fn sit(&self, events: &[Told]) -> Verdict {
-        let mut verdict = Verdict { acked: self.acked(), ..Verdict::default() };
+        let strikes = self.strikes.clone();
+        let mut verdict = Verdict { acked: self.acked(), strikes, ..Verdict::default() };
         let mut by_student: BTreeMap<&str, Vec<&Told>> = BTreeMap::new();
         for told in events {
             by_student.entry(&told.student).or_default().push(told);
@@ -227,10 +246,13 @@ impl<'a> Court<'a> {
         for (student, told) in by_student {
             self.follow(student, &told, &mut verdict);
         }
-        verdict.lateness.sort_unstable();
-        let p99 = verdict.lateness_at(99);
-        if p99 > LATE {
-            verdict.violations.push(Violation::Late { p99 });
+        verdict.unexcused.sort_unstable();
+        verdict.excused.sort_unstable();
+        for (excused, late) in [(false, &verdict.unexcused), (true, &verdict.excused)] {
+            let p99 = lateness_at(99, late);
+            if p99 > LATE {
+                verdict.violations.push(Violation::Late { excused, p99 });
+            }
         }
         verdict
     }
@@ -285,6 +307,10 @@ impl<'a> Court<'a> {
             let (from, to) = match asked {
                 Asked::Input { age, .. } => (sent.at - age + self.idle, answered.at - age + self.idle),
                 Asked::Extension { by } => (sent.at + by, answered.at + by),
+                Asked::Job { by } => {
+                    let by = *by.max(&self.idle);
+                    (sent.at + by, answered.at + by)
+                }
             };
             if *answer == Answer::Acked {
                 earliest = earliest.max(from);
@@ -301,12 +327,15 @@ impl<'a> Court<'a> {
         if lead.is_none_or(|lead| lead < self.lead) {
             verdict.violations.push(Violation::ShortLead { student: owned(), at, lead });
         }
-        if self.breaks.iter().any(|(from, to)| life.warned.is_some_and(|w| w < *from) && at > *to) {
+        let stale = |(from, to): &(i64, i64)| {
+            life.warned.is_some_and(|warned| warned < *from) && at > *to + UNDER_WAY
+        };
+        if self.breaks.iter().any(stale) {
             verdict.violations.push(Violation::StaleLead { student: owned(), at });
         }
         let excused = self.excused(latest - self.idle, at);
-        verdict.unexcused += usize::from(excused == 0);
-        verdict.lateness.push((at - latest - excused).max(0));
+        let late = if excused == 0 { &mut verdict.unexcused } else { &mut verdict.excused };
+        late.push((at - latest - excused).max(0));
     }
 }
 

@@ -14,7 +14,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-pub use judge::{Told, Verdict, Violation, judge};
+pub use judge::{Told, Verdict, Violation, judge, lateness_at};
 
 /// A moment by both clocks of the test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -38,6 +38,11 @@ pub enum Asked {
     },
     /// No idle stop for so many microseconds.
     Extension {
+        /// From when it is recorded.
+        by: i64,
+    },
+    /// A job that needs the desk for so many microseconds, and is activity itself.
+    Job {
         /// From when it is recorded.
         by: i64,
     },

@@ -61,7 +61,7 @@ fn ada() -> String {
 #[test]
 fn a_stop_at_its_time_after_its_warning_is_right() {
     let verdict = judge(&lines(vec![acked(5), acked(10)]), &life(24, 30));
-    assert_eq!(verdict, Verdict { lateness: vec![0], unexcused: 1, acked: 2, ..Verdict::default() });
+    assert_eq!(verdict, Verdict { unexcused: vec![0], acked: 2, ..Verdict::default() });
 }
 
 #[test]
@@ -129,26 +129,65 @@ fn a_lead_begins_anew_after_an_outage_of_the_database_and_a_step_of_its_clock() 
     for event in &mut events[3..] {
         event.time += 3600 * SECOND;
     }
-    assert_eq!(violations(vec![acked(10), set], &events), stale(32));
+    assert_eq!(violations(vec![acked(10), set.clone()], &events), stale(32));
+    let mut under_way = life(24, 30);
+    for event in &mut under_way[3..] {
+        event.time += 3600 * SECOND + SECOND / 5;
+    }
+    let set = Line::Set { clock: DATABASE.into(), at: stamp(30), off_by: 3600 };
+    assert_eq!(violations(vec![acked(10), set], &under_way), [], "decided before, told after");
 }
 
 #[test]
 fn lateness_is_what_no_outage_excuses() {
     let late = |middle: Vec<Line>, at| {
         let verdict = judge(&lines([vec![acked(10)], middle].concat()), &life(24, at));
-        (verdict.lateness[0] / SECOND, verdict.violations)
+        let all = [verdict.unexcused, verdict.excused].concat();
+        (all[0] / SECOND, verdict.violations)
     };
     assert_eq!(late(vec![], 35), (5, vec![]));
-    assert_eq!(late(vec![], 37), (7, vec![Violation::Late { p99: 7 * SECOND }]));
+    assert_eq!(late(vec![], 37), (7, vec![Violation::Late { excused: false, p99: 7 * SECOND }]));
     // 3 s, and 10 s.
     assert_eq!(late(vec![down("agent", 20, 23)], 43).0, 0);
     assert_eq!(late(vec![down("agent", 20, 23)], 47).0, 4);
+    assert_eq!(late(vec![down("agent", 20, 23)], 49).1, [Violation::Late { excused: true, p99: 6 * SECOND }]);
     // Two at once count once.
     assert_eq!(late(vec![down("agent", 20, 23), down("replica 1", 21, 23)], 47).0, 4);
     // One before the last input excuses nothing, nor does one after.
     assert_eq!(late(vec![down("agent", -5, -1), down("agent", 60, 63)], 47).0, 17);
     // An input that may have been recorded may have moved the deadline.
     assert_eq!(late(vec![input(20, 25, Answer::Unknown("gone".into()))], 45).0, 0);
+}
+
+#[test]
+fn a_stop_whose_whole_wait_was_calm_is_nobodys_excuse_and_each_strike_is_counted() {
+    let set = |at, off_by| Line::Set { clock: DATABASE.into(), at: stamp(at), off_by };
+    let calm = vec![down("replica 0", -20, -5), acked(10), down("agent 1", 31, 33), down("agent 0", 60, 61)];
+    let verdict = judge(
+        &lines([calm, vec![set(70, 0), set(71, 3600), set(72, 3600), set(73, 0)]].concat()),
+        &life(24, 30),
+    );
+    assert_eq!((verdict.unexcused, verdict.excused), (vec![0], vec![]));
+    let strikes: Vec<_> = verdict.strikes.iter().map(|(kind, count)| (kind.as_str(), *count)).collect();
+    let database = ["database's clock set back", "database's clock set forward"];
+    assert_eq!(strikes, [("agent killed", 2), (database[0], 1), (database[1], 1), ("replica killed", 1)]);
+    let near = judge(&lines(vec![acked(10), down("replica 0", -3, 1)]), &life(24, 30));
+    assert_eq!((near.unexcused, near.excused), (vec![], vec![0]), "its 10 s reach into the wait");
+}
+
+#[test]
+fn a_job_holds_a_stop_back_for_as_long_as_it_asked_and_is_input_itself() {
+    let job = |by: i64| Line::Asked {
+        student: ada(),
+        generation: 1,
+        asked: Asked::Job { by: by * SECOND },
+        sent: stamp(10),
+        answered: stamp(10),
+        answer: Answer::Acked,
+    };
+    assert_eq!(violations(vec![job(3)], &life(24, 30)), []);
+    let early = Violation::Early { student: ada(), at: 30 * SECOND, due: 50 * SECOND };
+    assert_eq!(violations(vec![job(40)], &life(24, 30)), [early]);
 }
 
 #[test]

@@ -2,8 +2,12 @@
 //! what the test itself wrote down and the event log: nobody was stopped early, or without the whole lead of a warning, or
 //! late, and nobody is stuck.
 //!
-//! The small one has fixed strikes, so that each run meets every kind. `full::two_hundred_desks…` draws them:
-//! `CARREL_RANDOM_DESKS`, `CARREL_RANDOM_SECONDS`, and `CARREL_SEED` for a former run again.
+//! Strikes come in storms with a calm after each that is longer than what a strike excuses: else everybody who is stopped has
+//! an excuse, and nothing is known of lateness. A run in which less than a third had none, or a kind of strike was missing,
+//! fails.
+//!
+//! The small one has fixed strikes. `full::two_hundred_desks…` draws them: `CARREL_RANDOM_DESKS`, `CARREL_RANDOM_SECONDS`,
+//! and `CARREL_SEED` for a former run again.
 
 mod strikes;
 mod students;
@@ -15,10 +19,10 @@ use std::time::{Duration, Instant};
 
 use carrel_proto::v1 as pb;
 use integration_tests::chance::Chance;
-use integration_tests::inputs::{Line, Log, Told, judge};
+use integration_tests::inputs::{Line, Log, Told, Verdict, judge, lateness_at};
 use integration_tests::rig::{Rig, Shape};
 
-use self::strikes::Strike;
+use self::strikes::{Deck, EACH_KIND, Strike};
 use self::students::Student;
 
 /// How a run is to be.
@@ -101,24 +105,39 @@ impl Run {
         let told: Vec<_> = events.iter().filter_map(told).collect();
         self.keep(&events);
         let verdict = judge(&log.read(), &told);
-        let seconds = |percent| Duration::from_micros(verdict.lateness_at(percent).try_into().unwrap());
-        eprintln!(
-            "{}: {} desks, {} strikes, {} acked, {} idle stops of which {} without any outage; late beyond what outages \
-             excuse: median {:?}, p99 {:?}, at most {:?}",
-            self.name,
-            self.desks,
-            self.strikes.len(),
-            verdict.acked,
-            verdict.lateness.len(),
-            verdict.unexcused,
-            seconds(50),
-            seconds(99),
-            seconds(100)
-        );
+        self.report(&verdict);
         assert_eq!(verdict.violations, [], "see {}", self.file("inputs").display());
-        assert!(verdict.lateness.len() as u64 >= self.desks / 2, "hardly anybody was stopped for idleness");
-        assert!(verdict.unexcused > 0, "there was an excuse for everybody");
+        self.assert_it_could_judge(&verdict);
         assert_eq!(rig.containers().await, [], "nothing is left over");
+    }
+
+    fn report(&self, verdict: &Verdict) {
+        let late = |stops: &[i64]| {
+            let [median, p99, most] = [50, 99, 100]
+                .map(|percent| Duration::from_micros(lateness_at(percent, stops).try_into().unwrap()));
+            format!("late by {median:.1?} (median), {p99:.1?} (p99), {most:.1?} (at most)")
+        };
+        let strikes: Vec<_> = verdict.strikes.iter().map(|(kind, count)| format!("{kind} {count}")).collect();
+        eprintln!("{}: {} desks; {}", self.name, self.desks, strikes.join(", "));
+        eprintln!(
+            "{} inputs, extensions and jobs acked; {} violations",
+            verdict.acked,
+            verdict.violations.len()
+        );
+        let (unexcused, excused) = (&verdict.unexcused, &verdict.excused);
+        eprintln!("{} idle stops without any outage: {}", unexcused.len(), late(unexcused));
+        eprintln!("{} with one: {} beyond what it excuses", excused.len(), late(excused));
+    }
+
+    /// That nothing was found says something only of a run in which much could have been.
+    fn assert_it_could_judge(&self, verdict: &Verdict) {
+        let (unexcused, excused) = (verdict.unexcused.len(), verdict.excused.len());
+        assert!((unexcused + excused) as u64 >= self.desks, "hardly anybody was stopped for idleness");
+        assert!(unexcused * 3 >= unexcused + excused, "there was an excuse for all but {unexcused}");
+        assert!(excused > 0, "nobody was stopped about an outage");
+        for kind in EACH_KIND {
+            assert!(verdict.strikes.keys().any(|struck| struck.starts_with(kind)), "{kind}: never");
+        }
     }
 
     /// Nobody works any more, and all that was broken is whole: a timeout later everybody is stopped. Who is not, the judge
@@ -162,13 +181,12 @@ async fn nobody_who_works_is_stopped_whatever_is_killed_and_set() {
     let second = Duration::from_secs(1);
     let strikes = vec![
         (second * 8, Strike::Replica(0, second)),
-        (second * 3, Strike::AgentClock(0, -1750)),
+        (second, Strike::AgentClock(0, -1750)),
         (second, Strike::Agent(0, second)),
-        (second * 4, Strike::ReplicaClock(1, 1750)),
+        (second * 2, Strike::ReplicaClock(1, 1750)),
         (second, Strike::Postgres(second)),
-        (second * 5, Strike::DatabaseClock(1750)),
-        (second * 6, Strike::DatabaseClock(-1750)),
-        (second, Strike::Replica(1, second / 2)),
+        (second * 3, Strike::DatabaseClock(1750)),
+        (second * 4, Strike::DatabaseClock(-1750)),
     ];
     let timing = Timing {
         idle: second * 9,
@@ -177,7 +195,7 @@ async fn nobody_who_works_is_stopped_whatever_is_killed_and_set() {
         away: second * 3,
         work: second * 12,
     };
-    let (begun_by, length) = (second * 6, second * 54);
+    let (begun_by, length) = (second * 6, second * 56);
     Run { name: "random", hosts: 1, desks: 20, timing, begun_by, length, strikes }.go(chance).await;
 }
 
@@ -186,6 +204,27 @@ mod full {
     use integration_tests::settings;
 
     use super::*;
+
+    /// In one storm: two of them are all kinds.
+    const STORM: usize = 3;
+
+    /// Storms until nothing more fits, each after a calm. Whoever begins to wait 10 s after a storm and is stopped before the
+    /// next, 20 s later, has no excuse: some half of all.
+    fn storms(chance: &mut Chance, length: Duration, deck: &mut Deck) -> Vec<(Duration, Strike)> {
+        let (mut strikes, mut planned) = (vec![], Duration::ZERO);
+        loop {
+            for n in 0..STORM {
+                let after = if n == 0 { 60_000..90_000 } else { 1000..6000 };
+                let (after, strike) = (chance.millis(after), deck.draw(chance));
+                planned += after + strike.dead_for();
+                strikes.push((after, strike));
+            }
+            if planned > length {
+                strikes.truncate(strikes.len() - STORM);
+                return strikes;
+            }
+        }
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn two_hundred_desks_through_random_kills_and_steps_of_clocks() {
@@ -202,15 +241,7 @@ mod full {
             away: second * 120,
             work: second * 180,
         };
-        let (mut strikes, mut planned) = (vec![], Duration::ZERO);
-        loop {
-            let (after, strike) = (chance.millis(4000..16_000), Strike::draw(&mut chance, 2, 2));
-            planned += after + strike.dead_for();
-            if planned > length {
-                break;
-            }
-            strikes.push((after, strike));
-        }
+        let strikes = storms(&mut chance, length, &mut Deck::new(2, 2));
         Run { name: "random-full", hosts: 2, desks, timing, begun_by, length, strikes }.go(chance).await;
     }
 }

@@ -1,5 +1,6 @@
 //! What is done to the fleet meanwhile.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use integration_tests::chance::Chance;
@@ -27,21 +28,60 @@ pub(super) enum Strike {
     DatabaseClock(i64),
 }
 
-impl Strike {
-    /// Any of them.
-    pub(super) fn draw(chance: &mut Chance, replicas: usize, hosts: usize) -> Self {
+/// What the log has to tell of after every run.
+pub(super) const EACH_KIND: [&str; 7] = [
+    "replica killed",
+    "agent killed",
+    "database killed",
+    "replica's clock set",
+    "agent's clock set",
+    "database's clock set forward",
+    "database's clock set back",
+];
+
+/// Strikes are drawn from it like cards, so that each kind comes as often as any other; and no clock is set to what it shows.
+#[derive(Debug)]
+pub(super) struct Deck {
+    replicas: usize,
+    hosts: usize,
+    left: Vec<usize>,
+    /// How far each clock is off, by kind and index.
+    offs: BTreeMap<(usize, usize), i64>,
+}
+
+impl Deck {
+    /// For a fleet of this size.
+    pub(super) fn new(replicas: usize, hosts: usize) -> Self {
+        Self { replicas, hosts, left: vec![], offs: BTreeMap::new() }
+    }
+
+    /// The next one.
+    pub(super) fn draw(&mut self, chance: &mut Chance) -> Strike {
+        if self.left.is_empty() {
+            self.left = (0..6).collect();
+        }
+        let kind = self.left.swap_remove(chance.below(self.left.len()));
         let dead_for = chance.millis(0..5000);
-        let off_by = chance.one_of(&STEPS);
-        match chance.below(6) {
-            0 => Self::Replica(chance.below(replicas), dead_for),
-            1 => Self::Agent(chance.below(hosts), dead_for),
-            2 => Self::Postgres(dead_for),
-            3 => Self::ReplicaClock(chance.below(replicas), off_by),
-            4 => Self::AgentClock(chance.below(hosts), off_by),
-            _ => Self::DatabaseClock(off_by),
+        let (replica, host) = (chance.below(self.replicas), chance.below(self.hosts));
+        match kind {
+            0 => Strike::Replica(replica, dead_for),
+            1 => Strike::Agent(host, dead_for),
+            2 => Strike::Postgres(dead_for),
+            3 => Strike::ReplicaClock(replica, self.another_time(chance, (kind, replica))),
+            4 => Strike::AgentClock(host, self.another_time(chance, (kind, host))),
+            _ => Strike::DatabaseClock(self.another_time(chance, (kind, 0))),
         }
     }
 
+    fn another_time(&mut self, chance: &mut Chance, clock: (usize, usize)) -> i64 {
+        let off_by = self.offs.entry(clock).or_default();
+        let others: Vec<_> = STEPS.into_iter().filter(|step| step != off_by).collect();
+        *off_by = chance.one_of(&others);
+        *off_by
+    }
+}
+
+impl Strike {
     /// How long it lasts at least.
     pub(super) fn dead_for(&self) -> Duration {
         match self {

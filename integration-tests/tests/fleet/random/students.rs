@@ -114,6 +114,7 @@ impl Student {
             self.pause(gap).await;
             let runs = match self.rng.random_range(0..30) {
                 0 => self.extend(generation).await,
+                1 => self.declare_a_job(generation).await,
                 _ => self.input(generation).await,
             };
             if !runs {
@@ -170,6 +171,20 @@ impl Student {
         let request = pb::ExtendWorkspaceRequest { name: name_of(&self.name), extent, ..Default::default() };
         let mut client = self.any().workspaces;
         self.ask(generation, asked, async move { client.extend_workspace(request).await.map(|_| ()) }).await
+    }
+
+    async fn declare_a_job(&mut self, generation: i64) -> bool {
+        let by = self.timing.idle.mul_f64(self.rng.random_range(0.5..2.0));
+        let asked = Asked::Job { by: micros(by) };
+        let request = pb::RecordHeartbeatRequest {
+            name: name_of(&self.name),
+            signal: Signal::Job.into(),
+            keep_awake: Some(by.try_into().unwrap()),
+            generation,
+            ..Default::default()
+        };
+        let mut client = self.any().workspaces;
+        self.ask(generation, asked, async move { client.record_heartbeat(request).await.map(|_| ()) }).await
     }
 
     fn any(&mut self) -> Client {
