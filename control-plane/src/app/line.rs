@@ -5,18 +5,16 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use carrel_common::id::WorkspaceUid;
 use time::OffsetDateTime;
-use tokio::time::Instant;
 
 use super::{App, Result};
 use crate::domain::placement::{self, Outlook, Waiting};
 use crate::store::InLine;
 
 /// What is known of starts and stops is read again after this long: it changes slowly, and is asked for often.
-const OUTLOOK_FOR: Duration = Duration::from_secs(1);
+const OUTLOOK_FOR: time::Duration = time::Duration::SECOND;
 
 /// A place in line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +35,8 @@ pub struct Board(Arc<Mutex<Shown>>);
 #[derive(Debug, Default)]
 struct Shown {
     line: Arc<Line>,
-    outlook: Option<(Instant, Arc<Outlook>)>,
+    /// With the database's time when it was read.
+    outlook: Option<(OffsetDateTime, Arc<Outlook>)>,
 }
 
 impl Board {
@@ -87,7 +86,8 @@ impl App {
     pub async fn outlook(&self, now: OffsetDateTime) -> Result<Arc<Outlook>> {
         let known = self.board.lock().outlook.clone();
         if let Some((read_at, outlook)) = known
-            && read_at.elapsed() < OUTLOOK_FOR
+            // Else it is old, or the clock was set.
+            && (time::Duration::ZERO..OUTLOOK_FOR).contains(&(now - read_at))
         {
             return Ok(outlook);
         }
@@ -104,7 +104,7 @@ impl App {
             outlook.deadlines.sort_unstable();
         }
         let outlook = Arc::new(outlook);
-        self.board.lock().outlook = Some((Instant::now(), Arc::clone(&outlook)));
+        self.board.lock().outlook = Some((now, Arc::clone(&outlook)));
         Ok(outlook)
     }
 }
