@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic_health::ServingStatus;
 
-use crate::app::{App, AppError, Board, Heartbeats, LogTails, Nudge, SharedRules};
+use crate::app::{App, AppError, Board, Heartbeats, LastReading, LogTails, Nudge, SharedRules};
 use crate::authority::{Authorities, Renewal};
 use crate::config::ServeArgs;
 use crate::grpc::{Agents, Events, Following, Nodes, Policies, Workspaces};
@@ -67,6 +67,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
         nudge,
         metrics: Metrics::default(),
         board: Board::default(),
+        last_reading: LastReading::default(),
         heartbeats,
         log_tails: LogTails::default(),
     };

@@ -13,9 +13,12 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::settle::settle;
+use super::workspaces::clock_was_set;
 use super::{App, AppError, IdleView, Result};
-use crate::domain::activity::{BySignal, falls_short};
-use crate::store::{Beat, Beaten, Input, Job, StoreError};
+use crate::domain::activity::{Activity, BySignal, falls_short};
+use crate::domain::workspace::Workspace;
+use crate::store::{Beat, Beaten, Input, Job};
 
 /// With so many reports a batch is full: the bench shows no gain beyond. The last call is taken whole.
 const BATCH: usize = 1000;
@@ -136,19 +139,12 @@ impl App {
         let Gathered { input, jobs } = Gathered::of(batch.iter().flat_map(|waiting| &waiting.beats));
         let mut told = HashMap::new();
         for input in input {
-            let recorded = self.store.record_input(&input).await;
+            let recorded = self.store.record_input(&input).await.map_err(AppError::from);
             let who = input.into_iter().map(|input| (input.key, input.generation, false));
             told.extend(spread(who, recorded));
         }
-        let rules = self.rules.get();
         for jobs in jobs {
-            let recorded = self.store.record_jobs(&jobs, |job, workspace, activity, now| {
-                let policy = rules.times(workspace);
-                // What does not count is known of, and keeps nobody awake.
-                let budget = if policy.counts.job { policy.keep_awake_budget } else { Duration::ZERO };
-                activity.awake.grant(budget, job.keep_awake, now)
-            });
-            let recorded = recorded.await;
+            let recorded = settle!(self.record_jobs(&jobs));
             let who = jobs.into_iter().map(|job| (job.key, job.generation, true));
             told.extend(spread(who, recorded));
         }
@@ -161,6 +157,22 @@ impl App {
             // A caller that went away needs no answer; what it reported counts all the same.
             waiting.answer.send(answers.collect()).ok();
         }
+    }
+
+    /// Jobs are granted time from now, beside what they were granted before: the clock must be the same.
+    async fn record_jobs(&self, jobs: &[Job]) -> Result<HashMap<String, Beaten>> {
+        let rules = self.rules.get();
+        let grant = |job: &Job, workspace: &Workspace, activity: &Activity, now| {
+            let policy = rules.times(workspace);
+            // What does not count is known of, and keeps nobody awake.
+            let budget = if policy.counts.job { policy.keep_awake_budget } else { Duration::ZERO };
+            activity.awake.grant(budget, job.keep_awake, now)
+        };
+        let recorded = self.store.record_jobs(jobs, |standing| self.is_steady(standing), grant).await?;
+        if recorded.is_none() && self.pulse().await? {
+            self.nudge.sweep.notify_one();
+        }
+        recorded.ok_or_else(clock_was_set)
     }
 
     fn answer(&self, beat: &Beat, beaten: &Beaten) -> Answer {
@@ -201,9 +213,9 @@ fn who(beat: &Beat) -> Who {
 /// What became of one statement, for each that it named.
 fn spread(
     who: impl Iterator<Item = Who>,
-    recorded: std::result::Result<HashMap<String, Beaten>, StoreError>,
+    recorded: Result<HashMap<String, Beaten>>,
 ) -> Vec<(Who, Result<Beaten>)> {
-    match recorded.map_err(AppError::from) {
+    match recorded {
         Ok(mut beaten) => who
             .filter_map(|who| {
                 let found = beaten.remove(&who.0)?;

@@ -22,6 +22,7 @@ mod nudge;
 mod observations;
 mod orphans;
 mod placing;
+mod pulse;
 mod remote_logs;
 mod repeats;
 mod rules;
@@ -42,6 +43,7 @@ pub use logs::{LogOrder, LogPart, LogTails, Tail};
 pub use nodes::HeartbeatOutcome;
 pub use nudge::{IdleDue, Nudge};
 pub use orphans::{Judged, Resolution};
+pub use pulse::LastReading;
 pub use remote_logs::LogHandover;
 pub use rules::{Explained, Rules, SharedRules, policy_etag};
 pub use settings::Settings;
@@ -70,6 +72,8 @@ pub struct App {
     pub settings: Arc<Settings>,
     /// The policies, and what could not be observed.
     pub rules: SharedRules,
+    /// The database's clock at the last sign of life.
+    pub last_reading: LastReading,
     /// Who waits for what.
     pub nudge: Arc<Nudge>,
     /// What is counted.

@@ -108,7 +108,8 @@ impl App {
         }
         if before.state == State::Unreachable && next.state == State::Running {
             // While the node was silent nobody could see activity: the idle clock stood still.
-            let rules = self.rules.get();
+            // As this transaction finds them: a pause that is not known yet would count twice.
+            let rules = self.rules_in(work).await?.unwrap_or_else(|| self.rules.get());
             let policy = rules.times(&before);
             let look = rules.look(&policy, &before, &activity, now);
             next.resumed_at = look.after_silence(before.state_since - self.settings.unreachable_after);

@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use carrel_common::id::{CourseId, NodeId, StudentId};
 use time::OffsetDateTime;
@@ -17,10 +16,7 @@ use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::idle::{Clock, IdlePolicy, Look, Pause, Times};
 use crate::domain::policy::{Defaults, Effective, Policy, PolicyBook, Scope};
 use crate::domain::workspace::Workspace;
-use crate::store::{Pulse, StoredDrain, StoredPolicy, StoredRules, Work};
-
-/// Signs of life come each second; this much without one is an outage.
-pub(super) const PULSE_TOLERANCE: Duration = Duration::from_secs(3);
+use crate::store::{StoredDrain, StoredPolicy, StoredRules, Work};
 
 /// The policies, what could not be observed, and which nodes are being emptied, at one version.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,12 +121,13 @@ impl App {
     }
 
     /// The rules as a transaction finds them; `None` while no replica gives signs of life, so that nothing may be
-    /// decided: there may have been activity that nobody could record.
+    /// decided: there may have been activity that nobody could record. And while a step of the clock is not accounted for.
     pub(super) async fn rules_in(&self, work: &mut Work) -> Result<Option<Arc<Rules>>> {
-        let (version, silence) = work.rules_version().await?;
-        if silence > PULSE_TOLERANCE {
+        let standing = work.standing().await?;
+        if !self.is_steady(&standing) {
             return Ok(None);
         }
+        let version = standing.version;
         let known = self.rules.get();
         if known.book.version == version {
             return Ok(Some(known));
@@ -141,21 +138,6 @@ impl App {
     /// The rules as a transaction that changes them leaves them.
     pub(super) async fn rules_after(&self, work: &mut Work) -> Result<Rules> {
         Ok(Rules::new(&self.settings, work.rules().await?))
-    }
-
-    /// A sign of life of this replica, and the rules as they are then; whether they had changed.
-    ///
-    /// # Errors
-    /// The database.
-    pub async fn pulse(&self) -> Result<bool> {
-        match self.store.take_pulse(PULSE_TOLERANCE).await? {
-            Pulse::Steady => {}
-            Pulse::Missed(span) => {
-                tracing::warn!(?span, "nobody's activity could be recorded; idle clocks stood still")
-            }
-            Pulse::SetBack(span) => tracing::warn!(?span, "the database's clock was set back"),
-        }
-        self.refresh_rules().await
     }
 
     /// Sets a policy, whole.

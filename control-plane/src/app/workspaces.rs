@@ -12,7 +12,7 @@ use super::settle::settle;
 use super::{App, AppError, IdleView, Result, WorkspaceView};
 use crate::domain::event::{Actor, Entry};
 use crate::domain::workspace::{Event, Step, Workspace};
-use crate::store::{Locked, Replay, Work, WorkspaceQuery};
+use crate::store::{Locked, Replay, StoreError, Work, WorkspaceQuery};
 
 /// What identifies a call, so that repeating it has one effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -198,13 +198,12 @@ impl App {
         extent: Extent,
         why: &str,
     ) -> Result<(IdleView, OffsetDateTime, bool)> {
-        // What was granted before moves with a clock that was set, before anything is granted by it as it is now: else the
-        // later of both would be one of the clock that was.
-        if self.pulse().await? {
-            self.nudge.sweep.notify_one();
-        }
-        let rules = self.rules.get();
         let once = || async {
+            // What was granted before moves with a clock that was set, before anything is granted by it as it is now: else the
+            // later of both would be one of the clock that was.
+            if self.pulse().await? {
+                self.nudge.sweep.notify_one();
+            }
             let mut work = self.store.begin().await?;
             let missing = || AppError::WorkspaceNotFound(student.clone());
             let replayed = replay::<Workspace>(&mut work, call).await?.is_some();
@@ -221,6 +220,7 @@ impl App {
                 Extent::Until(at) => at,
                 Extent::By(span) => now + span,
             };
+            let Some(rules) = self.rules_in(&mut work).await? else { return Err(clock_was_set()) };
             let (until, clamped) = rules.times(&before).grant(before.ready_at, wanted, now);
             if replayed {
                 let shown = IdleView::new(&rules, &before, &activity, now);
@@ -296,6 +296,11 @@ impl App {
         self.nudge.ring(&work.commit().await?);
         Ok(())
     }
+}
+
+/// It was set since the last sign of life; after the next the same again may well succeed.
+pub(super) fn clock_was_set() -> AppError {
+    StoreError::Conflict { operation: "grant time by the database's clock" }.into()
 }
 
 /// The answer that was given to the same call before.

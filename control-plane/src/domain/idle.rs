@@ -190,18 +190,15 @@ impl Look<'_> {
     /// What the timeout is counted from: the latest of activity, readiness and the end of a silence, moved on by what
     /// could not be observed since.
     pub fn basis(&self) -> Option<OffsetDateTime> {
+        let seen = self.seen()?;
+        Some((seen + lost(self.pauses, seen, self.now)).min(self.now))
+    }
+
+    /// The latest of activity, readiness and the end of a silence.
+    fn seen(&self) -> Option<OffsetDateTime> {
         let ready_at = self.workspace.ready_at?;
         let last = self.last().map_or(ready_at, |(at, _)| at);
-        let seen = ready_at.max(last).max(self.workspace.resumed_at.unwrap_or(ready_at)).min(self.now);
-        let lost: Duration = self
-            .pauses
-            .iter()
-            .filter(|pause| pause.to > seen)
-            .map(|pause| {
-                Duration::try_from(pause.to - pause.from.max(seen)).unwrap_or_default().min(LONGEST_PAUSE)
-            })
-            .sum();
-        Some((seen + lost).min(self.now))
+        Some(ready_at.max(last).max(self.workspace.resumed_at.unwrap_or(ready_at)).min(self.now))
     }
 
     /// The end of an extension and of declared jobs.
@@ -350,12 +347,41 @@ impl Look<'_> {
         quiet || held || since.is_some_and(|since| since + self.policy.idle_timeout > self.now)
     }
 
-    /// What the basis is to be after the node was silent since `since` until now: the clock stood still meanwhile.
+    /// The end of the node's silence, as it is kept, after it was silent since `since` until now: the clock stood still
+    /// meanwhile. What of that was a pause, too, counts once: this is as long ago as idleness was seen, not counting pauses, which
+    /// [`Look::basis`] adds again.
     pub fn after_silence(&self, since: OffsetDateTime) -> Option<OffsetDateTime> {
-        let basis = self.basis()?;
-        let silent = Duration::try_from(self.now - since.max(basis)).unwrap_or_default().min(LONGEST_PAUSE);
-        Some((basis + silent).min(self.now))
+        let (seen, now) = (self.seen()?, self.now);
+        let silent_from = since.max(seen).max(now - LONGEST_PAUSE);
+        let before = silent_from - seen;
+        let mut idle = (before - lost(self.pauses, seen, silent_from)).max(time::Duration::ZERO);
+        let mut at = now;
+        for (from, to) in self.pauses.iter().rev().map(counted) {
+            if to >= at {
+                at = at.min(from);
+                continue;
+            }
+            if idle <= at - to {
+                break;
+            }
+            idle -= at - to;
+            at = from;
+        }
+        Some((at - idle).max(seen))
     }
+}
+
+/// What of a pause the clock stands still for.
+fn counted(pause: &Pause) -> (OffsetDateTime, OffsetDateTime) {
+    (pause.from.max(pause.to - LONGEST_PAUSE), pause.to)
+}
+
+/// How much of the time between these could not be observed.
+fn lost(pauses: &[Pause], from: OffsetDateTime, to: OffsetDateTime) -> time::Duration {
+    let within = |(start, end): (OffsetDateTime, OffsetDateTime)| {
+        (end.min(to) - start.max(from)).max(time::Duration::ZERO)
+    };
+    pauses.iter().map(counted).map(within).sum()
 }
 
 #[cfg(test)]

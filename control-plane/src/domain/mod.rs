@@ -1,7 +1,7 @@
 //! The decisions, as pure functions: values in, value out, `now` an argument; no async, no IO.
 //!
 //! `workspace` is the life of a workspace, `activity` what is known of its use, `idle` when one is stopped for want of it,
-//! `drain` when one leaves a node that is being emptied, `policy` whose times and limits hold, `placement` which node takes one,
+//! `pulse` what a sign of life says of the clock and of what was missed, `drain` when one leaves a node that is being emptied, `policy` whose times and limits hold, `placement` which node takes one,
 //! `reconcile` what a node is told to run and what becomes of orphans, `node` whether a node is heard of, `lease` when it is given
 //! up.
 //! Everything around this folder only carries.
@@ -15,5 +15,6 @@ pub mod lease;
 pub mod node;
 pub mod placement;
 pub mod policy;
+pub mod pulse;
 pub mod reconcile;
 pub mod workspace;

@@ -8,6 +8,7 @@ use carrel_common::model::Signal;
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
 
+use super::beats::newer;
 use super::entity::value;
 use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
@@ -246,12 +247,11 @@ impl Work {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn touch(&mut self, uid: WorkspaceUid, signal: Signal, at: OffsetDateTime) -> Result<()> {
-        let column = column(signal);
+        let (column, newer) = (column(signal), newer(column(signal), "$2"));
         self.tx
             .execute_raw(sql(
                 &format!(
-                    "UPDATE workspace_activity SET {column} = greatest({column}, $2), version = version + 1
-                     WHERE workspace_id = $1"
+                    "UPDATE workspace_activity SET {column} = {newer}, version = version + 1 WHERE workspace_id = $1"
                 ),
                 [uid.0.into(), at.into()],
             ))

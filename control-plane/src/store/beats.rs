@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 use super::activity::{ACTIVITY, CLOCKED, activity, clocked, refuse};
 use super::entity::value;
 use super::error::{Result, StoreError};
-use super::{Store, sql};
+use super::{Standing, Store, sql};
 use crate::domain::activity::{Activity, Awake, BySignal};
 use crate::domain::workspace::{Stop, Workspace};
 
@@ -83,8 +83,8 @@ pub enum Beaten {
 
 /// Locks in the order of ids before it writes, so that two batches cannot deadlock; `closed` and the generation are
 /// checked again on the row as the lock found it, so that activity is never recorded behind an idle stop's back. A time
-/// later than the present one cannot come out, and none earlier than the recorded one replaces it. An age below zero is
-/// none. What the answer needs of the workspace is read on the way: a second look at its row would cost a tenth of all.
+/// later than the present one cannot come out, and none earlier than the recorded one replaces it; but one that lies in the
+/// future is by a clock that was set back since, and says nothing of which is newer: then it is now. An age below zero is none. What the answer needs of the workspace is read on the way: a second look at its row would cost a tenth of all.
 static RECORD: LazyLock<String> = LazyLock::new(|| {
     format!(
         "
@@ -105,14 +105,24 @@ WITH beat AS (
     ORDER BY a.workspace_id FOR UPDATE OF a
 )
 UPDATE workspace_activity a
-SET lms_input_at = greatest(a.lms_input_at, w.lms_at),
-    editor_input_at = greatest(a.editor_input_at, w.editor_at),
-    keep_working_at = greatest(a.keep_working_at, w.keep_at),
+SET lms_input_at = {},
+    editor_input_at = {},
+    keep_working_at = {},
     version = a.version + 1
 FROM locked w WHERE a.workspace_id = w.id AND NOT a.closed AND (w.told = 0 OR w.told = a.generation)
-RETURNING w.key, clock_timestamp() AS now, {ACTIVITY}, {CLOCKED}"
+RETURNING w.key, clock_timestamp() AS now, {ACTIVITY}, {CLOCKED}",
+        newer("a.lms_input_at", "w.lms_at"),
+        newer("a.editor_input_at", "w.editor_at"),
+        newer("a.keep_working_at", "w.keep_at"),
     )
 });
+
+/// The newer of two times, either of which may be none.
+pub(super) fn newer(recorded: &str, at: &str) -> String {
+    format!(
+        "CASE WHEN {at} IS NOT NULL AND {recorded} > clock_timestamp() THEN clock_timestamp() ELSE greatest({recorded}, {at}) END"
+    )
+}
 
 /// As the first part of [`RECORD`], for jobs, whose grant is decided outside: the row stays locked meanwhile.
 const LOCK_JOBS: &str = "
@@ -124,7 +134,9 @@ ORDER BY a.workspace_id FOR UPDATE OF a";
 
 /// As [`RECORD`], of what a node has seen in its own containers: whatever it says of others is not recorded. Tells those that
 /// carry a warning.
-const RECORD_SEEN: &str = "
+static RECORD_SEEN: LazyLock<String> = LazyLock::new(|| {
+    format!(
+        "
 WITH clock AS (
     SELECT clock_timestamp() AS now
 ), locked AS (
@@ -135,10 +147,13 @@ WITH clock AS (
     WHERE NOT a.closed AND a.generation = seen.generation
     ORDER BY a.workspace_id FOR UPDATE OF a
 )
-UPDATE workspace_activity a SET editor_input_at = greatest(a.editor_input_at, locked.at), version = a.version + 1
+UPDATE workspace_activity a SET editor_input_at = {}, version = a.version + 1
 FROM locked WHERE a.workspace_id = locked.workspace_id AND NOT a.closed AND a.generation = locked.generation
-      AND coalesce(a.editor_input_at < locked.at, true)
-RETURNING a.workspace_id, locked.warned";
+      AND coalesce(a.editor_input_at < locked.at OR a.editor_input_at > clock_timestamp(), true)
+RETURNING a.workspace_id, locked.warned",
+        newer("a.editor_input_at", "locked.at")
+    )
+});
 
 /// Why those that were not recorded were not.
 const REFUSED: &str = "
@@ -182,22 +197,27 @@ impl Store {
     }
 
     /// Records declared jobs, each student named once; `grant` says what each gets, on the row as it is locked. Answers by
-    /// `StudentId::key` after the commit.
+    /// `StudentId::key` after the commit; `None`, and nothing is recorded, when it is not `steady` then.
     ///
     /// # Errors
     /// When the database cannot be reached: then it is not known whether they were recorded.
     pub async fn record_jobs(
         &self,
         jobs: &[Job],
+        steady: impl Fn(&Standing) -> bool,
         grant: impl Fn(&Job, &Workspace, &Activity, OffsetDateTime) -> Awake,
-    ) -> Result<HashMap<String, Beaten>> {
+    ) -> Result<Option<HashMap<String, Beaten>>> {
         let operation = "record declared jobs";
         let keys: Vec<String> = jobs.iter().map(|job| job.key.clone()).collect();
         let by_key: HashMap<&str, &Job> = jobs.iter().map(|job| (job.key.as_str(), job)).collect();
         let values = [keys.clone().into(), numbers(jobs.iter().map(|job| job.generation)).into()];
-        let work = self.begin().await?;
+        let mut work = self.begin().await?;
         let lock = format!("SELECT beat.key, clock_timestamp() AS now, {ACTIVITY}, {CLOCKED} {LOCK_JOBS}");
         let rows = work.tx.query_all_raw(sql(&lock, values)).await.map_err(StoreError::sort(operation))?;
+        // With the rows locked: what is granted is by this clock, or by none.
+        if !steady(&work.standing().await?) {
+            return Ok(None);
+        }
         let mut answers = HashMap::new();
         for row in &rows {
             let (key, Beaten::Recorded { workspace, activity, now }) = recorded(row)? else { continue };
@@ -221,7 +241,7 @@ impl Store {
             answers.insert(key, Beaten::Recorded { workspace, activity, now });
         }
         work.commit().await?;
-        self.with_refused(answers, keys).await
+        self.with_refused(answers, keys).await.map(Some)
     }
 
     /// Records what a node has seen of the workspaces that run there, each named once; those that carry a warning, and the
@@ -239,7 +259,7 @@ impl Store {
         let ages: Vec<f64> = seen.iter().map(|report| report.age.as_secs_f64()).collect();
         let rows = self
             .db
-            .query_all_raw(sql(RECORD_SEEN, [node.0.into(), ids.into(), generations.into(), ages.into()]))
+            .query_all_raw(sql(&RECORD_SEEN, [node.0.into(), ids.into(), generations.into(), ages.into()]))
             .await
             .map_err(StoreError::sort("record what a node has seen"))?;
         let mut warned = Vec::new();

@@ -23,6 +23,7 @@ mod node_admin;
 mod nodes;
 mod orphans;
 mod placements;
+mod pulse;
 mod requests;
 mod rules;
 mod warnings;
@@ -49,7 +50,7 @@ pub use node_admin::NodeLoad;
 pub use nodes::NewSession;
 pub use orphans::Orphan;
 pub use requests::Replay;
-pub use rules::{Pulse, StoredDrain, StoredPolicy, StoredRules};
+pub use rules::{Standing, StoredDrain, StoredPolicy, StoredRules};
 pub use work::{Locked, Touched, Work};
 pub use workspaces::WorkspaceQuery;
 

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "also in what the tests share, a panic is a failed test")]
 #![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
 
+mod clock;
 mod drains;
 mod enrolment;
 mod events;

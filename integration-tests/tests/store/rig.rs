@@ -7,7 +7,7 @@ use carrel_common::id::{Generation, NodeId, Pair, StudentId, WorkspaceUid};
 use carrel_common::model::{
     Health, NodeFacts, Observation, Observed, Resources, Run, Signal, StatusReason, WorkspaceSpec,
 };
-use control_plane::app::{App, Board, Call, Heartbeats, LogTails, Nudge, Settings, SharedRules};
+use control_plane::app::{App, Board, Call, Heartbeats, LastReading, LogTails, Nudge, Settings, SharedRules};
 use control_plane::domain::activity::BySignal;
 use control_plane::domain::idle::IdlePolicy;
 use control_plane::domain::lease::LeaseTerms;
@@ -35,7 +35,12 @@ impl Rig {
     }
 
     pub(crate) async fn with(change: impl FnOnce(&mut Settings)) -> Self {
-        let database = Database::create(&settings::database_url()).await;
+        Self::on(&settings::database_url(), change).await
+    }
+
+    /// On a Postgres of the test's own.
+    pub(crate) async fn on(postgres: &str, change: impl FnOnce(&mut Settings)) -> Self {
+        let database = Database::create(postgres).await;
         Store::migrate(&database.url()).await.unwrap();
         let store = Store::open(&database.url(), 12).unwrap();
         let (cluster, incarnation) = store.cluster().await.unwrap();
@@ -98,6 +103,7 @@ impl Rig {
             nudge,
             metrics: Metrics::default(),
             board: Board::default(),
+            last_reading: LastReading::default(),
             heartbeats,
             log_tails: LogTails::default(),
         };

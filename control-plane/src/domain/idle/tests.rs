@@ -12,6 +12,7 @@ mod day;
 mod drain;
 mod holding;
 mod laws;
+mod silence;
 mod warning;
 
 const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);

@@ -1,0 +1,162 @@
+//! The database's clock is set while students wait, work and declare jobs: on a Postgres whose clock the test sets, timed by the
+//! test's own.
+
+use std::time::{Duration, Instant};
+
+use carrel_common::id::NodeId;
+use carrel_common::model::Signal;
+use control_plane::domain::workspace::State;
+use control_plane::store::Beat;
+use integration_tests::own_postgres::OwnPostgres;
+
+use crate::rig::{Rig, beat, call, id};
+
+/// As far as real time and a look each few milliseconds go.
+const NEARLY: Duration = Duration::from_millis(30);
+
+async fn rig(idle_timeout: Duration, warning_lead: Duration) -> (Rig, OwnPostgres, NodeId) {
+    let postgres = OwnPostgres::with_own_clock().await;
+    let change = |settings: &mut control_plane::app::Settings| {
+        let idle = &mut settings.defaults.idle;
+        (idle.idle_timeout, idle.warning_lead) = (idle_timeout, warning_lead);
+    };
+    let rig = Rig::on(&postgres.url(), change).await;
+    let node = rig.node(4).await;
+    (rig, postgres, node)
+}
+
+/// What was seen of one desk, since its last input, by the test's clock.
+struct Waited {
+    /// From the last warning that stood.
+    lead: Duration,
+    stopped: Duration,
+}
+
+/// One input, then nothing; the clock is set by `step` seconds after `set_after`. Until it is stopped.
+async fn wait_out(idle: Duration, lead: Duration, step: i64, set_after: Duration) -> Waited {
+    let (rig, postgres, node) = rig(idle, lead).await;
+    let uid = rig.running(node, "ada").await.uid;
+    rig.app.record(vec![beat("ada", Signal::EditorInput, Duration::ZERO)]).await.unwrap().remove(0).unwrap();
+    // After the ack: by the test's clock it was before.
+    let start = Instant::now();
+    let (mut set, mut warned) = (false, None);
+    let waited = loop {
+        if !set && start.elapsed() >= set_after {
+            postgres.clock().set(step);
+            set = true;
+        }
+        rig.heartbeat(node).await;
+        let looked = Instant::now();
+        rig.app.check_idle(uid).await.unwrap();
+        let desk = rig.get("ada").await;
+        match (&desk.warning, warned) {
+            (Some(warning), Some((known, _))) if warning.at == known => {}
+            (Some(warning), _) => warned = Some((warning.at, looked)),
+            (None, _) if desk.state == State::Running => warned = None,
+            (None, _) => {}
+        }
+        if desk.state == State::Stopping {
+            let (_, warned) = warned.expect("it was warned");
+            break Waited { lead: warned.elapsed(), stopped: start.elapsed() };
+        }
+        assert!(start.elapsed() < idle + Duration::from_secs(15), "it is never stopped");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    rig.end().await;
+    waited
+}
+
+#[tokio::test]
+async fn a_step_forward_that_is_shorter_than_an_outage_takes_nothing_of_a_timeout_or_a_lead() {
+    let (idle, lead) = (Duration::from_secs(4), Duration::from_millis(1500));
+    // While nobody is warned, and in the middle of the lead.
+    for set_after in [1200, 3200].map(Duration::from_millis) {
+        let waited = wait_out(idle, lead, 2, set_after).await;
+        assert!(waited.stopped + NEARLY >= idle, "{:?}: stopped early", waited.stopped);
+        assert!(waited.lead + NEARLY >= lead, "{:?} is not the whole lead", waited.lead);
+        assert!(waited.stopped < idle + Duration::from_secs(5), "{:?}: late", waited.stopped);
+    }
+}
+
+#[tokio::test]
+async fn who_waits_when_the_clock_is_set_back_is_stopped_about_when_he_would_have_been() {
+    let (idle, lead) = (Duration::from_secs(6), Duration::from_secs(1));
+    let waited = wait_out(idle, lead, -1750, Duration::from_millis(4500)).await;
+    assert!(waited.stopped + NEARLY >= idle, "{:?}: stopped early", waited.stopped);
+    assert!(waited.stopped < idle + Duration::from_secs(3), "{:?}: waited anew", waited.stopped);
+}
+
+#[tokio::test]
+async fn a_step_back_below_what_is_noticed_makes_nothing_earlier() {
+    let (idle, lead) = (Duration::from_secs(4), Duration::from_secs(1));
+    let waited = wait_out(idle, lead, -2, Duration::from_millis(1500)).await;
+    assert!(waited.stopped + NEARLY >= idle && waited.lead + NEARLY >= lead);
+    assert!(waited.stopped < idle + Duration::from_secs(5), "{:?}: late", waited.stopped);
+}
+
+#[tokio::test]
+async fn a_job_that_is_declared_at_the_moment_of_a_step_gets_what_it_is_told_and_takes_nothing_of_another() {
+    let (rig, postgres, node) = rig(Duration::from_secs(900), Duration::from_secs(120)).await;
+    let declare = async |student: &str, minutes: u64| {
+        let keep_awake = Duration::from_secs(minutes * 60);
+        let job = Beat { keep_awake, ..beat(student, Signal::Job, Duration::ZERO) };
+        assert!(!rig.app.record(vec![job]).await.unwrap().remove(0).unwrap().clamped);
+    };
+    let left = async |student: &str| {
+        let until = rig.app.explain_idle(&id(student)).await.unwrap().activity.awake.until.unwrap();
+        let left = until - rig.app.store.now().await.unwrap();
+        (left.as_seconds_f64() / 60.0).round()
+    };
+    for student in ["ada", "bob"] {
+        rig.running(node, student).await;
+        declare(student, 20).await;
+    }
+    for step in [-1750, 0] {
+        postgres.clock().set(step);
+        // At once, before anybody gives a sign of life.
+        declare("ada", 40).await;
+        declare("bob", 5).await;
+        rig.app.pulse().await.unwrap();
+        assert_eq!((left("ada").await, left("bob").await), (40.0, 20.0), "set to {step}");
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn input_and_extensions_at_the_moment_of_a_step_count() {
+    let (rig, postgres, node) = rig(Duration::from_secs(60), Duration::from_secs(5)).await;
+    rig.running(node, "ada").await;
+    rig.running(node, "bob").await;
+    let age = Duration::from_secs(50);
+    for step in [-1750, 0] {
+        for student in ["ada", "bob"] {
+            rig.app.record(vec![beat(student, Signal::LmsInput, age)]).await.unwrap().remove(0).unwrap();
+        }
+        postgres.clock().set(step);
+        rig.app.record(vec![beat("ada", Signal::LmsInput, Duration::ZERO)]).await.unwrap().remove(0).unwrap();
+        let extent = control_plane::app::Extent::By(Duration::from_secs(600));
+        rig.app.extend(&call("ExtendWorkspace"), &id("bob"), extent, "").await.unwrap();
+        rig.app.pulse().await.unwrap();
+        let now = rig.app.store.now().await.unwrap();
+        let seen = rig.app.explain_idle(&id("ada")).await.unwrap().activity.seen.lms_input.unwrap();
+        assert!((now - seen).as_seconds_f64() < 5.0, "set to {step}: {seen} at {now}");
+        let extended = rig.get("bob").await.extended_until.unwrap() - now;
+        assert!((595.0..=605.0).contains(&extended.as_seconds_f64()), "set to {step}: {extended}");
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_step_forward_makes_no_node_silent() {
+    let (rig, postgres, node) = rig(Duration::from_secs(900), Duration::from_secs(120)).await;
+    rig.running(node, "ada").await;
+    for step in [1750, 0] {
+        postgres.clock().set(step);
+        for _ in 0..2 {
+            rig.app.give_up_node(node).await.unwrap();
+            assert_eq!(rig.get("ada").await.state, State::Running, "set to {step}");
+            rig.app.pulse().await.unwrap();
+        }
+    }
+    rig.end().await;
+}
