@@ -40,7 +40,8 @@ pub enum StoreError {
 }
 
 /// SQLSTATE classes and codes that say "not now" rather than "never".
-const UNAVAILABLE_STATES: [&str; 5] = ["57P01", "57P02", "57P03", "53300", "25P03"];
+/// 57014: the statement took longer than we allow any, as on a machine that has too much to do; nothing is wrong with it.
+const UNAVAILABLE_STATES: [&str; 6] = ["57P01", "57P02", "57P03", "53300", "25P03", "57014"];
 /// Serialization failure, deadlock, lock timeout, unique violation: somebody else was first.
 const CONFLICT_STATES: [&str; 4] = ["40001", "40P01", "55P03", "23505"];
 

@@ -37,11 +37,14 @@ const SET_BACK: [&str; 6] = [
             version = version + 1
      WHERE deleted_at IS NULL AND (state_since > $2 OR ready_at > $2 OR resumed_at > $2)",
     "UPDATE nodes SET last_heartbeat_at = least(last_heartbeat_at, $2) WHERE last_heartbeat_at > $2",
-    // A step forward that is taken back was no pause; what is left of it still is. And no lead goes on through a step.
-    "WITH moved AS (
-         UPDATE pauses SET to_at = to_at + make_interval(secs => $1) WHERE to_at > $2 AND to_at + make_interval(secs => $1) > from_at
-     ), over AS (
-         DELETE FROM pauses WHERE to_at > $2 AND to_at + make_interval(secs => $1) <= from_at
+    // One that lies in the future moves back with the activity about it; where it is not sure to, it may be longer, never
+    // shorter. Of a step forward that is taken back, what is left is a pause. And no lead goes on through a step.
+    "WITH over AS (
+         DELETE FROM pauses WHERE to_at > $2 AND from_at <= $2::timestamptz - interval '3 s' AND to_at + make_interval(secs => $1) <= from_at
+     ), moved AS (
+         UPDATE pauses SET to_at = to_at + make_interval(secs => $1), from_at =
+                CASE WHEN from_at > $2::timestamptz - interval '3 s' THEN from_at + make_interval(secs => $1) ELSE from_at END
+         WHERE to_at > $2 AND (from_at > $2::timestamptz - interval '3 s' OR to_at + make_interval(secs => $1) > from_at)
      )
      INSERT INTO pauses (from_at, to_at) VALUES ($2, $2)",
 ];

@@ -32,18 +32,18 @@ struct Waited {
     stopped: Duration,
 }
 
-/// One input, then nothing; the clock is set by `step` seconds after `set_after`. Until it is stopped.
-async fn wait_out(idle: Duration, lead: Duration, step: i64, set_after: Duration) -> Waited {
+/// One input, then nothing; the clock is set so many milliseconds after it, to so many seconds. Until it is stopped.
+async fn wait_out(idle: Duration, lead: Duration, steps: &[(u64, i64)]) -> Waited {
     let (rig, postgres, node) = rig(idle, lead).await;
     let uid = rig.running(node, "ada").await.uid;
     rig.app.record(vec![beat("ada", Signal::EditorInput, Duration::ZERO)]).await.unwrap().remove(0).unwrap();
     // After the ack: by the test's clock it was before.
     let start = Instant::now();
-    let (mut set, mut warned) = (false, None);
+    let (mut steps, mut warned) = (steps.iter().peekable(), None);
     let waited = loop {
-        if !set && start.elapsed() >= set_after {
-            postgres.clock().set(step);
-            set = true;
+        if let Some((_, step)) = steps.next_if(|(after, _)| start.elapsed() >= Duration::from_millis(*after))
+        {
+            postgres.clock().set(*step);
         }
         rig.heartbeat(node).await;
         let looked = Instant::now();
@@ -70,8 +70,8 @@ async fn wait_out(idle: Duration, lead: Duration, step: i64, set_after: Duration
 async fn a_step_forward_that_is_shorter_than_an_outage_takes_nothing_of_a_timeout_or_a_lead() {
     let (idle, lead) = (Duration::from_secs(4), Duration::from_millis(1500));
     // While nobody is warned, and in the middle of the lead.
-    for set_after in [1200, 3200].map(Duration::from_millis) {
-        let waited = wait_out(idle, lead, 2, set_after).await;
+    for set_after in [1200, 3200] {
+        let waited = wait_out(idle, lead, &[(set_after, 2)]).await;
         assert!(waited.stopped + NEARLY >= idle, "{:?}: stopped early", waited.stopped);
         assert!(waited.lead + NEARLY >= lead, "{:?} is not the whole lead", waited.lead);
         assert!(waited.stopped < idle + Duration::from_secs(5), "{:?}: late", waited.stopped);
@@ -81,15 +81,25 @@ async fn a_step_forward_that_is_shorter_than_an_outage_takes_nothing_of_a_timeou
 #[tokio::test]
 async fn who_waits_when_the_clock_is_set_back_is_stopped_about_when_he_would_have_been() {
     let (idle, lead) = (Duration::from_secs(6), Duration::from_secs(1));
-    let waited = wait_out(idle, lead, -1750, Duration::from_millis(4500)).await;
+    let waited = wait_out(idle, lead, &[(4500, -1750)]).await;
     assert!(waited.stopped + NEARLY >= idle, "{:?}: stopped early", waited.stopped);
     assert!(waited.stopped < idle + Duration::from_secs(3), "{:?}: waited anew", waited.stopped);
 }
 
 #[tokio::test]
+async fn a_step_back_that_is_longer_than_the_one_forward_before_it_makes_nothing_earlier() {
+    let (idle, lead) = (Duration::from_secs(10), Duration::from_secs(1));
+    for back in [-1750, 0] {
+        let waited = wait_out(idle, lead, &[(300, 1750), (4500, back)]).await;
+        assert!(waited.stopped + NEARLY >= idle, "to {back}, {:?}: stopped early", waited.stopped);
+        assert!(waited.stopped < idle + Duration::from_secs(5), "to {back}, {:?}: late", waited.stopped);
+    }
+}
+
+#[tokio::test]
 async fn a_step_back_below_what_is_noticed_makes_nothing_earlier() {
     let (idle, lead) = (Duration::from_secs(4), Duration::from_secs(1));
-    let waited = wait_out(idle, lead, -2, Duration::from_millis(1500)).await;
+    let waited = wait_out(idle, lead, &[(1500, -2)]).await;
     assert!(waited.stopped + NEARLY >= idle && waited.lead + NEARLY >= lead);
     assert!(waited.stopped < idle + Duration::from_secs(5), "{:?}: late", waited.stopped);
 }
