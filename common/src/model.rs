@@ -392,6 +392,18 @@ pub struct Health {
     pub problem: Option<(String, String)>,
     /// How old the finding is.
     pub age: Duration,
+    /// How long looks took lately; `None`: not measured.
+    #[serde(default)]
+    pub latency: Option<Latency>,
+}
+
+/// How long something took, over many times.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latency {
+    /// Half of them at most this long.
+    pub p50: Duration,
+    /// 99 of 100 at most this long.
+    pub p99: Duration,
 }
 
 /// What is to be done with an orphan.

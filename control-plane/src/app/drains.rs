@@ -43,6 +43,12 @@ pub struct Drained {
     pub node: NodeLoad,
     /// Whom it concerns, sorted.
     pub students: Vec<StudentId>,
+    /// Those of them who would go on elsewhere if their moment were now: somebody works there, or it is on its way up.
+    #[serde(default)]
+    pub moved: Vec<StudentId>,
+    /// Those of them who would be stopped, as nobody worked there lately.
+    #[serde(default)]
+    pub stopped: Vec<StudentId>,
 }
 
 impl App {
@@ -69,11 +75,9 @@ impl App {
         let now = work.now().await?;
         let deadline_at = now + order.within;
         self.check_drain(&rules, &there, deadline_at, order)?;
+        let (moved, stopped) = fates(&mut work, &rules, &there, now).await?;
         let mut students: Vec<_> = there.into_iter().map(|workspace| workspace.student).collect();
         students.sort();
-        if order.validate_only {
-            return Ok(Drained { node: self.load(&mut work, id).await?, students });
-        }
         let cordon = node.cordon.unwrap_or_else(|| format!("drained: {}", order.reason));
         work.cordon_node(id, &cordon).await?;
         work.drain_node(id, deadline_at, &order.reason).await?;
@@ -83,7 +87,11 @@ impl App {
             .with("why", order.reason.as_str());
         work.append(about(id), entry).await?;
         note_if_empty(&mut work, id).await?;
-        let answer = Drained { node: self.load(&mut work, id).await?, students };
+        let answer = Drained { node: self.load(&mut work, id).await?, students, moved, stopped };
+        if order.validate_only {
+            // As it would be: nothing of it is committed.
+            return Ok(answer);
+        }
         if let Some(request) = call.request_id {
             work.answer(call.rpc, request, &answer).await?;
         }
@@ -190,6 +198,30 @@ impl App {
         self.nudge.ring(&work.commit().await?);
         Ok(true)
     }
+}
+
+/// Who would be moved and who would be stopped if everybody's moment were now, sorted. Whoever is on the way out is neither.
+async fn fates(
+    work: &mut Work,
+    rules: &Rules,
+    there: &[Workspace],
+    now: OffsetDateTime,
+) -> Result<(Vec<StudentId>, Vec<StudentId>)> {
+    let concerned: Vec<_> = there.iter().filter(|workspace| workspace.state.wants_container()).collect();
+    let uids: Vec<_> = concerned.iter().map(|workspace| workspace.uid).collect();
+    let activities = work.activities(&uids).await?;
+    let (mut moved, mut stopped) = (vec![], vec![]);
+    for workspace in concerned {
+        let activity = activities.get(&workspace.uid).copied().unwrap_or_default();
+        let policy = rules.times(workspace);
+        let goes_on =
+            workspace.state == State::Starting || rules.look(&policy, workspace, &activity, now).is_in_use();
+        let fate = if goes_on { &mut moved } else { &mut stopped };
+        fate.push(workspace.student.clone());
+    }
+    moved.sort();
+    stopped.sort();
+    Ok((moved, stopped))
 }
 
 /// Notes that a locked node that is being emptied is empty; whether it is.

@@ -128,18 +128,22 @@ impl App {
         if remaining > 0 {
             return Err(AppError::NodeNotEmpty { node: id, remaining });
         }
-        if validate_only {
-            return self.load(&mut work, id).await;
-        }
         if node.removed_at.is_none() {
             work.remove_node(id).await?;
             let entry = Entry::new("node.removed", Actor::Operator)
                 .with("hostname", node.facts.hostname.as_str())
                 .with("why", why);
             work.append(about(id), entry).await?;
+        }
+        if validate_only {
+            // As it would be: nothing of it is committed.
+            return self.load(&mut work, id).await;
+        }
+        let answer = self.finish_node(work, call, id).await?;
+        if node.removed_at.is_none() {
             tracing::info!(node.id = %id, hostname = node.facts.hostname, "node removed");
         }
-        self.finish_node(work, call, id).await
+        Ok(answer)
     }
 
     /// An operator's word that a node is dead: what it held goes elsewhere at once, or stops. The node as it is then, and what became,

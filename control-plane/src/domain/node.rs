@@ -149,7 +149,7 @@ mod tests {
     const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
 
     fn node() -> Node {
-        let healthy = Health { problem: None, age: std::time::Duration::ZERO };
+        let healthy = Health { problem: None, age: std::time::Duration::ZERO, latency: None };
         let facts = NodeFacts {
             hostname: "h".into(),
             machine_id: "m".into(),

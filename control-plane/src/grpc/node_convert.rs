@@ -23,7 +23,14 @@ fn state(standing: Standing) -> pb::node::State {
 
 fn storage(node: &Node) -> pb::NodeStorage {
     let verdict = node.storage.problem.as_ref().map_or(HEALTHY, |(reason, _)| reason);
-    pb::NodeStorage { verdict: verdict.to_owned(), age: Some(duration(node.storage.age)) }
+    let latency = node.storage.latency;
+    pb::NodeStorage {
+        verdict: verdict.to_owned(),
+        age: Some(duration(node.storage.age)),
+        checked_time: node.last_heartbeat_at.map(|at| timestamp(at - node.storage.age)),
+        latency_p50: latency.map(|latency| duration(latency.p50)),
+        latency_p99: latency.map(|latency| duration(latency.p99)),
+    }
 }
 
 pub(super) fn node(load: NodeLoad) -> pb::Node {

@@ -1,5 +1,6 @@
 //! `NodeService`.
 
+use carrel_common::id::StudentId;
 use carrel_common::wire::{WireError, timestamp};
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::node_service_server::NodeService;
@@ -25,6 +26,10 @@ impl Nodes {
 /// Part of what makes a call what it is.
 fn only(validate_only: bool) -> &'static str {
     if validate_only { "validate only" } else { "" }
+}
+
+fn names(students: Vec<StudentId>) -> Vec<String> {
+    students.iter().map(|student| format!("workspaces/{student}")).collect()
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -87,10 +92,14 @@ impl NodeService for Nodes {
         };
         let content = [request.name.as_str(), &format!("{order:?}")];
         let call = parse::call("DrainNode", &request.request_id, &content).map_err(bad_field)?;
-        let Drained { node, students } = self.app.drain(&call, id, &order).await.map_err(to_status)?;
+        let drained = self.app.drain(&call, id, &order).await.map_err(to_status)?;
+        let Drained { node, students, moved, stopped } = drained;
         Ok(Response::new(pb::DrainNodeResponse {
+            deadline_time: node.node.drain.as_ref().map(|drain| timestamp(drain.deadline_at)),
             node: Some(convert::node(node)),
-            workspaces: students.iter().map(|student| format!("workspaces/{student}")).collect(),
+            workspaces: names(students),
+            moved: names(moved),
+            stopped: names(stopped),
         }))
     }
 
@@ -116,8 +125,6 @@ impl NodeService for Nodes {
         let call = parse::call("ConfirmNodeDead", &request.request_id, &content).map_err(bad_field)?;
         let confirmed = self.app.confirm_dead(&call, id, why, request.validate_only).await;
         let (node, loss) = confirmed.map_err(to_status)?;
-        let names =
-            |students: Vec<_>| students.iter().map(|student| format!("workspaces/{student}")).collect();
         Ok(Response::new(pb::ConfirmNodeDeadResponse {
             node: Some(convert::node(node)),
             moved: names(loss.moved),

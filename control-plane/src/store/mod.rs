@@ -7,6 +7,7 @@
 mod activity;
 mod batch;
 mod beats;
+mod deadlines;
 mod entity;
 mod error;
 mod events;

@@ -121,6 +121,7 @@ impl Work {
         let unknown = Health {
             problem: Some(("NOT_CONNECTED".into(), "It has not connected yet.".into())),
             age: Duration::ZERO,
+            latency: None,
         };
         self.tx
             .execute_raw(sql(

@@ -119,6 +119,27 @@ fn reads_essay(docker: &OwnDocker, container: &str) -> String {
 }
 
 #[tokio::test]
+async fn a_host_tells_when_its_share_was_looked_at_and_how_long_that_took() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    let start = Instant::now();
+    let measured = loop {
+        let storage = nodes(&client).await.remove(0).storage.unwrap();
+        if storage.latency_p99.is_some() {
+            break storage;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "{storage:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(measured.verdict, "HEALTHY");
+    let checked = std::time::SystemTime::try_from(measured.checked_time.unwrap()).unwrap();
+    assert!(checked.elapsed().is_ok_and(|ago| ago < Duration::from_secs(60)), "{measured:?}");
+    let span = |span: Option<prost_types::Duration>| Duration::try_from(span.unwrap()).unwrap();
+    let (half, most) = (span(measured.latency_p50), span(measured.latency_p99));
+    assert!(Duration::ZERO < half && half <= most && most <= Duration::from_secs(10), "{measured:?}");
+}
+
+#[tokio::test]
 async fn a_host_that_is_confirmed_dead_gives_its_desks_to_another_at_once() {
     let second = OwnDocker::start(false).await;
     second.load(&settings::docker_host(), &settings::tiny_image());

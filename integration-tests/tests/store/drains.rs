@@ -92,7 +92,8 @@ async fn a_drained_desk_in_which_nobody_worked_lately_is_stopped() {
     let node = rig.node(4).await;
     rig.running(node, "ada").await;
     tokio::time::sleep(Duration::from_millis(350)).await;
-    drain(&rig, node, &within(HOUR)).await.unwrap();
+    let drained = rig.app.drain(&call("DrainNode"), node, &within(HOUR)).await.unwrap();
+    assert_eq!((drained.moved, drained.stopped), (vec![], vec![id("ada")]));
     look(&rig, "ada").await;
     tokio::time::sleep(LEAD).await;
     let leaving = look(&rig, "ada").await;
@@ -170,7 +171,7 @@ async fn a_drain_that_cannot_warn_or_ends_in_an_exam_is_refused_and_nothing_has_
         student_extra: std::collections::BTreeMap::new(),
     };
     let policy = Policy { quiet_windows: vec![exam], ..Policy::default() };
-    rig.app.set_policy(&Scope::Student(id("ada")), "", &policy).await.unwrap();
+    rig.app.set_policy(&call("SetPolicy"), &Scope::Student(id("ada")), "", &policy).await.unwrap();
 
     let short = drain(&rig, node, &within(Duration::from_secs(119))).await;
     assert!(
@@ -183,7 +184,9 @@ async fn a_drain_that_cannot_warn_or_ends_in_an_exam_is_refused_and_nothing_has_
         "{in_exam:?}"
     );
     let only = DrainOrder { validate_only: true, force: true, ..within(HOUR) };
-    assert_eq!(drain(&rig, node, &only).await.unwrap(), ["ada"]);
+    let would = rig.app.drain(&call("DrainNode"), node, &only).await.unwrap();
+    assert_eq!((would.students, would.moved, would.stopped), (vec![id("ada")], vec![id("ada")], vec![]));
+    assert_eq!(would.node.node.standing(), Standing::Draining, "it says what would be");
     assert_eq!(standing(&rig, node).await, Standing::Ready);
     assert_eq!(rig.get("ada").await, before);
 

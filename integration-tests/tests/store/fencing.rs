@@ -28,7 +28,7 @@ async fn state_of(rig: &Rig, node: NodeId) -> NodeState {
 }
 
 async fn beat(rig: &Rig, node: NodeId, session_epoch: i64) -> HeartbeatOutcome {
-    let healthy = Health { problem: None, age: Duration::ZERO };
+    let healthy = Health { problem: None, age: Duration::ZERO, latency: None };
     rig.app.heartbeat_node(node, session_epoch, &healthy, &healthy).await.unwrap()
 }
 

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use carrel_common::id::{NodeId, RequestId};
-use carrel_common::model::{Health, Observed};
+use carrel_common::model::{Health, Observed, StatusReason};
 use control_plane::app::{AppError, Call, HeartbeatOutcome};
 use control_plane::domain::node::{NodeState, Standing};
 use control_plane::domain::workspace::{State, Workspace};
@@ -35,8 +35,8 @@ async fn nothing_is_placed_on_a_cordoned_node_until_it_is_uncordoned() {
     let cordoned = rig.app.cordon(&again, node, "a disk makes noises").await.unwrap();
     assert_eq!(cordoned.node.cordon.as_deref(), Some("a disk makes noises"));
     assert_eq!(rig.get("ada").await, ada, "what runs goes on");
-    let refused = rig.start("bob").await;
-    assert!(matches!(refused, Err(AppError::NoHealthyNode { .. })), "{refused:?}");
+    let waits = rig.start("bob").await.unwrap();
+    assert_eq!((waits.state, waits.status_reason), (State::Pending, Some(StatusReason::NoNodeReady)));
 
     // Once more has no effect, and the same call gives the same answer.
     rig.app.cordon(&call("CordonNode"), node, "another reason").await.unwrap();
@@ -46,7 +46,8 @@ async fn nothing_is_placed_on_a_cordoned_node_until_it_is_uncordoned() {
 
     let back = rig.app.uncordon(&call("UncordonNode"), node, "").await.unwrap();
     assert_eq!(back.node.cordon, None);
-    assert_eq!(rig.start("bob").await.unwrap().state, State::Starting);
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("bob").await.state, State::Starting);
     rig.end().await;
 }
 
@@ -63,13 +64,14 @@ async fn a_node_is_removed_only_when_empty_and_then_for_good() {
     assert!(matches!(full, Err(AppError::NodeNotEmpty { remaining: 1, .. })), "{full:?}");
     rig.stop("ada").await;
     rig.obey(node).await;
-    assert_eq!(remove(true).await.unwrap().node.standing(), Standing::Ready);
+    assert_eq!(remove(true).await.unwrap().node.standing(), Standing::Removed, "it says what would be");
     assert_eq!(rig.app.node(node).await.unwrap().node.removed_at, None, "it was only asked");
     assert_eq!(remove(false).await.unwrap().node.standing(), Standing::Removed);
 
     // Its session ends, it gets no other, nothing is placed there, and it is kept for who asks.
     let epoch: i64 = rig.database.text("SELECT session_epoch::text FROM nodes").await.parse().unwrap();
-    let healthy = carrel_common::model::Health { problem: None, age: std::time::Duration::ZERO };
+    let healthy =
+        carrel_common::model::Health { problem: None, age: std::time::Duration::ZERO, latency: None };
     let facts = rig.app.node(node).await.unwrap().node.facts;
     let banned = [
         rig.app.desired_set(node).await.err(),
@@ -94,7 +96,7 @@ async fn session(rig: &Rig, node: NodeId, desks: &[Workspace]) {
             let running = Observed::Running { endpoint: "127.0.0.1:1".into() };
             rig.report(node, desk.uid, desk.generation, running).await;
         }
-        let healthy = Health { problem: None, age: Duration::ZERO };
+        let healthy = Health { problem: None, age: Duration::ZERO, latency: None };
         let epoch = rig.epoch(node).await;
         let heard = rig.app.heartbeat_node(node, epoch, &healthy, &healthy).await.unwrap();
         if heard == HeartbeatOutcome::Committed {

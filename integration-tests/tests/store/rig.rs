@@ -147,7 +147,7 @@ impl Rig {
 
     /// A heartbeat in the present session of a healthy node.
     pub(crate) async fn heartbeat(&self, node: NodeId) {
-        let healthy = Health { problem: None, age: Duration::ZERO };
+        let healthy = Health { problem: None, age: Duration::ZERO, latency: None };
         let epoch = self.epoch(node).await;
         self.app.heartbeat_node(node, epoch, &healthy, &healthy).await.unwrap();
     }

@@ -389,7 +389,7 @@ impl<R: Runtime> Live<'_, R> {
             (None, Some(_)) => None,
         };
         let age = engine.asked_at.map(|at| self.now().saturating_sub(at)).unwrap_or_default();
-        Health { problem: why.map(|why| ("DOCKER_UNREACHABLE".to_owned(), why)), age }
+        Health { problem: why.map(|why| ("DOCKER_UNREACHABLE".to_owned(), why)), age, latency: None }
     }
 
     fn heartbeat(&mut self) -> Result<(), Ending> {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use carrel_common::clock::Clock;
 use carrel_common::id::{Pair, StudentId, WorkspaceUid};
-use carrel_common::model::Health;
+use carrel_common::model::{Health, Latency};
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -14,6 +14,7 @@ use super::check::{Problem, check};
 use super::errand::{Errand, Place, Told};
 use super::fence_file::Token;
 use super::fences::{Asking, Claim};
+use super::latency::Looks;
 use super::prober::{Prober, Trouble};
 
 /// What an answer takes on top of a look that ran into its deadline.
@@ -47,6 +48,8 @@ struct Verdict {
     /// When the look began, by the monotonic clock.
     began: Duration,
     problem: Option<Problem>,
+    /// Of the looks up to this one.
+    latency: Option<Latency>,
 }
 
 impl Storage {
@@ -72,10 +75,12 @@ impl Storage {
             None => Health {
                 problem: Some(("STORAGE_TIMEOUT".into(), "the share has not been looked at yet".into())),
                 age: Duration::ZERO,
+                latency: None,
             },
             Some(verdict) => Health {
                 problem: verdict.problem.clone().map(|p| (p.reason.to_owned(), p.message)),
                 age: self.clock.monotonic().saturating_sub(verdict.began),
+                latency: verdict.latency,
             },
         }
     }
@@ -114,12 +119,14 @@ impl Storage {
 
     /// Keeps the verdict fresh until `stop`, and looks when asked. Run it once.
     pub async fn watch(&self, stop: CancellationToken) {
+        let mut looks = Looks::default();
         loop {
             let began = self.clock.monotonic();
             // Cancel-safe: a look that is cut off leaves the last verdict.
             let Some(problem) = stop.run_until_cancelled(self.probe()).await else { return };
             let pause = if problem.is_some() { MENDED } else { FRESH / 2 };
-            self.tell(began, problem);
+            looks.note(self.clock.monotonic().saturating_sub(began));
+            self.tell(Verdict { began, problem, latency: looks.latency() });
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = self.wanted.notified() => {}
@@ -128,9 +135,9 @@ impl Storage {
         }
     }
 
-    fn tell(&self, began: Duration, problem: Option<Problem>) {
-        let told = problem.clone();
-        let before = self.verdict.send_replace(Some(Verdict { began, problem }));
+    fn tell(&self, verdict: Verdict) {
+        let told = verdict.problem.clone();
+        let before = self.verdict.send_replace(Some(verdict));
         match (before.map(|verdict| verdict.problem), told) {
             (Some(before), now) if before == now => return,
             (_, Some(problem)) => tracing::error!(reason = problem.reason, "{}", problem.message),

@@ -22,7 +22,14 @@ async fn a_verdict_follows_what_becomes_of_the_base() {
     let mut tasks = tokio::task::JoinSet::new();
     let until = stop.clone();
     tasks.spawn(async move { watched.watch(until).await });
+    assert_eq!(storage.health().latency, None, "nothing was measured yet");
     assert_eq!(storage.verdict_for_start().await, Ok(()));
+    assert!(
+        storage
+            .health()
+            .latency
+            .is_some_and(|took| took.p50 <= took.p99 && took.p99 < Duration::from_secs(10))
+    );
     std::fs::remove_dir_all(&base).expect("unmounted");
     assert_eq!(storage.look().await.map(|problem| problem.reason), Some("STORAGE_BASE_MISSING"));
     assert!(storage.verdict_for_start().await.is_err());
