@@ -1,5 +1,6 @@
 //! The layer rules of the house, checked by reading the sources: what the compiler cannot see.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// A source file: its path from the root of the repository, and its code without comments.
@@ -236,4 +237,72 @@ fn files_are_small() {
     let large: Vec<_> =
         all.iter().filter(|s| s.lines > 500).map(|s| format!("{}: {}", s.path, s.lines)).collect();
     assert!(large.is_empty(), "500 lines are a split: {large:?}");
+}
+
+/// The types of events that the contract names: in its comment each begins with its kind, or with a dot to mean the last kind named.
+fn documented_types() -> BTreeSet<String> {
+    let proto = std::fs::read_to_string(root().join("proto/carrel/v1/event_service.proto")).unwrap();
+    let comment = proto.split("// What happened: ").nth(1).unwrap().split("string type").next().unwrap();
+    let mut kind = String::new();
+    let mut types = BTreeSet::new();
+    for name in comment.split('`').skip(1).step_by(2) {
+        match name.strip_prefix('.') {
+            Some(rest) => types.insert(format!("{kind}.{rest}")),
+            None => {
+                kind = name.split('.').next().unwrap().to_owned();
+                types.insert(name.to_owned())
+            }
+        };
+    }
+    types
+}
+
+#[test]
+fn every_type_of_event_is_in_the_contract() {
+    // Those of policies are told from their fields by where they are made.
+    let is_type = |text: &&str| {
+        let kinds = ["workspace.", "node.", "orphan.", "store."];
+        let rest = kinds.iter().find_map(|kind| text.strip_prefix(kind));
+        rest.is_some_and(|rest| !rest.is_empty() && rest.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+    };
+    let mut written = BTreeSet::new();
+    for source in sources(&["control-plane/src/app", "control-plane/src/domain", "control-plane/src/store"]) {
+        if source.path.ends_with("tests.rs") {
+            continue;
+        }
+        written.extend(source.code.split('"').filter(is_type).map(str::to_owned));
+        let made = source.code.split("Entry::new(").skip(1).map(str::trim_start);
+        let literal = made.filter_map(|rest| rest.strip_prefix('"')?.split('"').next());
+        written.extend(literal.map(str::to_owned));
+    }
+    assert_eq!(written, documented_types());
+}
+
+/// What stands between backquotes.
+fn quoted(text: &str) -> Vec<&str> {
+    text.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn the_way_of_one_start_leads_by_functions_that_are_there() {
+    let way = std::fs::read_to_string(root().join("docs/one-start.md")).unwrap();
+    let mut steps = 0;
+    for row in way.lines().filter(|line| line.starts_with("| ")).skip(1) {
+        let cells: Vec<_> = row.trim_matches('|').split(" | ").collect();
+        let [_, files, functions] = cells[..] else { panic!("{row}") };
+        // Only the first of several names its folder.
+        let mut folder = Path::new("");
+        let mut code = String::new();
+        for file in quoted(files) {
+            let named = Path::new(file);
+            let path = if named.components().count() > 1 { named.to_owned() } else { folder.join(named) };
+            code += &std::fs::read_to_string(root().join(&path)).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+            folder = if named.components().count() > 1 { named.parent().unwrap() } else { folder };
+        }
+        for function in quoted(functions) {
+            assert!(code.contains(&format!("fn {function}")), "no {function} in {files}");
+        }
+        steps += 1;
+    }
+    assert!(steps > 20, "{steps}");
 }
