@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::Resources;
-use control_plane::domain::placement::{Candidate, Fleet, Held, Strategy, Waiting, in_line, plan};
+use control_plane::domain::placement::{Candidate, Fleet, Held, Service, Strategy, Waiting, in_line, plan};
 use integration_tests::settings;
 
 use crate::rig::Rig;
@@ -56,7 +56,7 @@ fn pure(waiting: usize, nodes: usize, room: usize) -> (usize, Duration) {
     let image = |n: usize| format!("desk:{}", n % IMAGES);
     let candidate = |n: usize| Candidate {
         node: NodeId(uuid(n)),
-        ready: true,
+        service: Service::Ready,
         zone: format!("zone-{}", n % ZONES),
         capacity: Resources { cpu_millicores: 1_000_000, memory_bytes: each * GIB, pids: 0 },
         allocated: Resources { cpu_millicores: 0, memory_bytes: 0, pids: 0 },

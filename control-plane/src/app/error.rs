@@ -200,6 +200,26 @@ pub enum AppError {
     /// The node that holds what is asked for is not connected here.
     #[error("the node that holds it is not connected")]
     NodeAway,
+    /// A log that was being told ended before it was told whole.
+    #[error("the log broke off: {why}")]
+    LogBroken {
+        /// Why.
+        why: String,
+    },
+    /// An extension that would be over before it began.
+    #[error("until_time: {until} is past; by the server's clock it is {now}")]
+    ExtensionPast {
+        /// As asked.
+        until: time::OffsetDateTime,
+        /// The database's time.
+        now: time::OffsetDateTime,
+    },
+    /// The agent of a session does not speak.
+    #[error("no heartbeat for three intervals; dial again")]
+    HeartbeatsMissed,
+    /// The node was silent, and speaks again.
+    #[error("back from silence: dial again, and tell everything anew")]
+    BackFromSilence,
     /// It has never run, so there is nothing to show.
     #[error("the workspace has never run on a node")]
     NeverRan,

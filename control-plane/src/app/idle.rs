@@ -162,6 +162,7 @@ impl App {
                 // A policy was changed meanwhile: decided anew by that one.
                 Verdict::Stop { .. } if !may_stop => Some(now),
                 Verdict::Stop { reason, evidence } => {
+                    let evidence = IdleEvidence { grounds: rules.grounds(&look), ..evidence };
                     let deadline_at = evidence.deadline_at;
                     stops.push((self.stop_for(&rules, &look, reason, evidence)?, deadline_at));
                     None

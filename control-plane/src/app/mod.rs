@@ -48,7 +48,7 @@ pub use remote_logs::LogHandover;
 pub use rules::{Explained, Rules, SharedRules, policy_etag};
 pub use settings::Settings;
 pub use view::{IdleView, WorkspaceView};
-pub use workspaces::{Call, Extent};
+pub use workspaces::{Call, Extended, Extent};
 
 // What the use cases take and give that is the store's: the doors know `app` alone.
 pub use crate::store::{

@@ -30,7 +30,7 @@ const LOOKS: usize = 16;
 
 impl App {
     /// Places a workspace that has just been asked for, or has it wait; an error when no node could take it whatever
-    /// becomes free, so that the caller hears of it.
+    /// becomes free or comes back, so that the caller hears of it.
     pub(super) async fn place(
         &self,
         work: &mut Work,
@@ -43,13 +43,14 @@ impl App {
                 self.metrics.placed(workspace.started_at, now);
                 Ok(workspace.apply(Event::Place { node }, now)?)
             }
-            Err(NoPlace::NoneReady) => Err(no_healthy_node(work).await?),
+            Err(NoPlace::NoneReady(out)) if !out.may_pass() => Err(no_healthy_node(work).await?),
             Err(NoPlace::TooLarge) => {
                 let Resources { cpu_millicores, memory_bytes, .. } = workspace.spec.resources;
                 Err(AppError::LimitsBeyondNodes { cpu_millicores, memory_bytes })
             }
             Err(
-                none @ (NoPlace::Full { .. }
+                none @ (NoPlace::NoneReady(_)
+                | NoPlace::Full { .. }
                 | NoPlace::FailedOnAll
                 | NoPlace::NotItsTurn
                 | NoPlace::ContainerHeld(_)),

@@ -6,16 +6,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use carrel_common::id::{CourseId, NodeId, StudentId};
+use carrel_common::model::Signal;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::settle::settle;
-use super::{App, AppError, IdleView, Result, Settings};
+use super::workspaces::replay;
+use super::{App, AppError, Call, IdleView, Result, Settings};
 use crate::domain::activity::Activity;
 use crate::domain::drain::Drain;
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::idle::{Clock, IdlePolicy, Look, Pause, Times};
 use crate::domain::policy::{Defaults, Effective, Policy, PolicyBook, Scope};
-use crate::domain::workspace::Workspace;
+use crate::domain::workspace::{Grounds, SignalEvidence, Workspace};
 use crate::store::{StoredDrain, StoredPolicy, StoredRules, Work};
 
 /// The policies, what could not be observed, and which nodes are being emptied, at one version.
@@ -56,6 +59,25 @@ impl Rules {
         self.look(&policy, workspace, activity, now).clock()
     }
 
+    /// Where the policies stand at a look, to be kept with what is decided on it.
+    pub(super) fn grounds(&self, look: &Look<'_>) -> Grounds {
+        let workspace = look.workspace;
+        let Effective { values, origins } =
+            self.book.effective(workspace.course.as_ref(), Some(&workspace.student));
+        let why = |signal| values.signal_rules.get(&signal).map(|rule| rule.reason.clone());
+        let seen = |signal| SignalEvidence {
+            signal,
+            last_at: *look.activity.seen.get(signal),
+            counts: *look.policy.counts.get(signal),
+            why: why(signal).unwrap_or_default(),
+        };
+        Grounds {
+            policy_version: self.book.version,
+            idle_timeout_origin: origins.get("idle_timeout").cloned().unwrap_or_default(),
+            signals: Signal::ALL.into_iter().map(seen).collect(),
+        }
+    }
+
     /// A look at a workspace whose node has told all that it saw.
     pub(super) fn look<'a>(
         &'a self,
@@ -92,6 +114,15 @@ impl SharedRules {
         }
         rules
     }
+}
+
+/// What a call that changed a policy was answered with; whose the policy is, the call says.
+#[derive(Debug, Serialize, Deserialize)]
+struct Answered {
+    policy: Policy,
+    version: i64,
+    #[serde(with = "time::serde::rfc3339")]
+    updated_at: OffsetDateTime,
 }
 
 /// Why a workspace is, or is not, stopped.
@@ -144,25 +175,35 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::StaleEtag`], [`AppError::PolicyContradiction`], the database.
-    pub async fn set_policy(&self, scope: &Scope, etag: &str, policy: &Policy) -> Result<StoredPolicy> {
-        settle!(self.change_policy(scope, etag, Some(policy)))
+    pub async fn set_policy(
+        &self,
+        call: &Call,
+        scope: &Scope,
+        etag: &str,
+        policy: &Policy,
+    ) -> Result<StoredPolicy> {
+        settle!(self.change_policy(call, scope, etag, Some(policy)))
     }
 
     /// Removes a policy; as it was.
     ///
     /// # Errors
     /// [`AppError::PolicyNotFound`], [`AppError::StaleEtag`], [`AppError::PolicyContradiction`], the database.
-    pub async fn delete_policy(&self, scope: &Scope, etag: &str) -> Result<StoredPolicy> {
-        settle!(self.change_policy(scope, etag, None))
+    pub async fn delete_policy(&self, call: &Call, scope: &Scope, etag: &str) -> Result<StoredPolicy> {
+        settle!(self.change_policy(call, scope, etag, None))
     }
 
     async fn change_policy(
         &self,
+        call: &Call,
         scope: &Scope,
         etag: &str,
         policy: Option<&Policy>,
     ) -> Result<StoredPolicy> {
         let mut work = self.store.begin().await?;
+        if let Some(Answered { policy, version, updated_at }) = replay(&mut work, call).await? {
+            return Ok(StoredPolicy { scope: scope.clone(), policy, version, updated_at });
+        }
         work.change_rules().await?;
         let before = work.find_policy(scope).await?;
         let present = before.as_ref().map(policy_etag).unwrap_or_default();
@@ -189,6 +230,10 @@ impl App {
             .await?
             .or(before)
             .ok_or_else(|| AppError::PolicyNotFound(scope.clone()))?;
+        if let Some(id) = call.request_id {
+            let StoredPolicy { policy, version, updated_at, .. } = after.clone();
+            work.answer(call.rpc, id, &Answered { policy, version, updated_at }).await?;
+        }
         let touched = work.commit().await?;
         self.rules.put(rules);
         self.nudge.ring(&touched);

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use carrel_common::model::{Signal, Stage, StatusReason};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::line::Line;
@@ -14,7 +15,7 @@ use crate::domain::idle::Clock;
 use crate::domain::workspace::{State, Workspace};
 
 /// When a workspace will be stopped for idleness, and from what that follows.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IdleView {
     /// The newest activity that counted.
     pub last: Option<(OffsetDateTime, Signal)>,

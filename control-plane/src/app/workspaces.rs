@@ -5,6 +5,7 @@ use std::time::Duration;
 use carrel_common::id::{CourseId, RequestId, StudentId, WorkspaceUid};
 use carrel_common::model::{Signal, StopReason};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::failing::Outcomes;
@@ -32,6 +33,18 @@ pub enum Extent {
     Until(OffsetDateTime),
     /// From now.
     By(Duration),
+}
+
+/// What an extension came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extended {
+    /// The deadline that follows.
+    pub idle: IdleView,
+    /// No idle stop before.
+    #[serde(with = "time::serde::rfc3339")]
+    pub until: OffsetDateTime,
+    /// That is less than was asked for.
+    pub clamped: bool,
 }
 
 impl App {
@@ -187,7 +200,7 @@ impl App {
         Ok(after)
     }
 
-    /// Keeps a workspace from its idle stop for longer; when that ends, and whether it was cut at the budget.
+    /// Keeps a workspace from its idle stop for longer. What was granted before is never shortened.
     ///
     /// # Errors
     /// [`AppError`].
@@ -197,7 +210,7 @@ impl App {
         student: &StudentId,
         extent: Extent,
         why: &str,
-    ) -> Result<(IdleView, OffsetDateTime, bool)> {
+    ) -> Result<Extended> {
         let once = || async {
             // What was granted before moves with a clock that was set, before anything is granted by it as it is now: else the
             // later of both would be one of the clock that was.
@@ -206,7 +219,9 @@ impl App {
             }
             let mut work = self.store.begin().await?;
             let missing = || AppError::WorkspaceNotFound(student.clone());
-            let replayed = replay::<Workspace>(&mut work, call).await?.is_some();
+            if let Some(answer) = replay(&mut work, call).await? {
+                return Ok(answer);
+            }
             let uid = work.find_uid(student).await?.ok_or_else(missing)?;
             let Locked { workspace: before, mut activity, now } =
                 work.lock(uid).await?.ok_or_else(missing)?;
@@ -221,26 +236,32 @@ impl App {
                 Extent::By(span) => now + span,
             };
             let Some(rules) = self.rules_in(&mut work).await? else { return Err(clock_was_set()) };
-            let (until, clamped) = rules.times(&before).grant(before.ready_at, wanted, now);
-            if replayed {
-                let shown = IdleView::new(&rules, &before, &activity, now);
-                return Ok((shown, before.extended_until.unwrap_or(until), clamped));
+            if wanted <= now {
+                return Err(AppError::ExtensionPast { until: wanted, now });
             }
-            let mut next = before.clone();
-            next.extended_until = Some(before.extended_until.map_or(until, |known| known.max(until)));
-            work.raise_deadline_version(uid).await?;
-            activity.version += 1;
+            let (granted, _) = rules.times(&before).grant(before.ready_at, wanted, now);
+            let until = before.extended_until.map_or(granted, |known| known.max(granted));
+            let clamped = until < wanted;
+            let next = Workspace { extended_until: Some(until), ..before.clone() };
             let entry = Entry::new("workspace.extended", Actor::Caller)
                 .with("until_time", rfc3339(until))
                 .with("clamped", clamped)
                 .with("why", why);
-            let after =
-                if before == next { next } else { work.save(&before, next, vec![entry], now).await? };
-            let shown = IdleView::new(&rules, &after, &activity, now);
-            self.finish(work, call, after).await?;
+            let mut after = next;
+            if before != after {
+                work.raise_deadline_version(uid).await?;
+                activity.version += 1;
+                after = work.save(&before, after, vec![entry], now).await?;
+            }
+            let idle = IdleView::new(&rules, &after, &activity, now);
+            let answer = Extended { idle, until, clamped };
+            if let Some(id) = call.request_id {
+                work.answer(call.rpc, id, &answer).await?;
+            }
+            self.nudge.ring(&work.commit().await?);
             // A warning that was out no longer holds.
             self.nudge.look_at(uid, now);
-            Ok((shown, until, clamped))
+            Ok(answer)
         };
         settle!(once())
     }

@@ -8,11 +8,12 @@
 use std::time::Duration;
 
 use carrel_common::model::{Signal, StopReason};
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::activity::{Activity, BySignal};
 use super::drain::Drain;
-use super::workspace::{IdleEvidence, State, Warning, Workspace};
+use super::workspace::{Grounds, IdleEvidence, State, Warning, Workspace};
 
 /// The idle clock stands still for at most this long in one go: a node that is gone for days must not keep a
 /// workspace's clock from ever ending.
@@ -71,7 +72,7 @@ pub struct Look<'a> {
 }
 
 /// When the warning is due or was given, when the stop follows, and for what.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Times {
     /// When the warning is due, or was given.
     pub warning_at: OffsetDateTime,
@@ -82,7 +83,7 @@ pub struct Times {
 }
 
 /// Whether the idle clock runs, and when it ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Clock {
     /// The editor does not answer yet, or the workspace is not meant to run.
     Off,
@@ -332,6 +333,8 @@ impl Look<'_> {
                         refusable_after: ready_at
                             .max(last.map(|(at, _)| at))
                             .filter(|_| self.policy.counts.editor_input),
+                        // Added by whoever knows the policies.
+                        grounds: Grounds::default(),
                     },
                 }
             }

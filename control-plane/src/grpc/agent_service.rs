@@ -9,7 +9,7 @@ use carrel_proto::v1::agent_service_server::AgentService;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::status::bad_field;
+use super::status::{bad_field, bad_metadata};
 use super::to_status;
 use crate::app::{App, AppError, Applicant};
 use crate::sessions::Sessions;
@@ -49,7 +49,7 @@ impl Agents {
         }
         let node = metadata(request, "carrel-node-id")?
             .parse()
-            .map_err(|_| Status::unauthenticated("metadata carrel-node-id is not a UUID"))?;
+            .map_err(|_| bad_metadata("metadata carrel-node-id is not a UUID".to_owned()))?;
         Ok(Shown::Secret(node, metadata(request, "carrel-node-secret")?.to_owned()))
     }
 
@@ -67,7 +67,7 @@ fn metadata<'a, T>(request: &'a Request<T>, key: &str) -> Result<&'a str, Status
         .metadata()
         .get(key)
         .and_then(|value| value.to_str().ok())
-        .ok_or_else(|| Status::unauthenticated(format!("metadata {key} is missing")))
+        .ok_or_else(|| bad_metadata(format!("metadata {key} is missing")))
 }
 
 fn applicant(request: pb::EnrollRequest) -> Result<Applicant, WireError> {

@@ -1,5 +1,6 @@
 //! Values to messages of the public API.
 
+use carrel_common::model::Stage;
 use carrel_common::wire::{duration, timestamp};
 use carrel_proto::v1 as pb;
 use prost_types::value::Kind;
@@ -7,7 +8,7 @@ use prost_types::value::Kind;
 use crate::app::StoredEvent;
 use crate::app::{IdleView, WorkspaceView};
 use crate::domain::idle::{Clock, Times};
-use crate::domain::workspace::{Desired, IdleEvidence, State, Stop};
+use crate::domain::workspace::{Desired, IdleEvidence, SignalEvidence, State, Stop};
 
 pub(super) fn state(state: State) -> pb::workspace::State {
     match state {
@@ -49,6 +50,17 @@ pub(super) fn idle(view: &IdleView) -> pb::Idle {
     message
 }
 
+fn signal_evidence(e: &SignalEvidence) -> pb::SignalEvidence {
+    let mut message = pb::SignalEvidence {
+        last_time: e.last_at.map(timestamp),
+        counts: e.counts,
+        why: e.why.clone(),
+        ..pb::SignalEvidence::default()
+    };
+    message.set_signal(e.signal.into());
+    message
+}
+
 pub(super) fn evidence(e: &IdleEvidence) -> pb::IdleEvidence {
     let mut message = pb::IdleEvidence {
         last_active_time: e.last_active_at.map(timestamp),
@@ -58,6 +70,9 @@ pub(super) fn evidence(e: &IdleEvidence) -> pb::IdleEvidence {
         warning_time: Some(timestamp(e.warned_at)),
         warning_acked_time: e.warning_acked_at.map(timestamp),
         decision_time: Some(timestamp(e.decided_at)),
+        policy_version: e.grounds.policy_version,
+        idle_timeout_origin: e.grounds.idle_timeout_origin.clone(),
+        signals: e.grounds.signals.iter().map(signal_evidence).collect(),
         ..pb::IdleEvidence::default()
     };
     if let Some(signal) = e.last_signal {
@@ -78,26 +93,35 @@ pub(super) fn stop(stop: &Stop) -> pb::Stop {
     message
 }
 
-/// Rough share of a start, for a progress bar: measured shares of a start on an idle host.
-fn percent(stage: pb::progress::Stage) -> i32 {
-    match stage {
-        pb::progress::Stage::Unspecified | pb::progress::Stage::Queued => 0,
-        // Told by the node itself.
-        pb::progress::Stage::Pulling => 0,
-        pb::progress::Stage::Creating => 10,
-        pb::progress::Stage::Starting => 20,
-        pb::progress::Stage::Probing => 40,
+/// Shown from its place on. A node tells stages in another order when it waits for its turn or for an image: none of them is less.
+const PLACED_PERCENT: i32 = 10;
+/// A pull takes most of the start that needs one; what comes after it shares the rest of the bar, so that it never falls.
+const PULLED_PERCENT: i32 = 80;
+
+/// Rough share of a start, for a progress bar: measured shares of a start on an idle host, after what was `fetched` of its image.
+fn percent(state: State, stage: Stage, fetched: u8) -> i32 {
+    let after_the_pull = match stage {
+        _ if state == State::Pending => return 0,
+        Stage::Queued | Stage::Pulling | Stage::Creating => 0,
+        Stage::Starting => 10,
+        Stage::Probing => 30,
+    };
+    match i32::from(fetched) {
+        0 => PLACED_PERCENT + after_the_pull,
+        fetched => {
+            let pull = PLACED_PERCENT + fetched * (PULLED_PERCENT - PLACED_PERCENT) / 100;
+            pull + after_the_pull * (100 - PULLED_PERCENT) / (100 - PLACED_PERCENT)
+        }
     }
 }
 
 pub(super) fn workspace(view: WorkspaceView) -> pb::Workspace {
     let w = view.workspace;
     let progress = w.stage.filter(|_| matches!(w.state, State::Pending | State::Starting)).map(|stage| {
-        let stage = pb::progress::Stage::from(stage);
         let position = i32::try_from(view.queue_position).unwrap_or(i32::MAX);
         pb::Progress {
-            stage: stage.into(),
-            percent: percent(stage).max(i32::from(w.pull_percent)),
+            stage: pb::progress::Stage::from(stage).into(),
+            percent: percent(w.state, stage, w.pull_percent),
             queue_position: position,
             estimated_ready_time: view.ready_at.map(timestamp),
         }
@@ -167,5 +191,23 @@ pub(super) fn event(e: StoredEvent) -> pb::Event {
             serde_json::Value::Object(map) => Some(object(map)),
             _ => None,
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_of_a_start_never_falls_in_whatever_order_a_node_tells() {
+        use Stage::{Creating, Probing, Pulling, Queued, Starting};
+        let placed = |stage, fetched| percent(State::Starting, stage, fetched);
+        let before = [percent(State::Pending, Queued, 0), placed(Creating, 0), placed(Queued, 0)];
+        let without_a_pull = [placed(Creating, 0), placed(Starting, 0), placed(Probing, 0)];
+        assert_eq!([before, without_a_pull].concat(), [0, 10, 10, 10, 20, 40]);
+        let pulled = (0..=100).map(|fetched| placed(Pulling, fetched));
+        let after = [Queued, Creating, Starting, Probing].map(|stage| placed(stage, 100));
+        let with_one: Vec<_> = before.into_iter().chain(pulled).chain(after).collect();
+        assert!(with_one.is_sorted() && with_one.ends_with(&[80, 80, 82, 86]), "{with_one:?}");
     }
 }

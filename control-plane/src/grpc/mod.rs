@@ -22,4 +22,4 @@ pub use policy_service::Policies;
 pub use watch::Following;
 pub use workspace_service::Workspaces;
 
-pub(crate) use status::to_status;
+pub(crate) use status::{bad_field, to_status};

@@ -13,7 +13,6 @@ use crate::app::StoredPolicy;
 use crate::app::{Explained, policy_etag};
 use crate::domain::idle::Clock;
 use crate::domain::policy::{Effective, Policy, Probe, QuietWindow, Scope, SignalRule};
-use crate::domain::workspace::State;
 
 const LONGEST_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
 const LONGEST_EXTRA: Duration = Duration::from_secs(24 * 3600);
@@ -294,8 +293,7 @@ pub(super) fn explanation(told: Explained) -> pb::IdleExplanation {
         }
         Clock::Running(_) => (Verdict::Active, "It is stopped at the deadline unless somebody works in it."),
     };
-    let stopped = !matches!(told.workspace.state, State::Running | State::Unreachable);
-    let last_stop = told.workspace.stop.as_ref().filter(|_| stopped).and_then(|stop| stop.evidence.as_ref());
+    let last_stop = told.workspace.stop.as_ref().and_then(|stop| stop.evidence.as_ref());
     let mut explained = pb::IdleExplanation {
         message: message.to_owned(),
         signals: signals(&told),

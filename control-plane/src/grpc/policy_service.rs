@@ -30,12 +30,15 @@ const LIST: &str = "policies";
 #[tonic::async_trait]
 impl PolicyService for Policies {
     async fn set_policy(&self, request: Request<pb::SetPolicyRequest>) -> Answer<pb::SetPolicyResponse> {
-        let message = request.into_inner().policy;
-        let mut message = message.ok_or_else(|| bad_field(WireError::new("policy", "must be set")))?;
+        let pb::SetPolicyRequest { policy, request_id } = request.into_inner();
+        let mut message = policy.ok_or_else(|| bad_field(WireError::new("policy", "must be set")))?;
         let scope = convert::scope("policy.name", &message.name).map_err(bad_field)?;
         let etag = std::mem::take(&mut message.etag);
         let policy = convert::policy(message).map_err(bad_field)?;
-        let kept = self.app.set_policy(&scope, &etag, &policy).await.map_err(to_status)?;
+        let content = [scope.to_string(), etag.clone(), format!("{policy:?}")];
+        let content = content.each_ref().map(String::as_str);
+        let call = parse::call("SetPolicy", &request_id, &content).map_err(bad_field)?;
+        let kept = self.app.set_policy(&call, &scope, &etag, &policy).await.map_err(to_status)?;
         Ok(Response::new(pb::SetPolicyResponse { policy: Some(convert::stored(kept)) }))
     }
 
@@ -65,7 +68,9 @@ impl PolicyService for Policies {
     ) -> Answer<pb::DeletePolicyResponse> {
         let request = request.into_inner();
         let scope = convert::scope("name", &request.name).map_err(bad_field)?;
-        let was = self.app.delete_policy(&scope, &request.etag).await.map_err(to_status)?;
+        let content = [request.name.as_str(), &request.etag];
+        let call = parse::call("DeletePolicy", &request.request_id, &content).map_err(bad_field)?;
+        let was = self.app.delete_policy(&call, &scope, &request.etag).await.map_err(to_status)?;
         Ok(Response::new(pb::DeletePolicyResponse { policy: Some(convert::stored(was)) }))
     }
 

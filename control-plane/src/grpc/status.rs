@@ -69,6 +69,10 @@ fn classify(error: &AppError) -> (Code, String, Option<Duration>) {
         AppError::OrphanCannotBeAdopted { .. } => plain(Code::FailedPrecondition, "ORPHAN_CANNOT_BE_ADOPTED"),
         AppError::SessionSuperseded(_) => plain(Code::Aborted, "SESSION_SUPERSEDED"),
         AppError::NodeAway => retry(Code::Unavailable, "NODE_AWAY"),
+        AppError::LogBroken { .. } => retry(Code::Unavailable, "LOG_BROKEN"),
+        AppError::ExtensionPast { .. } => plain(Code::InvalidArgument, "INVALID_ARGUMENT"),
+        AppError::HeartbeatsMissed => plain(Code::DeadlineExceeded, "HEARTBEATS_MISSED"),
+        AppError::BackFromSilence => plain(Code::Aborted, "BACK_FROM_SILENCE"),
         AppError::NeverRan => plain(Code::FailedPrecondition, "NEVER_RAN"),
         AppError::ResumeTokenTooOld => plain(Code::OutOfRange, "RESUME_TOKEN_TOO_OLD"),
         AppError::ShuttingDown => retry(Code::Unavailable, "SHUTTING_DOWN"),
@@ -143,6 +147,9 @@ pub(crate) fn to_status(error: AppError) -> Status {
     if matches!(error, AppError::DrainTooShort { .. }) {
         details.add_bad_request_violation("within", error.to_string());
     }
+    if matches!(error, AppError::ExtensionPast { .. }) {
+        details.add_bad_request_violation("until_time", "must be later than now");
+    }
     if matches!(error, AppError::RequestIdReused) {
         details.add_bad_request_violation("request_id", "was used for another request");
     }
@@ -156,8 +163,15 @@ pub(crate) fn to_status(error: AppError) -> Status {
     Status::with_error_details(code, message, details)
 }
 
+/// What a peer is told whose metadata name nobody.
+pub(super) fn bad_metadata(problem: String) -> Status {
+    let mut details = ErrorDetails::new();
+    details.set_error_info("METADATA_INVALID", DOMAIN, HashMap::new());
+    Status::with_error_details(Code::Unauthenticated, problem, details)
+}
+
 /// What the sender of a bad field is told.
-pub(super) fn bad_field(error: WireError) -> Status {
+pub(crate) fn bad_field(error: WireError) -> Status {
     let mut details = ErrorDetails::with_bad_request_violation(error.field, error.problem.as_str());
     details.set_error_info("INVALID_ARGUMENT", DOMAIN, HashMap::new());
     Status::with_error_details(Code::InvalidArgument, error.to_string(), details)
@@ -219,6 +233,13 @@ mod tests {
             AppError::OrphanCannotBeAdopted { why: "" },
             AppError::SessionSuperseded(node),
             AppError::NodeAway,
+            AppError::LogBroken { why: String::new() },
+            AppError::ExtensionPast {
+                until: time::OffsetDateTime::UNIX_EPOCH,
+                now: time::OffsetDateTime::UNIX_EPOCH,
+            },
+            AppError::HeartbeatsMissed,
+            AppError::BackFromSilence,
             AppError::NeverRan,
             AppError::ResumeTokenTooOld,
             AppError::ShuttingDown,

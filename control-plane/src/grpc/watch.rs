@@ -1,10 +1,13 @@
 //! Streams that follow the event log: each read begins where the last one ended, so none is missed whoever nudges.
 
-use std::collections::{HashMap, HashSet};
+mod moves;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
 use carrel_common::id::WorkspaceUid;
 use carrel_proto::v1 as pb;
+use time::OffsetDateTime;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
@@ -12,10 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 
+use self::moves::Told;
 use super::{convert, to_status};
 use crate::app::{App, AppError, LinePlace, WorkspaceView};
 use crate::app::{EventQuery, Position, WorkspaceQuery};
 use crate::domain::workspace::State;
+
+pub(super) use self::moves::Moves;
 
 /// A slow reader holds this many messages; then it is waited for.
 const BUFFER: usize = 256;
@@ -75,12 +81,44 @@ pub(super) struct WorkspaceWatch {
     /// Where those who wait stood when last told.
     waiting: HashMap<WorkspaceUid, LinePlace>,
     line_told: Instant,
+    moves: Moves,
+    /// The deadlines as they were last told.
+    deadlines: BTreeMap<WorkspaceUid, Told>,
+    /// Version of the rules that they were derived from.
+    rules: i64,
+    /// When it was last looked whether any has moved, by this process and by the database.
+    moves_told: Instant,
+    looked_at: OffsetDateTime,
+    /// Who was the last to be told that its deadline has moved.
+    turn: Option<WorkspaceUid>,
 }
 
 impl WorkspaceWatch {
-    pub(super) fn new(app: App, query: WorkspaceQuery, stand: Position, snapshot: bool) -> Self {
+    pub(super) fn new(
+        app: App,
+        moves: Moves,
+        query: WorkspaceQuery,
+        stand: Position,
+        snapshot: bool,
+    ) -> Self {
         let (inside, waiting) = (snapshot.then(HashSet::new), HashMap::new());
-        Self { app, query, stand, snapshot, inside, waiting, line_told: Instant::now() }
+        let (line_told, moves_told) = (Instant::now(), Instant::now());
+        let (deadlines, rules, looked_at) = (BTreeMap::new(), 0, OffsetDateTime::UNIX_EPOCH);
+        Self {
+            app,
+            query,
+            stand,
+            snapshot,
+            inside,
+            waiting,
+            line_told,
+            moves,
+            deadlines,
+            rules,
+            moves_told,
+            looked_at,
+            turn: None,
+        }
     }
 
     pub(super) fn stream(
@@ -104,6 +142,8 @@ impl WorkspaceWatch {
         stop: &CancellationToken,
     ) -> Result<(), End> {
         let mut bell = self.app.nudge.events();
+        (self.rules, self.looked_at) =
+            (self.app.rules.get().book.version, self.app.store.now().await.map_err(AppError::from)?);
         if self.snapshot {
             let mut query = self.query.clone();
             loop {
@@ -119,10 +159,15 @@ impl WorkspaceWatch {
             }
             let token = token(&self.app, self.stand);
             self.tell(to, None, pb::workspace_change::Kind::Synced, token).await?;
+        } else {
+            // Deadlines may have moved since the token without an event, and what the reader knows of them is not known here.
+            while self.catch_up(to).await? {}
+            self.tell_deadlines(to, &token(&self.app, self.stand)).await?;
         }
         loop {
             while self.catch_up(to).await? {}
             self.tell_line(to).await?;
+            self.tell_moves(to).await?;
             if !news(&mut bell, to, stop).await {
                 return Err(if stop.is_cancelled() { End::Told(AppError::ShuttingDown) } else { End::Gone });
             }
@@ -180,13 +225,43 @@ impl WorkspaceWatch {
         Ok(())
     }
 
-    /// A change of policy moves deadlines without a change of the workspaces: those that run are told anew.
+    /// Activity moves deadlines without an event, and so does time where a quiet window begins or ends: what moved is told.
+    async fn tell_moves(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+    ) -> Result<(), End> {
+        if self.deadlines.is_empty() || self.moves_told.elapsed() < moves::EVERY {
+            return Ok(());
+        }
+        self.moves_told = Instant::now();
+        let seen = self.moves.seen(&self.app).await?;
+        let rules = self.app.rules.get();
+        let token = token(&self.app, self.stand);
+        if rules.book.version != self.rules || rules.book.quiet_turns(self.looked_at, seen.at) {
+            self.tell_deadlines(to, &token).await?;
+        }
+        self.looked_at = seen.at;
+        let moved = moves::moved(&self.deadlines, &seen, self.turn);
+        self.turn = moved.last().copied();
+        for page in moved.chunks(PAGE) {
+            for view in self.app.workspaces_now(page.to_vec()).await? {
+                if let Some(kind) = self.kind(&view) {
+                    self.tell(to, Some(view), kind, token.clone()).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A change of the rules moves deadlines without a change of the workspaces: those of what runs that are not as they were told
+    /// are told anew.
     async fn tell_deadlines(
         &mut self,
         to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
         token: &str,
     ) -> Result<(), End> {
         self.app.refresh_rules().await?;
+        self.rules = self.app.rules.get().book.version;
         let mut query = self.query.clone();
         if query.states.is_empty() {
             query.states = vec![State::Running];
@@ -194,6 +269,9 @@ impl WorkspaceWatch {
         loop {
             let (page, next) = self.app.list(&query, PAGE).await?;
             for view in page.into_iter().filter(|view| view.workspace.state == State::Running) {
+                if self.deadlines.get(&view.workspace.uid).copied() == Told::of(&view) {
+                    continue;
+                }
                 let kind = pb::workspace_change::Kind::Changed;
                 self.tell(to, Some(view), kind, token.to_owned()).await?;
             }
@@ -234,6 +312,11 @@ impl WorkspaceWatch {
             match view.queue_position {
                 0 => _ = self.waiting.remove(&uid),
                 position => _ = self.waiting.insert(uid, LinePlace { position, ready_at: view.ready_at }),
+            }
+            use pb::workspace_change::Kind;
+            match Told::of(view).filter(|_| !matches!(kind, Kind::Left | Kind::Deleted)) {
+                Some(told) => _ = self.deadlines.insert(uid, told),
+                None => _ = self.deadlines.remove(&uid),
             }
         }
         let workspace = view.map(convert::workspace).map(|full| match kind {

@@ -9,10 +9,10 @@ use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status};
 
 use super::status::bad_field;
-use super::watch::{self, Following};
+use super::watch::{self, Following, Moves};
 use super::{convert, parse, policy_convert, to_status};
 use crate::app::WorkspaceQuery;
-use crate::app::{App, AppError, LogPart, Tail, WorkspaceView};
+use crate::app::{App, AppError, Extended, LogPart, Tail, WorkspaceView};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -20,12 +20,13 @@ pub struct Workspaces {
     app: App,
     following: Following,
     tasks: TaskTracker,
+    moves: Moves,
 }
 
 impl Workspaces {
     /// Streams end when `following` says so; what feeds them runs in `tasks`.
     pub fn new(app: App, following: Following, tasks: TaskTracker) -> Self {
-        Self { app, following, tasks }
+        Self { app, following, tasks, moves: Moves::default() }
     }
 }
 
@@ -142,7 +143,8 @@ impl WorkspaceService for Workspaces {
         }
         let resume = parse::resume_token(&request.resume_token).map_err(bad_field)?;
         let stand = self.app.stand(resume).await.map_err(to_status)?;
-        let watch = watch::WorkspaceWatch::new(self.app.clone(), query, stand, resume.is_none());
+        let (app, moves) = (self.app.clone(), self.moves.clone());
+        let watch = watch::WorkspaceWatch::new(app, moves, query, stand, resume.is_none());
         Ok(Response::new(watch.stream(&self.following, &self.tasks)))
     }
 
@@ -216,7 +218,7 @@ impl WorkspaceService for Workspaces {
         let extent = parse::extent(request.extent).map_err(bad_field)?;
         let content = [request.name.as_str(), &asked, why];
         let call = parse::call("ExtendWorkspace", &request.request_id, &content).map_err(bad_field)?;
-        let (idle, until, clamped) =
+        let Extended { idle, until, clamped } =
             self.app.extend(&call, &student, extent, why).await.map_err(to_status)?;
         Ok(Response::new(pb::ExtendWorkspaceResponse {
             idle: Some(convert::idle(&idle)),
@@ -284,9 +286,7 @@ async fn tell_log(
             Some(LogPart::Text { generation, text }) => {
                 (Ok(pb::TailWorkspaceLogsResponse { chunk: Some(pb::LogChunk { generation, text }) }), false)
             }
-            Some(LogPart::Broken(why)) => {
-                (Err(Status::unavailable(format!("the log broke off: {why}"))), true)
-            }
+            Some(LogPart::Broken(why)) => (Err(to_status(AppError::LogBroken { why })), true),
         };
         if to.send(message).await.is_err() || last {
             break;

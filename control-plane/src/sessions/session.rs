@@ -20,7 +20,7 @@ use super::Held;
 use super::deadlines::Deadlines;
 use super::logs::Tails;
 use crate::app::{App, AppError, HeartbeatOutcome};
-use crate::grpc::to_status;
+use crate::grpc::{bad_field, to_status};
 
 /// Looks for a new version of the desired set this often, in case a nudge was lost or another replica's.
 const POLL: Duration = Duration::from_secs(1);
@@ -45,7 +45,7 @@ impl From<AppError> for End {
 
 impl From<WireError> for End {
     fn from(error: WireError) -> Self {
-        Self::Told(Box::new(Status::invalid_argument(error.to_string())))
+        Self::Told(Box::new(bad_field(error)))
     }
 }
 
@@ -141,8 +141,7 @@ impl Session {
                 // Cancel-safe: a tick that is not taken comes at once the next time.
                 _ = poll.tick() => {
                     if heard.elapsed() > silence {
-                        let said = Status::deadline_exceeded("no heartbeat for three intervals");
-                        return Err(End::Told(Box::new(said)));
+                        return Err(AppError::HeartbeatsMissed.into());
                     }
                     let version = self.app.store.desired_generation(self.node).await.map_err(AppError::from)?;
                     if self.sent.is_none_or(|sent| sent.generation != version) {
@@ -172,7 +171,7 @@ impl Session {
         let first =
             timeout(PATIENCE, incoming.message()).await.map_err(|_| End::Gone)?.map_err(|_| End::Gone)?;
         let Some(FromAgent::Hello(hello)) = first.and_then(|m| m.message) else {
-            return Err(End::Told(Box::new(Status::invalid_argument("the first message must be Hello"))));
+            return Err(WireError::new("message", "the first must be Hello").into());
         };
         let facts = NodeFacts::try_from(hello.facts.unwrap_or_default())?;
         let session = self.app.accept_session(self.node, &facts, hello.process_start).await?;
@@ -242,7 +241,7 @@ impl Session {
 
     async fn take(&mut self, message: FromAgent) -> Result<(), End> {
         match message {
-            FromAgent::Hello(_) => Err(End::Told(Box::new(Status::invalid_argument("a second Hello")))),
+            FromAgent::Hello(_) => Err(WireError::new("message", "a second Hello").into()),
             FromAgent::Heartbeat(heartbeat) => self.heartbeat(heartbeat).await,
             FromAgent::Observations(observations) => self.observations(observations).await,
             FromAgent::Orphans(report) => self.orphans(report).await,
@@ -289,9 +288,7 @@ impl Session {
                 let told_before = heartbeat.sequence > 1 || self.observed;
                 if outcome == HeartbeatOutcome::BackFromSilence && told_before {
                     // What was decided during the silence has to meet everything that is true now.
-                    return Err(End::Told(Box::new(Status::aborted(
-                        "back from silence: tell everything anew",
-                    ))));
+                    return Err(AppError::BackFromSilence.into());
                 }
                 Ok(())
             }

@@ -8,7 +8,7 @@ use super::entity::value;
 use super::error::{Result, StoreError};
 use super::{Work, sql};
 use crate::domain::node::NodeState;
-use crate::domain::placement::{Candidate, FAILURES_COUNT_FOR};
+use crate::domain::placement::{Candidate, FAILURES_COUNT_FOR, Service};
 
 /// How much more than it has a node may promise.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -25,7 +25,7 @@ pub type CoursePlaces = Vec<(NodeId, Option<CourseId>, i64)>;
 /// $1: the nodes, or null for all; $2: the images that are asked for; $3: how long failures count, in seconds. What a node
 /// holds is summed in its index, node by node; what moves is little and is counted once.
 const CANDIDATES: &str = "
-SELECT n.id, n.state, n.facts, n.cordon_reason IS NULL AS schedulable,
+SELECT n.id, n.state, n.facts, n.cordon_reason IS NULL AS schedulable, n.drain_deadline_at IS NOT NULL AS draining,
        p.cpu, p.memory, p.count, coalesce(s.count, 0) AS starting, coalesce(f.count, 0) AS failures,
        ARRAY(SELECT image FROM unnest(i.images) AS image WHERE image = ANY ($2)) AS images
 FROM nodes n
@@ -70,9 +70,17 @@ fn candidate(row: &QueryResult, limits: CandidateLimits) -> Result<Candidate> {
     let facts: NodeFacts = value("nodes", row.try_get("", "facts").map_err(&get)?)?;
     let state: String = row.try_get("", "state").map_err(&get)?;
     let schedulable: bool = row.try_get("", "schedulable").map_err(&get)?;
+    let draining: bool = row.try_get("", "draining").map_err(&get)?;
+    let service = match schedulable {
+        _ if draining => Service::Draining,
+        false => Service::Cordoned,
+        true if state == NodeState::Ready.as_str() => Service::Ready,
+        true if state == NodeState::Degraded.as_str() => Service::Unhealthy,
+        true => Service::Silent,
+    };
     Ok(Candidate {
         node: NodeId(row.try_get("", "id").map_err(&get)?),
-        ready: schedulable && state == NodeState::Ready.as_str(),
+        service,
         capacity: limits.capacity(&facts),
         allocated: Resources {
             cpu_millicores: row.try_get("", "cpu").map_err(&get)?,

@@ -18,7 +18,11 @@ async fn set_timeout(desks: &Desks, seconds: i64) {
         idle_timeout: Some(prost_types::Duration { seconds, nanos: 0 }),
         ..Default::default()
     };
-    desks.policies().set_policy(pb::SetPolicyRequest { policy: Some(policy) }).await.expect("SetPolicy");
+    desks
+        .policies()
+        .set_policy(pb::SetPolicyRequest { policy: Some(policy), ..Default::default() })
+        .await
+        .expect("SetPolicy");
 }
 
 async fn warned(desks: &Desks) -> i64 {

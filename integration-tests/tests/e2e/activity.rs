@@ -138,7 +138,10 @@ async fn a_policy_says_which_signals_count_and_which_images_are_allowed() {
     let before = client.start_and_wait("ada").await.idle.unwrap();
     let mut policies = PolicyServiceClient::connect(format!("http://{}", cluster.address())).await.unwrap();
     let mut set = async |policy: pb::Policy| {
-        policies.set_policy(pb::SetPolicyRequest { policy: Some(policy) }).await.map(|_| ())
+        policies
+            .set_policy(pb::SetPolicyRequest { policy: Some(policy), ..Default::default() })
+            .await
+            .map(|_| ())
     };
     let mut rule = pb::SignalRule { reason: "the page is open all day".into(), ..Default::default() };
     rule.set_signal(Signal::LmsInput);

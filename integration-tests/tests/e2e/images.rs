@@ -16,7 +16,7 @@ async fn set_image(client: &Client, course: &str, image: &str) {
         image: Some(image.into()),
         ..Default::default()
     };
-    let request = pb::SetPolicyRequest { policy: Some(policy) };
+    let request = pb::SetPolicyRequest { policy: Some(policy), ..Default::default() };
     client.policies.clone().set_policy(request).await.expect("SetPolicy");
 }
 
@@ -71,9 +71,7 @@ async fn an_image_is_pulled_once_for_all_who_wait_and_they_are_told_how_far_it_i
             break;
         }
         let progress = ada.progress.expect("on its way");
-        if progress.stage() == Stage::Pulling {
-            percents.push(progress.percent);
-        }
+        percents.push(progress.percent);
     }
     percents.dedup();
     let on_the_way = percents.iter().filter(|p| (5..100).contains(*p)).count();

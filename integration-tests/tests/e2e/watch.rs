@@ -212,6 +212,78 @@ async fn those_who_wait_are_told_where_they_stand_as_the_line_moves() {
     watch.until("eve", is_told_when).await;
 }
 
+/// The deadline that a change tells, with its version.
+fn deadline(change: &pb::WorkspaceChange) -> Option<(prost_types::Timestamp, i64)> {
+    let idle = change.workspace.as_ref()?.idle.as_ref()?;
+    Some((idle.deadline_time?, idle.deadline_version))
+}
+
+#[tokio::test]
+async fn a_deadline_that_activity_moved_is_told() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    client.start_and_wait("bob").await;
+    let names = vec![name_of("ada")];
+    let of_ada = pb::WatchWorkspacesRequest { names, ..Default::default() };
+    let states = vec![State::Running.into()];
+    let filter = Some(pb::WorkspaceFilter { states, ..Default::default() });
+    let of_all = pb::WatchWorkspacesRequest { filter, ..Default::default() };
+    let mut watches = Vec::new();
+    for request in [of_ada, of_all] {
+        let mut watch = Watch::open(&client, request.clone()).await;
+        let token = watch.snapshot().await.1;
+        watches.push(watch);
+        // One that is resumed does not know what its reader knows.
+        let resumed = Watch::open(&client, pb::WatchWorkspacesRequest { resume_token: token, ..request });
+        let mut resumed = resumed.await;
+        resumed.until("ada", |change| deadline(change).is_some()).await;
+        watches.push(resumed);
+    }
+    let beat = pb::RecordHeartbeatRequest { name: name_of("ada"), ..Default::default() };
+    let before = client.get("ada").await.version;
+    let answer = client.workspaces.clone().record_heartbeat(beat).await.unwrap().into_inner().idle.unwrap();
+    let moved = (answer.deadline_time.unwrap(), answer.deadline_version);
+    for watch in &mut watches {
+        let told = watch.until("ada", |change| deadline(change) == Some(moved)).await;
+        assert_eq!(told.kind(), Kind::Changed);
+        assert_eq!(told.workspace.unwrap().version, before, "it is told, not written");
+    }
+}
+
+#[tokio::test]
+async fn a_quiet_window_is_told_when_it_begins_and_when_it_ends_and_a_policy_when_it_moves_a_deadline() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    let names = vec![name_of("ada")];
+    let mut watch = Watch::open(&client, pb::WatchWorkspacesRequest { names, ..Default::default() }).await;
+    watch.snapshot().await;
+    let first = client.get("ada").await.idle.unwrap().deadline_time.unwrap();
+    let set = async |policy: pb::Policy| {
+        let request = pb::SetPolicyRequest { policy: Some(policy), ..Default::default() };
+        client.policies.clone().set_policy(request).await.unwrap();
+    };
+    let name = "policies/student-ada".to_owned();
+    let idle_timeout = Some(prost_types::Duration { seconds: 1800, nanos: 0 });
+    set(pb::Policy { name: name.clone(), idle_timeout, ..Default::default() }).await;
+    watch.until("ada", |change| deadline(change).is_some_and(|(at, _)| at.seconds > first.seconds)).await;
+
+    // Of an exam that is far away nothing is to be told but its beginning and its end.
+    let now = std::time::SystemTime::now();
+    let after = |seconds| Some(prost_types::Timestamp::from(now + Duration::from_secs(seconds)));
+    let exam = pb::QuietWindow { start_time: after(3), end_time: after(6), ..Default::default() };
+    set(pb::Policy { name, idle_timeout, quiet_windows: vec![exam], ..Default::default() }).await;
+    use pb::idle::Clock;
+    let clock_is = |clock: Clock| {
+        move |change: &pb::WorkspaceChange| {
+            change.workspace.as_ref().and_then(|w| w.idle.as_ref()).is_some_and(|idle| idle.clock() == clock)
+        }
+    };
+    watch.until("ada", clock_is(Clock::PausedQuiet)).await;
+    watch.until("ada", clock_is(Clock::Running)).await;
+}
+
 /// Several clients write at once, so that transactions commit in another order than they began.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_event_is_missed_and_none_is_told_twice() {

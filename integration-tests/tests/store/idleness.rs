@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use carrel_common::id::{CourseId, Generation};
 use carrel_common::model::Signal;
-use control_plane::app::{AppError, Extent, Recorded};
+use control_plane::app::{AppError, Extended, Extent, Recorded};
 use control_plane::domain::idle::Clock;
 use control_plane::domain::policy::{Policy, Scope, SignalRule};
 use control_plane::domain::workspace::{State, Workspace};
@@ -109,7 +109,10 @@ async fn what_does_not_count_is_kept_with_its_time_and_moves_no_deadline() {
     let course: CourseId = "cs101".parse().unwrap();
     rig.app.start(&call("StartWorkspace"), &id("ada"), Some(&course)).await.unwrap();
     rig.obey(node).await;
-    rig.app.set_policy(&scope("course-cs101"), "", &ignoring(Signal::LmsInput)).await.unwrap();
+    rig.app
+        .set_policy(&call("SetPolicy"), &scope("course-cs101"), "", &ignoring(Signal::LmsInput))
+        .await
+        .unwrap();
     let ready_at = rig.get("ada").await.ready_at.unwrap();
     tokio::time::sleep(Duration::from_millis(50)).await;
     let ignored = record(&rig, beat("ada", Signal::LmsInput, Duration::ZERO)).await;
@@ -127,7 +130,7 @@ async fn what_does_not_count_is_kept_with_its_time_and_moves_no_deadline() {
     let last = told[0].as_ref().unwrap().idle.last.unwrap();
     assert_eq!(last.1, Signal::EditorInput);
     // A policy that counts it again needs no new report.
-    rig.app.delete_policy(&scope("course-cs101"), "").await.unwrap();
+    rig.app.delete_policy(&call("DeletePolicy"), &scope("course-cs101"), "").await.unwrap();
     let idle = rig.app.get(&id("ada")).await.unwrap().idle.unwrap();
     assert!(idle.last.unwrap().0 >= at);
     rig.end().await;
@@ -137,7 +140,10 @@ async fn what_does_not_count_is_kept_with_its_time_and_moves_no_deadline() {
 async fn a_desk_on_which_only_what_does_not_count_happens_is_found_by_the_sweep() {
     let rig = quick().await;
     let node = rig.node(4).await;
-    rig.app.set_policy(&scope("student-ada"), "", &ignoring(Signal::LmsInput)).await.unwrap();
+    rig.app
+        .set_policy(&call("SetPolicy"), &scope("student-ada"), "", &ignoring(Signal::LmsInput))
+        .await
+        .unwrap();
     let (ada, bob) = (rig.running(node, "ada").await, rig.running(node, "bob").await);
     tokio::time::sleep(TIMEOUT).await;
     for student in ["ada", "bob"] {
@@ -182,7 +188,7 @@ async fn a_job_that_does_not_count_is_told_that_it_got_nothing() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;
     rig.running(node, "ada").await;
-    rig.app.set_policy(&scope("site"), "", &ignoring(Signal::Job)).await.unwrap();
+    rig.app.set_policy(&call("SetPolicy"), &scope("site"), "", &ignoring(Signal::Job)).await.unwrap();
     let told = record(&rig, job("ada", 40)).await;
     assert_eq!((told.clamped, told.idle.awake_until, told.idle.last), (true, None, None));
     rig.end().await;
@@ -194,10 +200,60 @@ async fn an_extension_ends_with_the_longest_lifetime_and_says_so() {
     let node = rig.node(4).await;
     let ready_at = rig.running(node, "ada").await.ready_at.unwrap();
     let extent = Extent::By(Duration::from_secs(3000));
-    let (idle, until, clamped) =
+    let Extended { idle, until, clamped } =
         rig.app.extend(&call("ExtendWorkspace"), &id("ada"), extent, "").await.unwrap();
     assert_eq!((until, clamped), (ready_at + Duration::from_secs(1800), true));
     assert_eq!(idle.extendable_until, until);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_shorter_extension_shortens_nothing_and_a_past_one_is_refused() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    let extend = async |extent| rig.app.extend(&call("ExtendWorkspace"), &id("ada"), extent, "").await;
+    let long = extend(Extent::By(Duration::from_secs(3000))).await.unwrap();
+    let short = extend(Extent::By(Duration::from_secs(60))).await.unwrap();
+    assert_eq!((short.until, short.clamped), (long.until, false));
+    assert_eq!(short.idle.version, long.idle.version, "nothing has moved");
+    let past = extend(Extent::Until(short.idle.now - Duration::from_secs(1))).await;
+    assert!(matches!(past, Err(AppError::ExtensionPast { .. })), "{past:?}");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn the_evidence_of_a_stop_tells_of_its_policies_also_after_they_changed_and_it_runs_again() {
+    let rig = quick().await;
+    let node = rig.node(4).await;
+    let policy = Policy { idle_timeout: Some(TIMEOUT * 2), ..ignoring(Signal::EditorInput) };
+    let set = rig.app.set_policy(&call("SetPolicy"), &scope("student-ada"), "", &policy).await;
+    set.unwrap();
+    let version = rig.app.rules.get().book.version;
+    rig.running(node, "ada").await;
+    let seen_at = record(&rig, beat("ada", Signal::LmsInput, Duration::ZERO)).await.idle.last.unwrap().0;
+    let uid = rig.get("ada").await.uid;
+    while rig.get("ada").await.state == State::Running {
+        rig.app.check_idle(uid).await.unwrap();
+        tokio::time::sleep(LEAD / 10).await;
+    }
+    rig.obey(node).await;
+    let stopped = rig.get("ada").await.stop.unwrap().evidence.unwrap();
+    rig.app.delete_policy(&call("DeletePolicy"), &scope("student-ada"), "").await.unwrap();
+    rig.running(node, "ada").await;
+    let told = rig.app.explain_idle(&id("ada")).await.unwrap();
+    assert_eq!(told.workspace.state, State::Running);
+    assert_eq!(told.workspace.stop.and_then(|stop| stop.evidence), Some(stopped.clone()));
+    let grounds = stopped.grounds;
+    assert_eq!(stopped.idle_timeout, TIMEOUT * 2);
+    assert_eq!(
+        (grounds.policy_version, grounds.idle_timeout_origin.as_str()),
+        (version, "policies/student-ada")
+    );
+    let of = |signal| grounds.signals.iter().find(|seen| seen.signal == signal).unwrap();
+    assert_eq!((of(Signal::LmsInput).last_at, of(Signal::LmsInput).counts), (Some(seen_at), true));
+    assert_eq!((of(Signal::EditorInput).last_at, of(Signal::EditorInput).counts), (None, false));
+    assert_eq!(of(Signal::EditorInput).why, "the LMS page is open all day");
     rig.end().await;
 }
 
@@ -315,7 +371,7 @@ async fn a_policy_that_another_replica_was_told_moves_the_deadlines_of_this_one(
     let ready_at = rig.running(node, "ada").await.ready_at.unwrap();
     let other = rig.replica();
     let hour = Policy { idle_timeout: Some(Duration::from_secs(3600)), ..Policy::default() };
-    other.set_policy(&scope("site"), "", &hour).await.unwrap();
+    other.set_policy(&call("SetPolicy"), &scope("site"), "", &hour).await.unwrap();
     // As the loop does each second.
     rig.app.pulse().await.unwrap();
     let idle = rig.app.get(&id("ada")).await.unwrap().idle.unwrap();

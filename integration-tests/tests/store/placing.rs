@@ -1,5 +1,7 @@
+use std::time::Duration;
+
 use carrel_common::model::{Observed, StatusReason};
-use control_plane::app::AppError;
+use control_plane::app::{AppError, DrainOrder};
 use control_plane::domain::workspace::State;
 use time::OffsetDateTime;
 
@@ -62,6 +64,30 @@ async fn a_start_that_no_node_could_take_changes_nothing_and_says_why() {
     let large = rig.start("ada").await;
     assert!(matches!(large, Err(AppError::LimitsBeyondNodes { .. })), "{large:?}");
     assert_eq!(rig.database.text("SELECT count(*)::text FROM workspaces").await, "0");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn while_every_host_is_out_of_service_a_start_waits_and_says_how_many_of_them_are() {
+    let rig = Rig::new().await;
+    let (drained, cordoned) = (rig.node(4).await, rig.node(4).await);
+    let order = DrainOrder {
+        within: Duration::from_secs(3600),
+        force: false,
+        reason: "new kernel".into(),
+        validate_only: false,
+    };
+    rig.app.drain(&call("DrainNode"), drained, &order).await.unwrap();
+    rig.app.cordon(&call("CordonNode"), cordoned, "a disk makes noises").await.unwrap();
+    let waits = rig.start("ada").await.unwrap();
+    assert_eq!((waits.state, waits.status_reason), (State::Pending, Some(StatusReason::NoNodeReady)));
+    let told = "Waits for a host: 1 being emptied, 1 out of service (cordoned).";
+    assert_eq!(waits.status_message, told);
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("ada").await.version, waits.version, "what is told already is not told again");
+    rig.app.uncordon(&call("UncordonNode"), cordoned, "").await.unwrap();
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("ada").await.node, Some(cordoned));
     rig.end().await;
 }
 

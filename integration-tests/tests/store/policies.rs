@@ -35,16 +35,16 @@ async fn a_changed_policy_moves_running_workspaces() {
     rig.obey(node).await;
     let ready_at = rig.get("ada").await.ready_at.unwrap();
     assert_eq!(deadline(&rig, "ada").await, ready_at + Duration::from_secs(900));
-    rig.app.set_policy(&scope("course-cs101"), "", &timeout(7200)).await.unwrap();
+    rig.app.set_policy(&call("SetPolicy"), &scope("course-cs101"), "", &timeout(7200)).await.unwrap();
     assert_eq!(deadline(&rig, "ada").await, ready_at + Duration::from_secs(7200));
-    rig.app.set_policy(&scope("student-Ada"), "", &timeout(3600)).await.unwrap();
+    rig.app.set_policy(&call("SetPolicy"), &scope("student-Ada"), "", &timeout(3600)).await.unwrap();
     assert_eq!(deadline(&rig, "ada").await, ready_at + Duration::from_secs(3600));
-    rig.app.delete_policy(&scope("student-ada"), "").await.unwrap();
+    rig.app.delete_policy(&call("DeletePolicy"), &scope("student-ada"), "").await.unwrap();
     assert_eq!(deadline(&rig, "ada").await, ready_at + Duration::from_secs(7200));
     // A shorter one than the time that has passed: never closer than the warning lead.
     let short = Policy { warning_lead: Some(Duration::from_millis(500)), ..timeout(1) };
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    rig.app.set_policy(&scope("course-cs101"), "", &short).await.unwrap();
+    rig.app.set_policy(&call("SetPolicy"), &scope("course-cs101"), "", &short).await.unwrap();
     assert!(deadline(&rig, "ada").await >= rig.app.store.now().await.unwrap() + Duration::from_millis(400));
     rig.end().await;
 }
@@ -81,7 +81,7 @@ async fn resources_and_image_apply_at_the_next_start() {
     let node = rig.node(8).await;
     let before = rig.running(node, "ada").await;
     let big = Policy { image: Some("carrel/big:1".into()), memory_bytes: Some(2 << 30), ..Policy::default() };
-    rig.app.set_policy(&scope("site"), "", &big).await.unwrap();
+    rig.app.set_policy(&call("SetPolicy"), &scope("site"), "", &big).await.unwrap();
     assert_eq!(rig.get("ada").await.spec, before.spec);
     rig.stop("ada").await;
     rig.obey(node).await;
@@ -93,18 +93,18 @@ async fn resources_and_image_apply_at_the_next_start() {
 #[tokio::test]
 async fn a_stale_etag_and_a_contradiction_change_nothing() {
     let rig = Rig::new().await;
-    let kept = rig.app.set_policy(&scope("site"), "", &timeout(600)).await.unwrap();
+    let kept = rig.app.set_policy(&call("SetPolicy"), &scope("site"), "", &timeout(600)).await.unwrap();
     let etag = control_plane::app::policy_etag(&kept);
-    rig.app.set_policy(&scope("site"), &etag, &timeout(700)).await.unwrap();
-    let stale = rig.app.set_policy(&scope("site"), &etag, &timeout(800)).await;
+    rig.app.set_policy(&call("SetPolicy"), &scope("site"), &etag, &timeout(700)).await.unwrap();
+    let stale = rig.app.set_policy(&call("SetPolicy"), &scope("site"), &etag, &timeout(800)).await;
     assert!(matches!(stale, Err(AppError::StaleEtag { .. })), "{stale:?}");
-    let short = rig.app.set_policy(&scope("course-x"), "", &timeout(60)).await;
+    let short = rig.app.set_policy(&call("SetPolicy"), &scope("course-x"), "", &timeout(60)).await;
     assert!(
         matches!(short, Err(AppError::PolicyContradiction { field: "policy.idle_timeout", .. })),
         "{short:?}"
     );
     assert_eq!(rig.app.policies("", 10).await.unwrap().0.len(), 1);
-    let none = rig.app.delete_policy(&scope("course-x"), "").await;
+    let none = rig.app.delete_policy(&call("DeletePolicy"), &scope("course-x"), "").await;
     assert!(matches!(none, Err(AppError::PolicyNotFound(_))), "{none:?}");
     rig.end().await;
 }
@@ -121,7 +121,7 @@ async fn an_exam_holds_stops_back_and_gives_extra_time_to_the_named() {
     let (start, end) = (now - Duration::from_secs(60), now + Duration::from_secs(60));
     let student_extra = [("ada".to_owned(), Duration::from_secs(30))].into();
     let exam = Policy { quiet_windows: vec![QuietWindow { start, end, student_extra }], ..Policy::default() };
-    rig.app.set_policy(&scope("site"), "", &exam).await.unwrap();
+    rig.app.set_policy(&call("SetPolicy"), &scope("site"), "", &exam).await.unwrap();
     for (student, extra) in [("ada", 30), ("bob", 0)] {
         let uid = rig.running(node, student).await.uid;
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -278,7 +278,7 @@ async fn an_explanation_tells_signals_origins_and_what_comes_next() {
     rig.running(node, "ada").await;
     let beat = beat("ada", Signal::EditorInput, Duration::from_secs(4));
     rig.app.record(vec![beat]).await.unwrap();
-    rig.app.set_policy(&scope("student-ada"), "", &timeout(600)).await.unwrap();
+    rig.app.set_policy(&call("SetPolicy"), &scope("student-ada"), "", &timeout(600)).await.unwrap();
     let told = rig.app.explain_idle(&id("ada")).await.unwrap();
     let seen: Vec<_> =
         Signal::ALL.into_iter().filter(|signal| told.activity.seen.get(*signal).is_some()).collect();

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{Observed, Signal, StopReason};
-use control_plane::app::{App, AppError, Extent};
+use control_plane::app::{App, AppError, Extended, Extent};
 use control_plane::domain::policy::{Policy, Scope};
 use control_plane::domain::workspace::{Desired, State, Workspace};
 use control_plane::store::Store;
@@ -164,7 +164,7 @@ impl Race {
             Will::Extend => {
                 let by = Extent::By(Duration::from_secs(600));
                 match self.other.extend(&call("ExtendWorkspace"), student, by, "").await {
-                    Ok((_, until, false)) => Answer::Counts { until, active_at: None },
+                    Ok(Extended { until, clamped: false, .. }) => Answer::Counts { until, active_at: None },
                     Err(AppError::NotRunning { .. }) => Answer::StoppedBefore,
                     other => panic!("{other:?}"),
                 }
@@ -172,7 +172,10 @@ impl Race {
             Will::Policy => {
                 let hour = Duration::from_secs(3600);
                 let policy = Policy { idle_timeout: Some(hour), ..Policy::default() };
-                self.other.set_policy(&scope(student.as_str()), "", &policy).await.unwrap();
+                self.other
+                    .set_policy(&call("SetPolicy"), &scope(student.as_str()), "", &policy)
+                    .await
+                    .unwrap();
                 let now = self.rig.get(student.as_str()).await;
                 match now.state {
                     State::Running => Answer::Counts { until: now.ready_at.unwrap() + hour, active_at: None },
@@ -254,7 +257,7 @@ impl Race {
             assert!(runs.generation > before.generation, "{runs:#?}");
         }
         if will == Will::Policy {
-            self.rig.app.delete_policy(&scope(student), "").await.unwrap();
+            self.rig.app.delete_policy(&call("DeletePolicy"), &scope(student), "").await.unwrap();
         }
         let stopping = self.rig.stop(student).await;
         if stopping.state == State::Stopping {

@@ -7,7 +7,7 @@ use carrel_common::model::{ActivityReport, Observed, Run, Signal, StopReason};
 use control_plane::domain::workspace::{State, Workspace};
 use time::OffsetDateTime;
 
-use crate::rig::{Rig, beat, id};
+use crate::rig::{Rig, beat, call, id};
 
 const TIMEOUT: Duration = Duration::from_millis(300);
 const LEAD: Duration = Duration::from_millis(100);
@@ -151,7 +151,7 @@ async fn where_what_a_node_sees_does_not_count_it_cannot_refuse() {
     let node = rig.node(4).await;
     let rule = SignalRule { counts: false, reason: "a demonstration".into() };
     let policy = Policy { signal_rules: [(Signal::EditorInput, rule)].into(), ..Policy::default() };
-    rig.app.set_policy(&"site".parse().unwrap(), "", &policy).await.unwrap();
+    rig.app.set_policy(&call("SetPolicy"), &"site".parse().unwrap(), "", &policy).await.unwrap();
     let ada = stopping(&rig, node).await;
     assert_eq!(ada.stop.unwrap().evidence.unwrap().refusable_after, None);
     assert_eq!(rig.app.desired_set(node).await.unwrap().items[0].idle_basis_age, None);

@@ -1,5 +1,8 @@
+use std::time::Duration;
+
 use carrel_common::id::RequestId;
-use control_plane::app::{AppError, Call};
+use control_plane::app::{AppError, Call, Extent};
+use control_plane::domain::policy::{Policy, Scope};
 
 use crate::rig::{Rig, id};
 
@@ -34,5 +37,47 @@ async fn a_request_id_with_other_content_is_refused() {
     rig.app.stop(&call(request_id, "x"), &id("ada"), false, "").await.unwrap();
     let other = rig.app.stop(&call(request_id, "y"), &id("ada"), true, "").await;
     assert!(matches!(other, Err(AppError::RequestIdReused)), "{other:?}");
+    rig.end().await;
+}
+
+fn once(rpc: &'static str) -> Call {
+    Call { rpc, request_id: Some(RequestId::new()), fingerprint: "x".into() }
+}
+
+#[tokio::test]
+async fn an_extension_that_is_asked_for_again_is_answered_as_the_first_time() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    let (call, extent) = (once("ExtendWorkspace"), Extent::By(Duration::from_secs(7 * 24 * 3600)));
+    let first = rig.app.extend(&call, &id("ada"), extent, "").await.unwrap();
+    assert!(first.clamped, "beyond the budget");
+    let policy = Policy { extension_budget: Some(Duration::from_secs(60)), ..Policy::default() };
+    rig.app.set_policy(&once("SetPolicy"), &Scope::Site, "", &policy).await.unwrap();
+    assert_eq!(rig.app.extend(&call, &id("ada"), extent, "").await.unwrap(), first);
+    rig.stop("ada").await;
+    assert_eq!(
+        rig.app.extend(&call, &id("ada"), extent, "").await.unwrap(),
+        first,
+        "also once it is stopped"
+    );
+    let another = rig.app.extend(&once("ExtendWorkspace"), &id("ada"), extent, "").await;
+    assert!(matches!(another, Err(AppError::NotRunning { .. })), "{another:?}");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_policy_call_that_is_repeated_changes_nothing_that_was_changed_since() {
+    let rig = Rig::new().await;
+    let idle = |seconds| Policy { idle_timeout: Some(Duration::from_secs(seconds)), ..Policy::default() };
+    let (set, delete) = (once("SetPolicy"), once("DeletePolicy"));
+    let first = rig.app.set_policy(&set, &Scope::Site, "", &idle(600)).await.unwrap();
+    let second = rig.app.set_policy(&once("SetPolicy"), &Scope::Site, "", &idle(700)).await.unwrap();
+    assert_eq!(rig.app.set_policy(&set, &Scope::Site, "", &idle(600)).await.unwrap(), first);
+    assert_eq!(rig.app.policy(&Scope::Site).await.unwrap(), second);
+    assert_eq!(rig.app.delete_policy(&delete, &Scope::Site, "").await.unwrap(), second);
+    rig.app.set_policy(&once("SetPolicy"), &Scope::Site, "", &idle(800)).await.unwrap();
+    assert_eq!(rig.app.delete_policy(&delete, &Scope::Site, "").await.unwrap(), second);
+    assert_eq!(rig.app.policy(&Scope::Site).await.unwrap().policy, idle(800));
     rig.end().await;
 }

@@ -171,8 +171,8 @@ impl<'a, R: Runtime> Bring<'a, R> {
                 self.create_and_start().await
             }
             From::Created(id) => {
-                self.report(Report::of(Observed::Starting(Stage::Starting)));
                 let permit = self.permit(Some(Stage::Starting)).await?;
+                self.report(Report::of(Observed::Starting(Stage::Starting)));
                 self.directory().await?;
                 self.fence().await?;
                 self.desk().await?;

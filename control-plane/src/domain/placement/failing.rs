@@ -115,7 +115,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
-    use crate::domain::placement::{Candidate, Strategy};
+    use crate::domain::placement::{Candidate, Service, Strategy};
     use crate::domain::workspace::Event;
 
     const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
@@ -128,7 +128,7 @@ mod tests {
     fn fleet(nodes: u128) -> Fleet {
         let candidate = |n| Candidate {
             node: node(n),
-            ready: true,
+            service: Service::Ready,
             zone: String::new(),
             capacity: Resources { memory_bytes: 8 << 30, cpu_millicores: 8000, pids: 0 },
             allocated: NEED,

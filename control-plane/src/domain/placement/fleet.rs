@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use carrel_common::id::{CourseId, NodeId};
 use carrel_common::model::Resources;
 
-use super::no_place::{Lack, NoPlace};
+use super::no_place::{Lack, NoPlace, OutOfService};
 
 /// An agent lets six starts go on at once: a node with more of them under way makes the next one wait for its turn.
 const STARTS_AT_ONCE: i64 = 6;
@@ -20,13 +20,28 @@ pub enum Strategy {
     Pack,
 }
 
+/// Whether a node takes anything, and if not, why; the first that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Service {
+    /// Heard of, its Docker and storage are healthy, and it is not cordoned.
+    Ready,
+    /// Being emptied, or emptied.
+    Draining,
+    /// Cordoned.
+    Cordoned,
+    /// Its Docker or its storage is not healthy.
+    Unhealthy,
+    /// Not heard of.
+    Silent,
+}
+
 /// A node as a placement sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// The node.
     pub node: NodeId,
-    /// Heard of, its Docker and storage are healthy, and it is not cordoned.
-    pub ready: bool,
+    /// Whether it takes anything.
+    pub service: Service,
     /// Availability zone; may be empty.
     pub zone: String,
     /// What it can hold, over-commit included.
@@ -46,6 +61,10 @@ pub struct Candidate {
 }
 
 impl Candidate {
+    fn is_ready(&self) -> bool {
+        self.service == Service::Ready
+    }
+
     fn has_memory(&self, need: &Resources) -> bool {
         self.allocated.memory_bytes.saturating_add(need.memory_bytes) <= self.capacity.memory_bytes
     }
@@ -173,7 +192,7 @@ impl Fleet {
     /// nodes that have its image.
     pub fn could_take_elsewhere(&self, ask: &Ask<'_>, having: bool) -> bool {
         self.nodes.iter().any(|node| {
-            node.ready
+            node.is_ready()
                 && !ask.avoid.contains(&node.node)
                 && node.could_ever_fit(&ask.need)
                 && (!having || node.images.iter().any(|image| image == ask.image))
@@ -202,7 +221,7 @@ impl Fleet {
     pub fn take_on(&mut self, node: NodeId, ask: &Ask<'_>) -> bool {
         let index = self.nodes.iter().position(|known| known.node == node);
         let Some(index) =
-            index.filter(|index| self.nodes[*index].ready && self.nodes[*index].fits(&ask.need))
+            index.filter(|index| self.nodes[*index].is_ready() && self.nodes[*index].fits(&ask.need))
         else {
             return false;
         };
@@ -213,8 +232,11 @@ impl Fleet {
     /// Gives nobody else a place on the node that comes nearest to having one for `ask`.
     pub fn keep_for(&mut self, ask: &Ask<'_>) {
         let free = |node: &Candidate| node.capacity.memory_bytes.saturating_sub(node.allocated.memory_bytes);
-        let able =
-            self.nodes.iter().enumerate().filter(|(_, node)| node.ready && node.could_ever_fit(&ask.need));
+        let able = self
+            .nodes
+            .iter()
+            .enumerate()
+            .filter(|(_, node)| node.is_ready() && node.could_ever_fit(&ask.need));
         let nearest = able.max_by_key(|(_, node)| (free(node), std::cmp::Reverse(node.node)));
         self.kept = nearest.map(|(index, _)| index);
     }
@@ -236,7 +258,8 @@ impl Fleet {
         }
         let with_image = self.with_image.get(ask.image);
         let of_course = self.of_course.get(&ask.course.cloned());
-        let may = |node: &Candidate| node.ready && (ask.avoid.is_empty() || !ask.avoid.contains(&node.node));
+        let may =
+            |node: &Candidate| node.is_ready() && (ask.avoid.is_empty() || !ask.avoid.contains(&node.node));
         let score = |index: usize, node: &Candidate| {
             let sign = if self.strategy == Strategy::Spread { 1 } else { -1 };
             Score {
@@ -262,9 +285,15 @@ impl Fleet {
         if !self.nodes.is_empty() && !self.nodes.iter().any(|node| node.could_ever_fit(&ask.need)) {
             return NoPlace::TooLarge;
         }
-        let ready: Vec<_> = self.nodes.iter().filter(|node| node.ready).collect();
+        let ready: Vec<_> = self.nodes.iter().filter(|node| node.is_ready()).collect();
         if ready.is_empty() {
-            return NoPlace::NoneReady;
+            let of = |service| self.nodes.iter().filter(|node| node.service == service).count();
+            return NoPlace::NoneReady(OutOfService {
+                draining: of(Service::Draining),
+                cordoned: of(Service::Cordoned),
+                unhealthy: of(Service::Unhealthy),
+                silent: of(Service::Silent),
+            });
         }
         let left: Vec<_> = ready.into_iter().filter(|node| !ask.avoid.contains(&node.node)).collect();
         if left.is_empty() {

@@ -11,7 +11,7 @@ mod no_place;
 mod outlook;
 
 pub use self::failing::{FAILURES_COUNT_FOR, Record, Tries, cordons_itself, could_be_the_nodes_fault};
-pub use self::fleet::{Ask, Candidate, Fleet, Strategy};
+pub use self::fleet::{Ask, Candidate, Fleet, Service, Strategy};
 pub use self::line::{Held, OVERTAKEN_FOR, Turn, Waiting, in_line, plan};
-pub use self::no_place::{HeldContainer, Lack, NoPlace};
+pub use self::no_place::{HeldContainer, Lack, NoPlace, OutOfService};
 pub use self::outlook::{Outlook, RELEASES_COUNT_FOR};

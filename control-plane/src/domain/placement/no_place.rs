@@ -25,11 +25,43 @@ pub struct HeldContainer {
     pub container_id: String,
 }
 
+/// Nodes that take nothing, each counted for the first that holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct OutOfService {
+    /// Being emptied, or emptied.
+    pub draining: usize,
+    /// Cordoned.
+    pub cordoned: usize,
+    /// Their Docker or storage is not healthy.
+    pub unhealthy: usize,
+    /// Not heard of.
+    pub silent: usize,
+}
+
+impl OutOfService {
+    /// Whether one that asks for a place may wait until a node is back: there are nodes, and nothing has to be mended first.
+    pub fn may_pass(&self) -> bool {
+        self.unhealthy == 0 && *self != Self::default()
+    }
+
+    fn told(&self) -> String {
+        let parts = [
+            (self.draining, "being emptied"),
+            (self.cordoned, "out of service (cordoned)"),
+            (self.unhealthy, "not healthy"),
+            (self.silent, "not connected"),
+        ];
+        let said: Vec<_> =
+            parts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| format!("{n} {what}")).collect();
+        if said.is_empty() { "none is connected".to_owned() } else { said.join(", ") }
+    }
+}
+
 /// Why no node took it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoPlace {
     /// No node is connected, healthy and not cordoned.
-    NoneReady,
+    NoneReady(OutOfService),
     /// Nodes are ready, but this start has failed on every one of them.
     FailedOnAll,
     /// Every node that may take it is full.
@@ -55,10 +87,7 @@ impl NoPlace {
     /// The reason shown while the workspace waits, and a sentence.
     pub fn explain(self) -> (StatusReason, String) {
         match self {
-            Self::NoneReady => (
-                StatusReason::NoNodeReady,
-                "Waits for a host: none is connected, healthy and in service.".to_owned(),
-            ),
+            Self::NoneReady(out) => (StatusReason::NoNodeReady, format!("Waits for a host: {}.", out.told())),
             Self::FailedOnAll => (
                 StatusReason::NoNodeReady,
                 "Waits for another host: it could not be started on those that are there.".to_owned(),
@@ -119,6 +148,19 @@ mod tests {
         assert_eq!(full(Lack::Memory, 0), "Waits for a free place (memory: 0 of 3 nodes have 1 GiB free).");
         assert_eq!(full(Lack::Cpu, 1), "Waits for a free place (cpu: 1 of 3 nodes have 0.5 cores free).");
         assert_eq!(full(Lack::Places, 0), "Waits for a free place (workspaces: 0 of 3 nodes take one more).");
+    }
+
+    #[test]
+    fn says_why_no_host_is_in_service() {
+        let told = |out: OutOfService| NoPlace::NoneReady(out).explain().1;
+        let out = OutOfService { draining: 1, cordoned: 2, silent: 3, ..OutOfService::default() };
+        assert_eq!(
+            told(out),
+            "Waits for a host: 1 being emptied, 2 out of service (cordoned), 3 not connected."
+        );
+        assert_eq!(told(OutOfService::default()), "Waits for a host: none is connected.");
+        assert!(out.may_pass() && !OutOfService::default().may_pass());
+        assert!(!OutOfService { unhealthy: 1, ..out }.may_pass(), "a share wants to be mended first");
     }
 
     #[test]

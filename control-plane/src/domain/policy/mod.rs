@@ -268,6 +268,18 @@ impl PolicyBook {
         BySignal::of(|signal| *self.defaults.idle.counts.get(signal) && !somewhere_not(signal))
     }
 
+    /// Whether a quiet window begins or ends for anybody between two times: clocks that stood still run then, or the other way round.
+    pub fn quiet_turns(&self, from: OffsetDateTime, to: OffsetDateTime) -> bool {
+        // A clock that was set back passes the same times the other way.
+        let (from, to) = (from.min(to), from.max(to));
+        let windows = self.policies.values().flat_map(|policy| &policy.quiet_windows);
+        let mut turns = windows.flat_map(|window| {
+            let later = window.student_extra.values().map(|extra| window.end + *extra);
+            later.chain([window.start, window.end])
+        });
+        turns.any(|turn| from < turn && turn <= to)
+    }
+
     /// The longest warning lead that anybody has.
     pub fn longest_lead(&self) -> Duration {
         let set = self.policies.values().filter_map(|policy| policy.warning_lead);

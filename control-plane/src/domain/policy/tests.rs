@@ -182,3 +182,16 @@ fn a_policy_that_was_kept_before_a_field_was_known_is_read() {
     let kept: Policy = serde_json::from_str(r#"{"quiet_windows": []}"#).expect("reads");
     assert_eq!(kept, Policy::default());
 }
+
+#[test]
+fn a_quiet_window_turns_at_its_start_at_its_end_and_for_those_with_extra_time_later() {
+    let at = |minutes: i64| time::OffsetDateTime::UNIX_EPOCH + time::Duration::minutes(minutes);
+    let student_extra = [("ada".to_owned(), Duration::from_secs(600))].into();
+    let window = QuietWindow { start: at(10), end: at(70), student_extra };
+    let exam = Policy { quiet_windows: vec![window], ..Policy::default() };
+    let book = book(&[("site", exam)]);
+    let turns = |from, to| book.quiet_turns(at(from), at(to));
+    assert_eq!([turns(0, 9), turns(9, 10), turns(10, 69)], [false, true, false]);
+    assert_eq!([turns(69, 70), turns(70, 79), turns(79, 80), turns(80, 999)], [true, false, true, false]);
+    assert!(turns(11, 9), "a clock was set back");
+}

@@ -131,6 +131,34 @@ pub struct IdleEvidence {
     /// A node that has seen activity after this refuses the stop; `None`: what a node sees does not count.
     #[serde(default, with = "time::serde::rfc3339::option")]
     pub refusable_after: Option<OffsetDateTime>,
+    /// Where the policies stood.
+    #[serde(default)]
+    pub grounds: Grounds,
+}
+
+/// Where the policies stood at a decision: they may be others by the time somebody asks.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Grounds {
+    /// Their version; 0: not kept.
+    pub policy_version: i64,
+    /// The policy that set the idle timeout, or `default`.
+    pub idle_timeout_origin: String,
+    /// Every kind of signal.
+    pub signals: Vec<SignalEvidence>,
+}
+
+/// One kind of signal at a decision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SignalEvidence {
+    /// The kind.
+    pub signal: Signal,
+    /// When it was last seen.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub last_at: Option<OffsetDateTime>,
+    /// Whether it counted.
+    pub counts: bool,
+    /// Why.
+    pub why: String,
 }
 
 /// A warning that is out.

@@ -24,9 +24,12 @@ impl Workspace {
                 Report::Starting { stage, pull_percent },
             ) => {
                 if self.state == State::Starting && self.stage == Some(stage) {
-                    self.pull_percent = pull_percent;
+                    self.pull_percent = self.pull_percent.max(pull_percent);
                     return vec![];
                 }
+                // What was fetched stays so: the share of the start that is done does not fall when the pull is over.
+                let was_pulled = self.pull_percent > 0 && stage != Stage::Pulling;
+                let pull_percent = if was_pulled { 100 } else { pull_percent };
                 // The longest stay is counted after the wait for its turn and after the pull, and anew when a running one has to
                 // start again.
                 let waited = matches!(self.stage, Some(Stage::Queued | Stage::Pulling));

@@ -12,7 +12,7 @@ fn candidate(number: u128, gib: i64, used: i64) -> Candidate {
     let all = |n: i64| Resources { cpu_millicores: n * 1000, memory_bytes: n << 30, pids: 0 };
     Candidate {
         node: NodeId(uuid::Uuid::from_u128(number)),
-        ready: true,
+        service: Service::Ready,
         zone: String::new(),
         capacity: all(gib),
         allocated: all(used),
@@ -39,10 +39,15 @@ fn says_why_nobody_takes_it() {
     let why = |nodes: Vec<Candidate>, avoid: &[NodeId]| {
         Fleet::new(Strategy::Spread, nodes, []).place(&Ask { avoid, ..ask() }).expect_err("no place")
     };
-    let unready = Candidate { ready: false, ..candidate(1, 4, 0) };
+    let unready = Candidate { service: Service::Silent, ..candidate(1, 4, 0) };
     let full = |lack, with_room, of| NoPlace::Full { lack, with_room, of, need: NEED };
-    assert_eq!(why(vec![], &[]), NoPlace::NoneReady);
-    assert_eq!(why(vec![unready.clone()], &[]), NoPlace::NoneReady);
+    let none = OutOfService::default();
+    assert_eq!(why(vec![], &[]), NoPlace::NoneReady(none));
+    let cordoned = Candidate { service: Service::Cordoned, ..candidate(2, 4, 0) };
+    assert_eq!(
+        why(vec![unready.clone(), cordoned], &[]),
+        NoPlace::NoneReady(OutOfService { cordoned: 1, silent: 1, ..none })
+    );
     assert_eq!(why(vec![candidate(1, 0, 0)], &[]), NoPlace::TooLarge);
     assert_eq!(why(vec![candidate(1, 4, 4), candidate(2, 2, 2), unready], &[]), full(Lack::Memory, 0, 2));
     let crowded = Candidate { most: 1, ..candidate(1, 4, 1) };
@@ -129,7 +134,11 @@ fn some_node(number: u128) -> impl Generator<Value = (Candidate, i64)> {
     parts.prop_map(move |(ready, zone, gib, used, of_course, starting, failures, has_image)| {
         let images = if has_image { vec![IMAGE.to_owned()] } else { vec![] };
         let base = candidate(number, gib, used.min(gib));
-        (Candidate { ready, zone: zone.to_string(), starting, failures, images, most: 6, ..base }, of_course)
+        let service = if ready { Service::Ready } else { Service::Silent };
+        (
+            Candidate { service, zone: zone.to_string(), starting, failures, images, most: 6, ..base },
+            of_course,
+        )
     })
 }
 
@@ -152,7 +161,7 @@ proptest! {
             .iter()
             .filter(|c| {
                 let room = c.capacity.memory_bytes - c.allocated.memory_bytes >= NEED.memory_bytes;
-                c.ready && room && c.count < c.most && !avoid.contains(&c.node)
+                c.is_ready() && room && c.count < c.most && !avoid.contains(&c.node)
             })
             .collect();
         // The policy in other words: compared preference by preference.

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use time::macros::datetime;
 
 use super::*;
-use crate::domain::placement::fleet::{Candidate, Strategy as Spreading};
+use crate::domain::placement::fleet::{Candidate, Service, Strategy as Spreading};
 
 const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
 
@@ -29,7 +29,7 @@ fn waiting(n: usize, name: &str, gib: i64) -> Waiting {
 fn node(n: u128, gib: i64) -> Candidate {
     Candidate {
         node: NodeId(uuid::Uuid::from_u128(n)),
-        ready: true,
+        service: Service::Ready,
         zone: String::new(),
         capacity: Resources { cpu_millicores: 1_000_000, memory_bytes: gib << 30, pids: 0 },
         allocated: Resources { cpu_millicores: 0, memory_bytes: 0, pids: 0 },
