@@ -105,9 +105,15 @@ impl App {
         Ok((verdict, reason))
     }
 
-    /// What the store knows of an orphan's student, locked, and whether anything of it is placed.
+    /// What the store knows of an orphan's student, locked, and whether anything of it is placed. A student without a workspace gets none
+    /// meanwhile: a first start would be placed beside what is being left alone here, and an adoption would take it over.
     async fn known(&self, work: &mut Work, container: &Container) -> Result<(Option<Workspace>, bool)> {
-        let known = match work.find_uid(&container.student).await? {
+        let mut uid = work.find_uid(&container.student).await?;
+        if uid.is_none() {
+            work.lock_student(&container.student).await?;
+            uid = work.find_uid(&container.student).await?;
+        }
+        let known = match uid {
             Some(uid) => work.lock(uid).await?.map(|locked| locked.workspace),
             None => work.find_tombstone(&container.student).await?,
         };

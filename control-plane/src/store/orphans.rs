@@ -153,8 +153,8 @@ impl Store {
 }
 
 impl Work {
-    /// As [`Store::held_containers`]. Who judges a container locks its student's workspace first, so of a locked workspace this stays true
-    /// until the end of the transaction.
+    /// As [`Store::held_containers`]. Who judges a container locks its student's workspace first, or the student, so of a locked workspace
+    /// this stays true until the end of the transaction.
     ///
     /// # Errors
     /// When the database cannot be reached.

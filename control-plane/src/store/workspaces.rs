@@ -151,7 +151,26 @@ impl Store {
     }
 }
 
+/// Arbitrary, but ours: the first half of the advisory locks of students.
+const STUDENT_LOCK: i32 = 0x5ca1;
+
 impl Work {
+    /// Locks a student who may have no workspace, to the end of the transaction: as long as there is no row to lock, none is made by
+    /// anybody else.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn lock_student(&self, student: &StudentId) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "SELECT pg_advisory_xact_lock($1, hashtext($2))",
+                [STUDENT_LOCK.into(), student.key().into()],
+            ))
+            .await
+            .map_err(StoreError::sort("lock a student"))?;
+        Ok(())
+    }
+
     /// The uid of the student's workspace; made, stopped and with the generation that a deleted one ended with, when
     /// there is none.
     ///
@@ -171,6 +190,7 @@ impl Work {
         if let Some(model) = found.clone()(&self.tx).await? {
             return Ok(WorkspaceUid(model.id));
         }
+        self.lock_student(&make.student).await?;
         let last = self
             .tx
             .query_one_raw(sql(
@@ -183,7 +203,7 @@ impl Work {
             .unwrap_or(0);
         let make = Workspace { generation: make.generation.max(Generation(last)), ..make };
         let row = entity::Model::try_from(&make)?.into_active_model();
-        // Two first starts at once: the second one's insert waits for the first, and then finds its workspace.
+        // Two first starts at once: the second one waits for the first, and then finds its workspace.
         let made = entity::Entity::insert(row)
             .on_conflict_do_nothing()
             .exec_without_returning(&self.tx)

@@ -208,6 +208,38 @@ async fn a_container_that_is_found_after_the_decision_keeps_its_student_from_bei
 }
 
 #[tokio::test]
+async fn a_first_start_and_the_judge_of_a_container_of_that_student_never_overlook_each_other() {
+    let rig = Rig::new().await;
+    let (_place, finder) = (rig.node(100).await, rig.node(0).await);
+    for round in 0..30 {
+        let student = format!("s{round}");
+        // Left alone, as another node made it; or adopted, as it is the finder's own.
+        let made_by = if round % 2 == 0 { NodeId::new() } else { finder };
+        let stray = container(&format!("c{round}"), WorkspaceUid::new(), &student, 7, made_by);
+        let (verdicts, started) =
+            tokio::join!(judge(&rig, finder, std::slice::from_ref(&stray)), rig.start(&student));
+        let started = started.unwrap();
+        let now = rig.get(&student).await;
+        match (verdicts[0].1, started.status_reason) {
+            // The start was first, and has its place.
+            ("ANOTHER_IS_PLACED", None) => {
+                assert_eq!((now.state, now.generation), (State::Starting, Generation(1)))
+            }
+            ("MADE_BY_ANOTHER_NODE", Some(StatusReason::ContainerHeld)) => assert_eq!(now.node, None),
+            // The container was first, and is what the start found.
+            ("UNKNOWN_TO_THE_STORE", None) => {
+                assert_eq!(
+                    (now.uid, now.generation, now.node),
+                    (stray.workspace, Generation(7), Some(finder))
+                );
+            }
+            other => panic!("{student}: {other:?}: {now:?}"),
+        }
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_restart_and_a_purge_wait_for_a_held_container_too() {
     let rig = Rig::new().await;
     let (node, other) = (rig.node(4).await, rig.node(4).await);

@@ -113,7 +113,7 @@ impl NoPlace {
                 StatusReason::ContainerHeld,
                 format!(
                     "Waits until another container of this student is gone from host {hostname} (nodes/{node}, container \
-                     {container_id}); an operator can resolve it."
+                     {container_id}); an operator can resolve it (ListOrphans, ResolveOrphan)."
                 ),
             ),
         }
@@ -168,7 +168,8 @@ mod tests {
         let node = NodeId(uuid::Uuid::from_u128(7));
         let held = HeldContainer { node, hostname: "desk-host-1".into(), container_id: "c0ffee".into() };
         let told = "Waits until another container of this student is gone from host desk-host-1 \
-                    (nodes/00000000-0000-0000-0000-000000000007, container c0ffee); an operator can resolve it.";
+                    (nodes/00000000-0000-0000-0000-000000000007, container c0ffee); an operator can resolve it \
+                    (ListOrphans, ResolveOrphan).";
         assert_eq!(NoPlace::ContainerHeld(held).explain(), (StatusReason::ContainerHeld, told.to_owned()));
     }
 

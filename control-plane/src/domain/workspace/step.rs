@@ -107,6 +107,16 @@ impl Workspace {
             (_, Event::NodeLost { .. }) if self.node.is_none() => vec![],
             (_, Event::NodeLost { in_use }) => next.lose_node(in_use, now),
 
+            // No place was lacking: an operator is, and nothing that the student does helps.
+            (Pending, Event::Overdue) if self.status_reason == Some(StatusReason::ContainerHeld) => next.fail(
+                StatusReason::ContainerHeld,
+                None,
+                "Not started, as another container of this student still runs. An operator has to resolve it \
+                 (ListOrphans, ResolveOrphan); then press Start."
+                    .into(),
+                Actor::ControlPlane,
+                now,
+            ),
             (Pending, Event::Overdue) => next.fail(
                 StatusReason::QueueTimeout,
                 None,

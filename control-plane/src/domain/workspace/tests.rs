@@ -211,6 +211,18 @@ fn a_stop_that_takes_too_long_is_told_and_ends_when_the_container_is_gone() {
 }
 
 #[test]
+fn what_waited_for_a_held_container_in_vain_says_so_and_not_that_there_was_no_place() {
+    let wait = |reason| Event::Wait { reason, message: "Waits.".into() };
+    let w = after([start(), wait(StatusReason::ContainerHeld), Event::Overdue]);
+    assert_eq!((w.state, w.status_reason), (State::Failed, Some(StatusReason::ContainerHeld)));
+    assert!(w.status_message.contains("ResolveOrphan"), "{}", w.status_message);
+    // It was resolved meanwhile, and then there was no place.
+    let w =
+        after([start(), wait(StatusReason::ContainerHeld), wait(StatusReason::NoCapacity), Event::Overdue]);
+    assert_eq!((w.state, w.status_reason), (State::Failed, Some(StatusReason::QueueTimeout)));
+}
+
+#[test]
 fn a_start_that_is_tried_elsewhere_keeps_its_place_in_the_line_and_knows_where_it_failed() {
     let failed_at = T0 + time::Duration::seconds(3);
     let w = after([start(), Event::Place { node: node() }]);
