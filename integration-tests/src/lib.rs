@@ -4,7 +4,7 @@
 //! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill,
 //! `gated_share` a file server that it may hang, `registry` an image registry that it may slow down; `rig` is a fleet of
 //! hosts on this machine, `writes` the check that a file never had two writers at once, and `inputs` what a test keeps of
-//! what students did, with its judge; `collector` keeps the spans they send; `printed` reads the commands of our documents.
+//! what students did, with its judge; `collector` keeps the spans they send; `machine` a whole Debian with systemd; `printed` reads the commands of our documents.
 //! Everything made is removed again
 //! when its value is dropped, also when a test panics. A harness that cannot do its work panics and says why: there is
 //! nobody to return an error to.
@@ -25,6 +25,7 @@ pub mod gated_share;
 pub mod http;
 pub mod inputs;
 mod leftovers;
+pub mod machine;
 pub mod own_clock;
 pub mod own_docker;
 pub mod own_postgres;
@@ -40,6 +41,7 @@ pub mod writes;
 pub async fn clear_up() {
     rig::clear_up();
     own_docker::clear_up();
+    machine::clear_up();
     own_postgres::clear_up();
     cluster::clear_up().await;
 }

@@ -24,5 +24,6 @@ mod races;
 mod readme;
 mod share_fails;
 mod storage;
+mod systemd;
 mod telemetry;
 mod watch;
