@@ -143,6 +143,11 @@ uuid_id!(
     new_v4
 );
 uuid_id!(
+    /// One process of a node agent.
+    ProcessId,
+    new_v4
+);
+uuid_id!(
     /// Given by a caller so that a repeated call has one effect.
     RequestId,
     new_v4

@@ -190,6 +190,9 @@ pub struct NodeFacts {
     /// Labels, as the operator named them.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
+    /// The machine's own number, in which a copy of its disk differs; empty when it has none.
+    #[serde(default)]
+    pub hardware_id: String,
 }
 
 /// A container with our labels.
@@ -211,6 +214,8 @@ pub struct Container {
     pub running: bool,
     /// Label `carrel.placement`; `None` when the container is older than that label.
     pub placement: Option<PlacementId>,
+    /// Label `carrel.made_of`: what it was made from; `None` when the container is older than that label.
+    pub spec: Option<WorkspaceSpec>,
 }
 
 impl Container {
@@ -271,12 +276,21 @@ pub enum Run {
 }
 
 /// A version of a node's desired set. Ordered incarnation first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DesiredPair {
     /// Incarnation of the store.
     pub incarnation: i64,
     /// `node.desired_generation`.
     pub generation: i64,
+}
+
+/// How many of a node's heartbeats the store has counted, over all sessions. Ordered incarnation first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct HeartbeatCount {
+    /// Incarnation of the store.
+    pub incarnation: i64,
+    /// `node.renewals`.
+    pub heartbeats: i64,
 }
 
 /// All that a node should run.

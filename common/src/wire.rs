@@ -12,8 +12,8 @@ use time::OffsetDateTime;
 
 use crate::id::{Generation, Pair};
 use crate::model::{
-    DesiredItem, DesiredPair, DesiredSet, Health, Latency, NodeFacts, Observation, Observed, Resources, Run,
-    Signal, Stage, StatusReason, StopReason, WorkspaceSpec,
+    DesiredItem, DesiredPair, DesiredSet, Health, HeartbeatCount, Latency, NodeFacts, Observation, Observed,
+    Resources, Run, Signal, Stage, StatusReason, StopReason, WorkspaceSpec,
 };
 
 /// A message that means nothing: which field, and why.
@@ -204,6 +204,7 @@ impl From<NodeFacts> for pb::NodeFacts {
             advertise_address: f.advertise_address,
             zone: f.zone,
             labels: f.labels.into_iter().collect(),
+            hardware_id: f.hardware_id,
         }
     }
 }
@@ -233,6 +234,7 @@ impl TryFrom<pb::NodeFacts> for NodeFacts {
             advertise_address: f.advertise_address,
             zone: f.zone,
             labels: f.labels.into_iter().collect(),
+            hardware_id: f.hardware_id,
         })
     }
 }
@@ -258,6 +260,18 @@ impl From<Pair> for pb::DesiredPair {
 impl From<pb::DesiredPair> for Pair {
     fn from(pair: pb::DesiredPair) -> Self {
         Self { incarnation: pair.incarnation, generation: Generation(pair.desired_generation) }
+    }
+}
+
+impl From<HeartbeatCount> for pb::HeartbeatCount {
+    fn from(count: HeartbeatCount) -> Self {
+        Self { incarnation: count.incarnation, heartbeats: count.heartbeats }
+    }
+}
+
+impl From<pb::HeartbeatCount> for HeartbeatCount {
+    fn from(count: pb::HeartbeatCount) -> Self {
+        Self { incarnation: count.incarnation, heartbeats: count.heartbeats }
     }
 }
 

@@ -35,6 +35,8 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Bring the database's schema up to date; safe when several start at once.
     Migrate(MigrateArgs),
+    /// Say that the database was restored from a copy, or is new: adopts what runs, and stops nothing.
+    DeclareRestored(DeclareRestoredArgs),
     /// The authority that vouches for nodes.
     #[command(subcommand)]
     Ca(CaCommand),
@@ -95,6 +97,24 @@ pub struct MigrateArgs {
     /// Where Postgres is: postgres://user@host/database, or with ?host=/socket/directory.
     #[arg(long, env = "CARREL_DATABASE_URL", hide_env_values = true)]
     pub database_url: DatabaseUrl,
+}
+
+/// Flags of `declare-restored`.
+#[derive(Debug, Args)]
+pub struct DeclareRestoredArgs {
+    /// Where Postgres is: postgres://user@host/database, or with ?host=/socket/directory.
+    #[arg(long, env = "CARREL_DATABASE_URL", hide_env_values = true)]
+    pub database_url: DatabaseUrl,
+    /// Say what it would do, and do nothing.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// For an empty database: the name of the Carrel that was lost. It is in the agents' logs, in the label `carrel.cluster` of
+    /// each container, and in <base>/.carrel/cluster-id on the share.
+    #[arg(long)]
+    pub cluster_id: Option<ClusterId>,
+    /// Start at once what may run on a host that has not come back: every host has, or is known to be dead.
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 /// Flags of `serve`.
@@ -340,11 +360,9 @@ impl ServeArgs {
     }
 
     /// What the use cases work with.
-    pub fn settings(&self, cluster: ClusterId, incarnation: i64) -> Settings {
+    pub fn settings(&self) -> Settings {
         Settings {
             dev: self.dev,
-            cluster,
-            incarnation,
             defaults: Defaults {
                 spec: WorkspaceSpec {
                     image: self.workspace_image.clone(),
@@ -402,7 +420,9 @@ mod tests {
             .chain(flags.iter().copied());
         match Cli::try_parse_from(line).expect("parses").command {
             Command::Serve(args) => *args,
-            Command::Migrate(_) | Command::Ca(_) => panic!("serve was asked for"),
+            Command::Migrate(_) | Command::DeclareRestored(_) | Command::Ca(_) => {
+                panic!("serve was asked for")
+            }
         }
     }
 

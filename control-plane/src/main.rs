@@ -10,5 +10,6 @@ async fn main() -> anyhow::Result<()> {
         Command::Ca(command) => commands::ca::ca(&command),
         Command::Serve(args) => commands::serve::serve(*args).await,
         Command::Migrate(args) => commands::migrate::migrate(&args).await,
+        Command::DeclareRestored(args) => commands::declare_restored::declare_restored(&args).await,
     }
 }

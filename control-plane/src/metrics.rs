@@ -22,6 +22,7 @@ pub struct Metrics {
     placements: Counter<u64>,
     start_failures: Counter<u64>,
     cordons: Counter<u64>,
+    behind: Gauge<u64>,
 }
 
 impl Default for Metrics {
@@ -80,6 +81,12 @@ impl Default for Metrics {
             cordons: meter
                 .u64_counter("carrel_nodes_cordoned")
                 .with_description("Nodes that were cordoned since starts kept failing there.")
+                .build(),
+            behind: meter
+                .u64_gauge("carrel_store_behind")
+                .with_description(
+                    "1 while the database has gone back in time and nobody has declared it restored.",
+                )
                 .build(),
         }
     }
@@ -151,6 +158,10 @@ impl Metrics {
     /// A node was cordoned by Carrel itself.
     pub fn cordoned(&self) {
         self.cordons.add(1, &[]);
+    }
+    /// Whether the store is behind.
+    pub fn store_behind(&self, behind: bool) {
+        self.behind.record(u64::from(behind), &[]);
     }
     /// A session was accepted.
     pub fn session_accepted(&self) {

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use carrel_common::clock::SystemClock;
-use carrel_common::id::ClusterId;
 use carrel_common::serve;
 use carrel_common::telemetry::Telemetry;
 use carrel_proto::v1::agent_service_server::AgentServiceServer;
@@ -19,9 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic_health::ServingStatus;
 
-use crate::app::{App, AppError, Board, Heartbeats, LastReading, LogTails, Nudge, SharedRules};
+use crate::app::{App, AppError, Board, Heartbeats, LastReading, LogTails, Nudge, SharedRules, SharedState};
 use crate::authority::{Authorities, Renewal};
 use crate::config::ServeArgs;
+use crate::domain::behind::StoreState;
 use crate::grpc::{Agents, Events, Following, Nodes, Policies, Workspaces};
 use crate::http;
 use crate::metrics::Metrics;
@@ -54,15 +54,17 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let store = Store::open(&args.database_url.0, args.database_connections)?;
     let authority = args.ca_dir.clone().map(open_authority).transpose()?;
     let (authorities, renewal) = authority.unzip();
-    let (cluster, incarnation) = wait_for_database(&store, &stop).await?;
+    let state = wait_for_database(&store, &stop).await?;
+    let cluster = state.cluster;
 
     let (nudge, idle_due) = Nudge::new();
     let (heartbeats, inbox) = Heartbeats::new();
-    let settings = Arc::new(args.settings(cluster, incarnation));
+    let settings = Arc::new(args.settings());
     let app = App {
         store: store.clone(),
         authorities: authorities.clone(),
         rules: SharedRules::new(settings.defaults.clone()),
+        state: SharedState::new(state),
         settings,
         nudge,
         metrics: Metrics::default(),
@@ -74,6 +76,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
 
     // Before anything is decided: what was missed while nobody was up, and the policies.
     patiently(&stop, || app.pulse()).await?;
+    app.metrics.store_behind(app.state.get().behind.is_some());
 
     // Three groups that end one after the other: callers and agents first, then the loops, then what they write to.
     let (serving, looping, writing) =
@@ -83,6 +86,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let idle_stopper = tasks::IdleStopper::new(app.clone(), args.idle_sweep);
     tasks.spawn(idle_stopper.run(idle_due, looping.clone()));
     tasks.spawn(tasks::keep_pulse(app.clone(), looping.clone()));
+    tasks.spawn(tasks::watch_state(app.clone(), looping.clone()));
     tasks.spawn(tasks::place_waiting(app.clone(), looping.clone()));
     tasks.spawn(tasks::end_overdue(app.clone(), looping.clone()));
     tasks.spawn(tasks::give_up_nodes(app.clone(), looping.clone()));
@@ -111,7 +115,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
         .add_service(NodeServiceServer::new(Nodes::new(app.clone())));
     let sessions = Sessions::new(app.clone(), serving.clone(), tasks.clone());
     let agents = tonic::service::Routes::new(AgentServiceServer::new(Agents::new(app.clone(), sessions)));
-    let api = serve::router(api, http::routes(ready.clone(), telemetry));
+    let api = serve::router(api, http::routes(ready.clone(), app.state.clone(), telemetry));
     let agents = serve::router(agents, axum::Router::new());
     tasks.spawn(report(serve::serve(listener, api, serving.clone()), "the API"));
     match &authorities {
@@ -162,14 +166,13 @@ async fn report(served: impl Future<Output = std::io::Result<()>>, what: &str) {
     }
 }
 
-/// Name of this Carrel and incarnation of its store, once the database is up; a schema that is not ours is an error at
-/// once.
-async fn wait_for_database(store: &Store, stop: &CancellationToken) -> anyhow::Result<(ClusterId, i64)> {
+/// How the store stands, once the database is up; a schema that is not ours is an error at once.
+async fn wait_for_database(store: &Store, stop: &CancellationToken) -> anyhow::Result<StoreState> {
     let found = patiently(stop, || async {
         if !store.schema_is_current().await? {
             return Ok(None);
         }
-        Ok(Some(store.cluster().await?))
+        Ok(Some(store.state().await?))
     });
     found.await?.context("the database's schema is not up to date; run `control-plane migrate` first")
 }

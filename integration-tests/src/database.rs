@@ -70,6 +70,11 @@ impl Database {
             .unwrap_or_else(|error| panic!("{query}: {error}"))
     }
 
+    /// What an agent has shown that means that the store went back in time; empty when nothing has, as always when it did not.
+    pub async fn behind(&self) -> String {
+        self.text("SELECT behind_evidence FROM restoration").await
+    }
+
     /// Changes something in it behind everybody's back.
     pub async fn execute(&self, statement: &str) {
         let mut connection = connect(&self.url()).await;

@@ -148,6 +148,11 @@ impl OwnPostgres {
         self.dir.path().join(SOCKET)
     }
 
+    /// Where its programs are, such as `pg_dump`.
+    pub fn programs(&self) -> PathBuf {
+        program("pg_dump").parent().expect("a file is in a directory").into()
+    }
+
     /// Where it is.
     pub fn url(&self) -> String {
         format!("postgres://carrel@localhost/postgres?host={}", self.dir.path().display())

@@ -11,7 +11,8 @@ pub fn root() -> PathBuf {
 pub fn commands(text: &str) -> Vec<String> {
     let mut inside = false;
     let mut commands = Vec::new();
-    for line in text.lines() {
+    // In a list they are indented.
+    for line in text.lines().map(str::trim_start) {
         if line.starts_with("```") {
             inside = !inside && line == "```sh";
         } else if inside && !line.is_empty() && !line.starts_with('#') {

@@ -16,6 +16,8 @@ pub struct HostFacts {
     pub hostname: String,
     /// Contents of /etc/machine-id, or what stands for it.
     pub machine_id: String,
+    /// The firmware's number of this machine; empty when it has none, or it is not ours to read.
+    pub hardware_id: String,
     /// The kernel's id of this boot.
     pub boot_id: String,
     /// Processors, in thousandths.
@@ -50,12 +52,14 @@ pub fn gather() -> io::Result<HostFacts> {
         .map(|id| id.trim().to_owned())
         .find(|id| !id.is_empty())
         .unwrap_or_else(|| format!("hostname:{hostname}"));
+    let hardware_id =
+        fs::read_to_string("/sys/class/dmi/id/product_uuid").unwrap_or_default().trim().to_owned();
     let boot_id = boot_id()?;
     let processors = std::thread::available_parallelism()?.get();
     let memory_bytes = memory_total(&fs::read_to_string("/proc/meminfo")?)
         .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "/proc/meminfo does not say MemTotal"))?;
     let cpu_millicores = i64::try_from(processors).unwrap_or(1).saturating_mul(1000);
-    Ok(HostFacts { hostname, machine_id, boot_id, cpu_millicores, memory_bytes })
+    Ok(HostFacts { hostname, machine_id, hardware_id, boot_id, cpu_millicores, memory_bytes })
 }
 
 /// The kernel's id of this boot.
@@ -89,6 +93,7 @@ pub fn of_node(host: &HostFacts, engine: Option<&EngineFacts>, told: &Told) -> N
         advertise_address: told.advertise_address.to_string(),
         zone: told.zone.clone(),
         labels: told.labels.clone(),
+        hardware_id: host.hardware_id.clone(),
     }
 }
 

@@ -37,3 +37,4 @@ pub mod run;
 pub mod runtime;
 pub mod session;
 pub mod storage;
+pub mod witness;

@@ -9,6 +9,7 @@ use axum::Router;
 use axum::http::StatusCode;
 use axum::routing::get;
 use carrel_common::clock::SystemClock;
+use carrel_common::id::ProcessId;
 use carrel_common::serve;
 use carrel_common::telemetry::{self, Telemetry, TelemetryConfig};
 use tokio::net::TcpListener;
@@ -31,6 +32,7 @@ use crate::storage::check::Expected;
 use crate::storage::errand::Place;
 use crate::storage::probe::Storage;
 use crate::storage::prober::Prober;
+use crate::witness::Witness;
 
 /// Verdicts that may wait for the driver, which never waits for anything but its own tasks.
 const VERDICTS_WAITING: usize = 16;
@@ -132,16 +134,26 @@ async fn start(
     let (host, wanted) = Host::new(docker, storage, kept, metrics, clock, scope, limits);
     let host = Arc::new(host);
     tracker.spawn(images::run(Arc::clone(&host), wanted, stop.clone()));
-    spawn_parts(config, host, identity, host_facts, endpoints, tracker, stop);
+    let state_dir = config.state_dir.clone();
+    let witness = tokio::task::spawn_blocking(move || Witness::open(&state_dir, scope)).await?;
+    host.belongs_to(&witness.testimony().docker_id);
+    let node = Node { identity, facts: host_facts, endpoints, witness: Arc::new(witness) };
+    spawn_parts(config, host, node, tracker, stop);
     Ok(())
+}
+
+/// Who the node is, and what it has been told.
+struct Node {
+    identity: Identity,
+    facts: HostFacts,
+    endpoints: Vec<Endpoint>,
+    witness: Arc<Witness>,
 }
 
 fn spawn_parts(
     config: &Config,
     host: Arc<Host<Docker>>,
-    identity: Identity,
-    host_facts: HostFacts,
-    endpoints: Vec<Endpoint>,
+    node: Node,
     tracker: &TaskTracker,
     stop: &CancellationToken,
 ) {
@@ -151,8 +163,16 @@ fn spawn_parts(
     let (engine, from_engine) = watch::channel(EngineState::default());
     let (fenced, from_fences) = watch::channel(FencedOff::default());
     let fences = FenceWatch::new(Arc::clone(&host), from_engine.clone(), from_session.clone(), fenced);
-    let links =
-        Links { accepted: from_session, verdicts: from_verdicts, fenced: from_fences, orphans, engine };
+    let (withheld, from_withheld) = watch::channel(0);
+    let links = Links {
+        accepted: from_session,
+        verdicts: from_verdicts,
+        fenced: from_fences,
+        orphans,
+        engine,
+        withheld,
+    };
+    let Node { identity, facts, endpoints, witness } = node;
     let (newest, identity) = watch::channel(Arc::new(identity));
     let renewing = Renewing {
         identity: newest,
@@ -166,12 +186,15 @@ fn spawn_parts(
         host: Arc::clone(&host),
         identity,
         endpoints,
-        host_facts,
+        host_facts: facts,
         told: config.told(),
         accepted,
         verdicts,
         orphans: from_orphans,
         engine: from_engine,
+        withheld: from_withheld,
+        witness: Arc::clone(&witness),
+        process: ProcessId::new(),
     };
     let (desks, clock) = (Arc::clone(&host.desks), Arc::clone(&host.clock));
     tracker.spawn(desks.watch(move || clock.monotonic(), stop.clone()));
@@ -180,6 +203,8 @@ fn spawn_parts(
     tracker.spawn(async move { watched.storage.watch(for_storage).await });
     tracker.spawn(Arc::clone(&host.lease).keep(host.metrics.clone(), stop.clone()));
     tracker.spawn(fences.run(for_fences));
+    let for_witness = stop.clone();
+    tracker.spawn(async move { witness.keep(for_witness).await });
     tracker.spawn(driver::run(host, links, for_driver));
     tracker.spawn(session.run(for_session));
 }

@@ -17,6 +17,7 @@ impl From<Container> for pb::Container {
             node_id: c.node.to_string(),
             running: c.running,
             placement_id: c.placement.map(|placement| placement.to_string()).unwrap_or_default(),
+            spec: c.spec.map(Into::into),
         }
     }
 }
@@ -30,6 +31,7 @@ impl TryFrom<pb::Container> for Container {
         };
         Ok(Self {
             placement,
+            spec: c.spec.map(TryInto::try_into).transpose()?,
             workspace: parse("container.workspace_uid", &c.workspace_uid)?,
             student: parse("container.student_id", &c.student_id)?,
             generation: Generation(c.generation),

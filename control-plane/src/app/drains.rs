@@ -164,6 +164,9 @@ impl App {
     /// The database.
     pub async fn see_to_drains(&self) -> Result<usize> {
         let mut seen = 0;
+        if self.store.state().await?.behind.is_some() {
+            return Ok(seen);
+        }
         for id in self.store.draining_nodes().await? {
             let query =
                 WorkspaceQuery { states: vec![State::Starting], node: Some(id), ..WorkspaceQuery::default() };

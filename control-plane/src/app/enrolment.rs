@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use carrel_common::certificate::{NodeCertificate, NodeUri};
-use carrel_common::id::{NodeId, new_secret, secret_hash};
+use carrel_common::id::{ClusterId, NodeId, new_secret, secret_hash};
 use carrel_common::join::JoinToken;
 use carrel_common::model::{Container, NodeFacts};
 use subtle::ConstantTimeEq as _;
@@ -43,6 +43,17 @@ pub struct Certified {
     pub ca_pem: String,
 }
 
+/// How a caller has shown which node it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// The node.
+    pub node: NodeId,
+    /// The Carrel of its certificate, which an authority of ours has signed; `None` in `--dev`.
+    pub cluster: Option<ClusterId>,
+    /// Hash of its secret, in `--dev`; a node that the store has forgotten is known by it from then on.
+    pub secret_hash: Option<String>,
+}
+
 /// A certificate is asked for by a request that its sender wrote.
 fn request(csr_pem: &str) -> Result<Request> {
     Request::from_pem(csr_pem).map_err(|_| AppError::RequestForCertificate)
@@ -74,7 +85,7 @@ impl App {
     ) -> Result<(JoinToken, OffsetDateTime)> {
         let authorities = self.authorities()?;
         let authorities = authorities.now().trusted().iter().map(|der| der.to_vec()).collect();
-        let token = JoinToken { cluster: self.settings.cluster, secret: new_secret(), authorities };
+        let token = JoinToken { cluster: self.state.cluster(), secret: new_secret(), authorities };
         let mut work = self.store.begin().await?;
         // That it was answered is kept, the answer is not: nobody is shown a secret twice.
         if replay::<()>(&mut work, call).await?.is_some() {
@@ -147,9 +158,11 @@ impl App {
     /// A new certificate for a node.
     ///
     /// # Errors
-    /// The node is unknown or was removed; the request for a certificate is none; the database.
-    pub async fn renew_certificate(&self, id: NodeId, csr_pem: &str) -> Result<Certified> {
+    /// The node is unknown or was removed, or of another Carrel; the request for a certificate is none; the database.
+    pub async fn renew_certificate(&self, credentials: &Credentials, csr_pem: &str) -> Result<Certified> {
+        let id = credentials.node;
         let (authorities, request) = (self.authorities()?, request(csr_pem)?);
+        of_this_carrel(credentials, self.state.cluster())?;
         let mut work = self.store.begin().await?;
         let node = work.lock_node(id).await?.ok_or(AppError::NodeUnknown(id))?;
         not_removed(&node)?;
@@ -166,26 +179,24 @@ impl App {
         node: NodeId,
         request: &Request,
     ) -> Result<Certified> {
-        let uri = NodeUri { cluster: self.settings.cluster, node };
+        let uri = NodeUri { cluster: self.state.cluster(), node };
         let issued = authorities.issue_node(uri, request, self.settings.node_certificate_ttl)?;
         work.note_certificate(node, issued.expires_at).await?;
         Ok(Certified { node, certificate_pem: issued.pem, ca_pem: authorities.now().trusted_pem() })
     }
 
-    /// The node that shows this certificate, which TLS has found to be signed by an authority of ours.
+    /// The node that shows this certificate, which TLS has found to be signed by an authority of ours. It may be of another
+    /// Carrel: of the one whose database was lost.
     ///
     /// # Errors
     /// [`AppError::CertificateRefused`].
-    pub fn authenticate_certificate(&self, shown: &NodeCertificate) -> Result<NodeId> {
+    pub fn authenticate_certificate(&self, shown: &NodeCertificate) -> Result<Credentials> {
         let authorities = self.authorities()?;
-        if shown.uri.cluster != self.settings.cluster {
-            return Err(AppError::CertificateRefused { why: "it is of another Carrel" });
-        }
         // Looked at when the connection began, which may have been long ago.
         if authorities.is_over(shown.validity.until) {
             return Err(AppError::CertificateRefused { why: "it has ended" });
         }
-        Ok(shown.uri.node)
+        Ok(Credentials { node: shown.uri.node, cluster: Some(shown.uri.cluster), secret_hash: None })
     }
 
     /// Gives a new node its identity and its secret, in `--dev` on plaintext loopback.
@@ -206,14 +217,29 @@ impl App {
         Ok((id, secret))
     }
 
-    /// Whether a node is who it says, in `--dev` on plaintext loopback.
+    /// Whether a node is who it says, in `--dev` on plaintext loopback. One that the store does not know may be one that it has
+    /// forgotten: what becomes of it is decided by its Hello.
     ///
     /// # Errors
     /// [`AppError::NodeUnknown`]; the database.
-    pub async fn authenticate(&self, id: NodeId, secret: &str) -> Result<()> {
-        let known = self.store.node_secret_hash(id).await?.ok_or(AppError::NodeUnknown(id))?;
-        let same: bool = known.as_bytes().ct_eq(secret_hash(secret).as_bytes()).into();
-        if same { Ok(()) } else { Err(AppError::NodeUnknown(id)) }
+    pub async fn authenticate(&self, id: NodeId, secret: &str) -> Result<Credentials> {
+        let shown = secret_hash(secret);
+        let known = self.store.node_secret_hash(id).await?;
+        let same: bool = known.is_none_or(|known| known.as_bytes().ct_eq(shown.as_bytes()).into());
+        if !same {
+            return Err(AppError::NodeUnknown(id));
+        }
+        Ok(Credentials { node: id, cluster: None, secret_hash: Some(shown) })
+    }
+}
+
+/// A certificate of another Carrel is good for nothing but to show that a database was lost.
+pub(super) fn of_this_carrel(credentials: &Credentials, ours: ClusterId) -> Result<()> {
+    match credentials.cluster {
+        Some(theirs) if theirs != ours => {
+            Err(AppError::CertificateRefused { why: "it is of another Carrel" })
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

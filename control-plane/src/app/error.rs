@@ -194,6 +194,25 @@ pub enum AppError {
         /// Why.
         why: &'static str,
     },
+    /// Another agent process of the node is alive.
+    #[error(
+        "another agent process of node {0} is alive and keeps the session; if that is not this host, its identity is in use twice"
+    )]
+    NodeHeld(NodeId),
+    /// The database has gone back in time.
+    #[error(
+        "the database has gone back in time (noticed {since}: {evidence}); nothing is started, stopped or replaced until an \
+         operator has run `control-plane declare-restored`"
+    )]
+    StoreBehind {
+        /// When it was noticed.
+        since: time::OffsetDateTime,
+        /// What showed it.
+        evidence: String,
+    },
+    /// The store was declared restored, and this node has not told yet what it runs.
+    #[error("node {0} has not told yet what it runs since the store was declared restored")]
+    InventoryAwaited(NodeId),
     /// Another session of the node took over.
     #[error("another session of node {0} took over")]
     SessionSuperseded(NodeId),
@@ -220,6 +239,9 @@ pub enum AppError {
     /// The node was silent, and speaks again.
     #[error("back from silence: dial again, and tell everything anew")]
     BackFromSilence,
+    /// Docker of a node whose inventory is awaited can be asked again: its session begins anew, with what is there.
+    #[error("Docker is back: tell everything anew")]
+    DockerIsBack,
     /// It has never run, so there is nothing to show.
     #[error("the workspace has never run on a node")]
     NeverRan,

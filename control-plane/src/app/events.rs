@@ -28,7 +28,7 @@ impl App {
     pub async fn stand(&self, resume: Option<(i64, Position)>) -> Result<Position> {
         match resume {
             None => Ok(self.store.events_tail().await?),
-            Some((incarnation, _)) if incarnation != self.settings.incarnation => {
+            Some((incarnation, _)) if incarnation != self.store.state().await?.incarnation => {
                 Err(AppError::ResumeTokenTooOld)
             }
             Some((_, position)) => match self.store.events_pruned().await? {

@@ -5,6 +5,7 @@ use carrel_common::model::StatusReason;
 use time::OffsetDateTime;
 
 use super::{App, Result};
+use crate::domain::behind::Evidence;
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::placement::{Fleet, Tries, Waiting, cordons_itself, could_be_the_nodes_fault};
 use crate::domain::workspace::{Event, Report, State, Workspace};
@@ -20,6 +21,8 @@ pub(super) struct Outcomes {
     pub(super) blamed: Vec<Blamed>,
     /// Came up.
     pub(super) up: Vec<WorkspaceUid>,
+    /// What shows that the store went back in time, and by what its incarnation knew: noted at the very end.
+    pub(super) behind: Option<(Evidence, i64)>,
 }
 
 impl App {

@@ -58,6 +58,10 @@ impl App {
 
     async fn fence_once(&self, node: NodeId, observed: Renewals, why: Why<'_>) -> Result<bool> {
         let mut work = self.store.begin().await?;
+        // A store that went back in time does not know what the node has done since.
+        if work.state().await?.behind.is_some() {
+            return Ok(false);
+        }
         let Some(placements) = work.fence_node(node, observed).await? else { return Ok(false) };
         let (actor, reason, said) = match why {
             Why::LeaseOver => (Actor::ControlPlane, "LEASE_OVER", ""),
@@ -102,6 +106,9 @@ impl App {
     /// The database.
     pub async fn release_lost(&self) -> Result<usize> {
         let mut concerned = 0;
+        if self.store.state().await?.behind.is_some() {
+            return Ok(concerned);
+        }
         for node in self.store.releasing_nodes().await? {
             concerned += self.release_of(node).await?;
         }
@@ -150,8 +157,9 @@ impl App {
     /// become of its workspaces, and does nothing.
     ///
     /// # Errors
-    /// [`AppError::NodeNotFound`], [`AppError::NodeStillHeard`]; the database.
+    /// [`AppError::StoreBehind`], [`AppError::NodeNotFound`], [`AppError::NodeStillHeard`]; the database.
     pub async fn confirm_node_dead(&self, node: NodeId, why: &str, validate_only: bool) -> Result<NodeLoss> {
+        self.refuse_while_behind(&mut self.store.begin().await?).await?;
         let (renewals, state) = self.store.node_renewals(node).await?.ok_or(AppError::NodeNotFound(node))?;
         match state {
             NodeState::Ready | NodeState::Degraded => return Err(AppError::NodeStillHeard(node)),

@@ -4,6 +4,7 @@
 //! chooses a gRPC code and nothing here writes SQL.
 
 mod access;
+mod behind;
 mod deadlines;
 mod drains;
 mod enrolment;
@@ -11,6 +12,7 @@ mod error;
 mod events;
 mod failing;
 mod fencing;
+mod greeting;
 mod heartbeats;
 mod idle;
 mod images;
@@ -25,17 +27,20 @@ mod placing;
 mod pulse;
 mod remote_logs;
 mod repeats;
+mod restored;
 mod rules;
 mod settings;
 mod settle;
 mod view;
 mod workspaces;
 
+pub use behind::SharedState;
 pub use deadlines::Deadline;
 pub use drains::{DrainOrder, Drained};
-pub use enrolment::{Applicant, Certified};
+pub use enrolment::{Applicant, Certified, Credentials};
 pub use error::{AppError, Result};
 pub use fencing::NodeLoss;
+pub use greeting::{Greeted, Greeting};
 pub use heartbeats::{Heartbeats, Recorded};
 pub use idle::IdleCheck;
 pub use line::{Board, Line, LinePlace};
@@ -68,6 +73,8 @@ pub struct App {
     pub store: Store,
     /// Who signs nodes' certificates; `None` in plaintext.
     pub authorities: Option<Authorities>,
+    /// How the database stands in time.
+    pub state: SharedState,
     /// Times, limits, defaults.
     pub settings: Arc<Settings>,
     /// The policies, and what could not be observed.

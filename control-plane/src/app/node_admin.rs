@@ -121,6 +121,7 @@ impl App {
         if let Some(answer) = replay(&mut work, call).await? {
             return Ok(answer);
         }
+        self.refuse_while_behind(&mut work).await?;
         work.change_rules().await?;
         let node = work.lock_node(id).await?.ok_or(AppError::NodeNotFound(id))?;
         // Its lease runs on after the ban: what was left alone there could still write.

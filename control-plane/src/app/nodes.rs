@@ -1,83 +1,48 @@
 //! Nodes: sessions, heartbeats, silence, desired sets.
 
 use carrel_common::id::NodeId;
-use carrel_common::model::{DesiredPair, DesiredSet, Health, NodeFacts};
+use carrel_common::model::{DesiredSet, Health, HeartbeatCount};
 
-use super::enrolment::{not_removed, same_host};
+use super::enrolment::not_removed;
 use super::node_admin::about;
 use super::{App, AppError, Result};
 use crate::domain::event::{Actor, Entry};
 use crate::domain::node::{Node, NodeState};
 use crate::domain::reconcile::desired_item;
 use crate::domain::workspace::Event;
-use crate::store::{EventQuery, Locked, NewSession, Work};
-
-/// A session was accepted.
-const CONNECTED: &str = "node.connected";
-/// Somebody else showed the node's identity.
-const STRANGER: &str = "node.identity_refused";
+use crate::store::Locked;
 
 /// What a heartbeat found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeartbeatOutcome {
-    /// Committed.
-    Committed,
+    /// Committed: so many there have been.
+    Committed(HeartbeatCount),
     /// Committed, and the node had been given up as silent: its agent has to tell everything anew.
-    BackFromSilence,
+    BackFromSilence(HeartbeatCount),
     /// Another session of the node took over.
     Superseded,
 }
 
 impl App {
-    /// Accepts a session: the ones before it can no longer renew the node.
+    /// The stream of a session is over, by the agent's doing or the network's: an agent that was restarted may take its place.
     ///
     /// # Errors
-    /// [`AppError::NodeIdentityChanged`], [`AppError::NodeBanned`]; the database.
-    pub async fn accept_session(
-        &self,
-        id: NodeId,
-        facts: &NodeFacts,
-        process_start: bool,
-    ) -> Result<NewSession> {
-        let mut work = self.store.begin().await?;
-        let node = work.lock_node(id).await?.ok_or(AppError::NodeUnknown(id))?;
-        let mut facts = facts.clone();
-        not_removed(&node)?;
-        if let Err(refused) = same_host(&node, &facts) {
-            self.tell_of_stranger(work, id, &facts, &refused).await?;
-            return Err(refused);
-        }
-        if facts.docker_id.is_empty() {
-            // Its Docker does not answer now; what it was stays known.
-            facts.docker_id.clone_from(&node.facts.docker_id);
-            facts.docker_version.clone_from(&node.facts.docker_version);
-        }
-        let session = work.accept_session(id, &facts, process_start).await?;
-        work.promise_lease(id, self.settings.lease.promised()).await?;
-        let entry = Entry::new(CONNECTED, Actor::Agent).with("session_epoch", session.session_epoch);
-        work.append(about(id), entry).await?;
-        self.nudge.ring(&work.commit().await?);
-        self.metrics.session_accepted();
-        Ok(session)
+    /// The database.
+    pub async fn session_broke(&self, id: NodeId, session_epoch: i64) -> Result<()> {
+        Ok(self.store.session_broke(id, session_epoch).await?)
     }
 
-    /// Operators are told of a stranger with a node's identity: once, until the node itself connects again.
-    async fn tell_of_stranger(
-        &self,
-        mut work: Work,
-        id: NodeId,
-        facts: &NodeFacts,
-        refused: &AppError,
-    ) -> Result<()> {
-        let kinds = vec![STRANGER.to_owned(), CONNECTED.to_owned()];
-        let asked = EventQuery { kinds, node: Some(id), newest_first: true, ..EventQuery::default() };
-        let last = self.store.list_events(&asked, 1).await?;
-        if last.first().is_some_and(|event| event.kind == STRANGER) {
+    /// How many stops that no order backs an agent holds back; 0: its breaker has let go.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn withhold(&self, id: NodeId, session_epoch: i64, stops: i32) -> Result<()> {
+        let mut work = self.store.begin().await?;
+        if !work.withhold(id, session_epoch, stops).await? {
             return Ok(());
         }
-        let entry = Entry::new(STRANGER, Actor::Agent).because("NODE_IDENTITY_CHANGED");
-        let entry = entry.with("hostname", facts.hostname.clone()).with("message", refused.to_string());
-        work.append(about(id), entry).await?;
+        let kind = if stops > 0 { "node.stops_withheld" } else { "node.stops_released" };
+        work.append(about(id), Entry::new(kind, Actor::Agent).with("stops", stops)).await?;
         self.nudge.ring(&work.commit().await?);
         Ok(())
     }
@@ -97,9 +62,8 @@ impl App {
         let Some(before) = work.lock_node(id).await? else { return Ok(HeartbeatOutcome::Superseded) };
         not_removed(&before)?;
         let state = Node::heard_state(docker, storage);
-        if !work.renew_node(id, session_epoch, docker, storage, state).await? {
-            return Ok(HeartbeatOutcome::Superseded);
-        }
+        let renewed = work.renew_node(id, session_epoch, docker, storage, state).await?;
+        let Some(count) = renewed else { return Ok(HeartbeatOutcome::Superseded) };
         if before.state != state {
             let (kind, problem) = match state {
                 NodeState::Degraded => {
@@ -116,7 +80,7 @@ impl App {
         touched.queue |= before.state != state && state == NodeState::Ready;
         self.nudge.ring(&touched);
         let back = before.state == NodeState::Unreachable && before.last_heartbeat_at.is_some();
-        Ok(if back { HeartbeatOutcome::BackFromSilence } else { HeartbeatOutcome::Committed })
+        Ok(if back { HeartbeatOutcome::BackFromSilence(count) } else { HeartbeatOutcome::Committed(count) })
     }
 
     /// The agent has had an ack in this session: its lease is counted by what this session promised.
@@ -133,13 +97,17 @@ impl App {
     /// The complete desired set of a node.
     ///
     /// # Errors
-    /// [`AppError::NodeBanned`] when it was taken out; the database.
+    /// [`AppError::NodeBanned`] when it was taken out, [`AppError::InventoryAwaited`] while nothing may be ordered there; the
+    /// database.
     pub async fn desired_set(&self, node: NodeId) -> Result<DesiredSet> {
         let found = self.store.placements_on(node).await?;
-        let (generation, placements) = found.ok_or(AppError::NodeBanned(node))?;
+        let (orders, placements) = found.ok_or(AppError::NodeBanned(node))?;
+        if orders.held {
+            return Err(AppError::InventoryAwaited(node));
+        }
         let now = self.store.now().await?;
         let items = placements.iter().map(|(p, w)| desired_item(p, w, self.settings.orders, now)).collect();
-        Ok(DesiredSet::new(DesiredPair { incarnation: self.settings.incarnation, generation }, items))
+        Ok(DesiredSet::new(orders.pair, items))
     }
 
     /// Marks a node that has not been heard of, and what it holds; how many workspaces that concerned.

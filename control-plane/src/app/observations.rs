@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carrel_common::id::{Generation, NodeId, WorkspaceUid};
+use carrel_common::id::{Generation, NodeId, Pair, WorkspaceUid};
 use carrel_common::model::{Observation, Observed, Signal, StatusReason};
 
 use super::failing::Outcomes;
@@ -10,6 +10,7 @@ use super::settle::settle;
 use super::workspaces::rfc3339;
 use super::{App, AppError, Result};
 use crate::domain::activity::Activity;
+use crate::domain::behind::Evidence;
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::reconcile::Placement;
 use crate::domain::workspace::{Event, Report, State, Workspace};
@@ -58,7 +59,11 @@ impl App {
                 *after = placed;
             }
         }
+        let shown = outcomes.behind.take();
         self.note_outcomes(&mut work, Some(node), outcomes).await?;
+        if let Some((evidence, incarnation)) = shown {
+            self.note_behind(&mut work, node, &evidence, incarnation, 0).await?;
+        }
         self.nudge.ring(&work.commit().await?);
         for (before, after) in &changes {
             self.note(before, after);
@@ -80,8 +85,8 @@ impl App {
         let placement = work.find_placement(before.uid).await?.filter(|placement| placement.node == node);
         let Some(placement) = placement else { return Ok(None) };
         let lost = || self.node_lost(&before, &activity, now);
-        let present = self.settings.incarnation;
-        let Some(event) = concerns(&placement, &before, seen, present, lost) else { return Ok(None) };
+        let given = given(work, &before, seen, outcomes).await?;
+        let Some(event) = concerns(&placement, &before, seen, given, lost) else { return Ok(None) };
         if matches!(event, Event::Report(Report::Gone { .. }) | Event::NodeLost { .. }) {
             let took = Duration::try_from(now - before.state_since).unwrap_or_default();
             work.release_placement(&placement, (before.state == State::Stopping).then_some(took)).await?;
@@ -153,12 +158,33 @@ impl App {
     }
 }
 
+/// The latest pair that this store has given the student, when the share says that there is a later one than its node was
+/// told of. What is later than that this store has never given: it has gone back in time.
+async fn given(
+    work: &mut Work,
+    desk: &Workspace,
+    seen: &Observation,
+    outcomes: &mut Outcomes,
+) -> Result<Option<Pair>> {
+    let (Observed::Failed(StatusReason::StorageFenced), Some(share)) = (&seen.state, seen.share_pair) else {
+        return Ok(None);
+    };
+    let incarnation = work.state().await?.incarnation;
+    let key = desk.student.key();
+    let generation = work.generations(vec![key.clone()]).await?.remove(&key).unwrap_or(desk.generation);
+    let given = Pair { incarnation, generation };
+    if let Some(evidence) = Evidence::of_share(&desk.student, share, given) {
+        outcomes.behind = Some((evidence, incarnation));
+    }
+    Ok(Some(given))
+}
+
 /// What a report means for the workspace, if it means anything: it is about the generation that holds the placement.
 fn concerns(
     placement: &Placement,
     workspace: &Workspace,
     seen: &Observation,
-    incarnation: i64,
+    given: Option<Pair>,
     lost: impl FnOnce() -> Event,
 ) -> Option<Event> {
     // That (1, 5) is gone proves nothing about (2, 5).
@@ -187,7 +213,7 @@ fn concerns(
         Observed::Restarting => {
             Report::Restarting { exit_code: seen.exit_code, message: seen.message.clone() }
         }
-        Observed::Failed(reason) => match latest(*reason, seen, incarnation) {
+        Observed::Failed(reason) => match latest(seen, given) {
             Some(latest) => Report::Fenced { latest, message: seen.message.clone() },
             None => {
                 Report::Failed { reason: *reason, exit_code: seen.exit_code, message: seen.message.clone() }
@@ -197,9 +223,8 @@ fn concerns(
     Some(Event::Report(report))
 }
 
-/// The generation that the share knows, when the next one of this store would be later. A higher incarnation is none that this
-/// store has had: it went back in time itself, and no number of its own helps.
-fn latest(reason: StatusReason, seen: &Observation, incarnation: i64) -> Option<Generation> {
-    let pair = seen.share_pair.filter(|_| reason == StatusReason::StorageFenced)?;
-    (pair.incarnation <= incarnation).then_some(pair.generation)
+/// The generation that the share knows, when the next one of this store would be later. What is later than all that this store
+/// has `given` is none of its own: it went back in time itself, and no number that it could count on to helps.
+fn latest(seen: &Observation, given: Option<Pair>) -> Option<Generation> {
+    seen.share_pair.filter(|pair| given.is_some_and(|given| *pair <= given)).map(|pair| pair.generation)
 }

@@ -1,13 +1,15 @@
 //! Containers that no order names.
 
-use carrel_common::id::NodeId;
+use carrel_common::id::{Generation, NodeId, Pair, PlacementId};
 use carrel_common::model::{Container, StopReason, Verdict};
 
 use super::settle::settle;
 use super::workspaces::replay;
 use super::{App, AppError, Call, Result};
+use crate::domain::behind::Evidence;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::reconcile::{judge_orphan, may_adopt};
+use crate::domain::orphan::{self, judge, may_adopt};
+use crate::domain::reconcile::Placement;
 use crate::domain::workspace::Workspace;
 use crate::store::{Locked, Orphan, Work};
 
@@ -33,6 +35,57 @@ pub enum Resolution {
 
 /// The reason of an operator's verdict.
 const BY_ORDER: &str = "OPERATOR";
+
+/// What the store knows of a container's student.
+pub(super) struct Known {
+    incarnation: i64,
+    pub(super) desk: Option<Workspace>,
+    pub(super) placement: Option<Placement>,
+    newest: Option<Pair>,
+}
+
+impl Known {
+    /// As it is, the desk locked; a tombstone when there is no desk. A student without one gets none meanwhile: a first start would
+    /// be placed beside what is being left alone here, and an adoption would take it over.
+    pub(super) async fn of(work: &mut Work, container: &Container) -> Result<Self> {
+        let mut uid = work.find_uid(&container.student).await?;
+        if uid.is_none() {
+            work.lock_student(&container.student).await?;
+            uid = work.find_uid(&container.student).await?;
+        }
+        let desk = match uid {
+            Some(uid) => work.lock(uid).await?.map(|locked| locked.workspace),
+            None => work.find_tombstone(&container.student).await?,
+        };
+        let incarnation = work.state().await?.incarnation;
+        let Some(uid) = desk.as_ref().map(|desk| desk.uid) else {
+            return Ok(Self { incarnation, desk, placement: None, newest: None });
+        };
+        let placement = work.find_placement(uid).await?;
+        Ok(Self { incarnation, desk, placement, newest: work.newest_pair(uid).await? })
+    }
+
+    /// What becomes of the container.
+    pub(super) fn judge(&self, container: &Container, node: NodeId) -> (Verdict, &'static str) {
+        let known = orphan::Known {
+            incarnation: self.incarnation,
+            desk: self.desk.as_ref(),
+            placement: self.placement.as_ref(),
+            newest: self.newest,
+        };
+        judge(container, node, &known)
+    }
+
+    /// What a container shows that is later than all that the store has given its student.
+    fn outdone_by(&self, container: &Container) -> Evidence {
+        let generation = self.desk.as_ref().map_or(Generation(0), |desk| desk.generation);
+        Evidence::Container {
+            student: container.student.clone(),
+            pair: container.pair(),
+            known: Pair { incarnation: self.incarnation, generation },
+        }
+    }
+}
 
 fn about(node: NodeId, container: &Container) -> Subject {
     Subject { workspace: Some((container.workspace, container.student.clone())), node: Some(node) }
@@ -70,20 +123,18 @@ impl App {
 
     async fn judge_once(&self, node: NodeId, container: &Container) -> Result<(Verdict, &'static str)> {
         let mut work = self.store.begin().await?;
+        if work.state().await?.behind.is_some() {
+            // Nothing is known to be over by a store that has forgotten, no order of before counts, and nothing is taken into it.
+            return Ok((Verdict::Hold, "STORE_BEHIND"));
+        }
         if work.is_to_stop(node, &container.container_id).await? {
             return Ok((Verdict::StopByOrder, BY_ORDER));
         }
-        let (known, placed) = self.known(&mut work, container).await?;
-        let (mut verdict, mut reason) = judge_orphan(container, known.as_ref(), placed);
-        if verdict == Verdict::Adopt && known.as_ref().is_some_and(|w| w.uid != container.workspace) {
-            (verdict, reason) = (Verdict::Hold, "OF_ANOTHER_DESK");
-        }
-        if verdict == Verdict::Adopt && container.node != node {
-            (verdict, reason) = (Verdict::Hold, "MADE_BY_ANOTHER_NODE");
-        }
+        let known = Known::of(&mut work, container).await?;
+        let (verdict, reason) = known.judge(container, node);
         // What is reported again and again is told once.
         let news = if verdict == Verdict::Adopt {
-            self.adopt(&mut work, node, container).await?;
+            self.adopt(&mut work, node, container, &known).await?;
             work.forget_orphan(node, &container.container_id).await?;
             true
         } else {
@@ -98,30 +149,15 @@ impl App {
             let entry = Entry::new(kind, Actor::ControlPlane)
                 .because(reason)
                 .with("container_id", container.container_id.as_str())
-                .with("generation", container.generation.0);
+                .with("generation", container.generation.0)
+                .with("incarnation", container.incarnation);
             work.append(about(node, container), entry).await?;
+        }
+        if reason == orphan::LATER_THAN_THE_STORE {
+            self.note_behind(&mut work, node, &known.outdone_by(container), known.incarnation, 0).await?;
         }
         self.nudge.ring(&work.commit().await?);
         Ok((verdict, reason))
-    }
-
-    /// What the store knows of an orphan's student, locked, and whether anything of it is placed. A student without a workspace gets none
-    /// meanwhile: a first start would be placed beside what is being left alone here, and an adoption would take it over.
-    async fn known(&self, work: &mut Work, container: &Container) -> Result<(Option<Workspace>, bool)> {
-        let mut uid = work.find_uid(&container.student).await?;
-        if uid.is_none() {
-            work.lock_student(&container.student).await?;
-            uid = work.find_uid(&container.student).await?;
-        }
-        let known = match uid {
-            Some(uid) => work.lock(uid).await?.map(|locked| locked.workspace),
-            None => work.find_tombstone(&container.student).await?,
-        };
-        let placed = match &known {
-            Some(workspace) => work.find_placement(workspace.uid).await?.is_some(),
-            None => false,
-        };
-        Ok((known, placed))
     }
 
     /// A page of the orphans that wait for an operator, and the place to ask for the next with.
@@ -163,9 +199,10 @@ impl App {
             let missing = || AppError::OrphanNotFound { node, container_id: container_id.to_owned() };
             let orphan = work.find_orphan(node, container_id).await?.ok_or_else(missing)?;
             let container = &orphan.container;
+            self.refuse_while_behind(&mut work).await?;
+            let known = Known::of(&mut work, container).await?;
             if resolution == Resolution::Adopt {
-                let (known, placed) = self.known(&mut work, container).await?;
-                may_adopt(container, known.as_ref(), placed)
+                may_adopt(container, known.desk.as_ref(), known.placement.is_some())
                     .map_err(|why| AppError::OrphanCannotBeAdopted { why })?;
             }
             // After the workspace, in the order of locks; somebody may have been first.
@@ -179,7 +216,7 @@ impl App {
                     "STOP"
                 }
                 Resolution::Adopt => {
-                    self.adopt(&mut work, node, container).await?;
+                    self.adopt(&mut work, node, container, &known).await?;
                     work.forget_orphan(node, container_id).await?;
                     "ADOPT"
                 }
@@ -201,34 +238,41 @@ impl App {
         settle!(once())
     }
 
-    /// Takes what runs into the store: its row is made or raised, and its idle clock begins when it answers.
-    async fn adopt(&self, work: &mut Work, node: NodeId, container: &Container) -> Result<()> {
+    /// Takes what runs into the store: its row is made or raised, and its idle clock begins when it answers. What the store
+    /// had placed of an earlier time is over, which the container proves.
+    pub(super) async fn adopt(
+        &self,
+        work: &mut Work,
+        node: NodeId,
+        container: &Container,
+        known: &Known,
+    ) -> Result<()> {
         let now = work.now().await?;
-        let spec = self.rules.get().book.spec(None, &container.student);
-        let make = Workspace::new(
-            container.workspace,
-            container.student.clone(),
-            carrel_common::id::Generation(0),
-            spec,
-            now,
-        );
+        if let Some(placement) = &known.placement {
+            work.release_placement(placement, None).await?;
+        }
+        let other =
+            known.desk.as_ref().filter(|desk| desk.uid != container.workspace && desk.deleted_at.is_none());
+        if let Some(other) = other {
+            let (next, log) = other.replaced(now);
+            work.save(other, next, log, now).await?;
+        }
+        let spec = match &container.spec {
+            Some(spec) => spec.clone(),
+            None => self.rules.get().book.spec(None, &container.student),
+        };
+        let make = Workspace::new(container.workspace, container.student.clone(), Generation(0), spec, now);
         let uid = work.find_or_make(make).await?;
         let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(()) };
-        let next = before.adopted(container.generation, node, now);
+        let (next, log) = before.adopted(container, node, now);
         // The share and the container know the placement by its name: a container that is adopted keeps it.
         let placement = match container.placement {
             Some(placement) if !work.placement_is_known(placement).await? => placement,
             // A label that was copied, or none: the name of another's placement is no name of its own.
-            Some(_) | None => carrel_common::id::PlacementId::new(),
+            Some(_) | None => PlacementId::new(),
         };
         work.insert_placement_as(placement, Some(container.incarnation), &next, node).await?;
-        work.save(
-            &before,
-            next,
-            vec![Entry::new("workspace.requested", Actor::ControlPlane).with("adopted", true)],
-            now,
-        )
-        .await?;
+        work.save(&before, next, log, now).await?;
         Ok(())
     }
 }

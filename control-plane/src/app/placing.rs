@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use carrel_common::id::{NodeId, WorkspaceUid};
-use carrel_common::model::Resources;
+use carrel_common::model::{Resources, StatusReason};
 use time::OffsetDateTime;
 
 use super::{App, AppError, Result};
@@ -37,6 +37,11 @@ impl App {
         workspace: Workspace,
         now: OffsetDateTime,
     ) -> Result<(Workspace, Vec<Entry>)> {
+        if work.may_run_unseen(workspace.uid, self.settings.lease.replace_after).await? {
+            self.metrics.queued();
+            let (reason, message) = unseen();
+            return Ok(workspace.apply(Event::Wait { reason, message }, now)?);
+        }
         let somebody_waits = work.somebody_waits(workspace.uid, now).await?;
         match self.claim(work, &workspace, somebody_waits).await? {
             Ok(node) => {
@@ -108,6 +113,9 @@ impl App {
     /// [`AppError`].
     pub async fn place_waiting(&self) -> Result<usize> {
         let mut placed = 0;
+        if self.store.state().await?.behind.is_some() {
+            return Ok(placed);
+        }
         for uid in self.store.purges_waiting(PURGES).await? {
             match self.place_purge(uid).await {
                 Ok(done) => placed += usize::from(done),
@@ -128,16 +136,21 @@ impl App {
                 None => line.push(waiting),
             }
         }
+        let uids = line.iter().map(|waiting| waiting.uid).collect();
+        let hidden = self.store.may_run_unseen(uids, self.settings.lease.replace_after).await?;
+        // They hold up nobody: others are known to run nowhere.
+        let (hidden, mut line): (Vec<_>, Vec<_>) = line.into_iter().partition(|w| hidden.contains(&w.uid));
         if !line.is_empty() {
             turns.extend(self.plan(&mut line, now).await?);
         }
         let mut wins = Vec::new();
         let mut waits = Vec::new();
-        for Turn { uid, outcome } in turns {
+        let hidden_wait = hidden.iter().map(|hidden| (hidden.uid, Err(unseen())));
+        let turns = turns.into_iter().map(|turn| (turn.uid, turn.outcome.map_err(|none| none.explain())));
+        for (uid, outcome) in turns.chain(hidden_wait) {
             match outcome {
                 Ok(node) => wins.push((uid, node)),
-                Err(none) => {
-                    let (reason, message) = none.explain();
+                Err((reason, message)) => {
                     if told.get(&uid).is_none_or(|(r, m)| (*r, m) != (Some(reason), &message)) {
                         waits.push((uid, Event::Wait { reason, message }));
                     }
@@ -158,7 +171,7 @@ impl App {
                 Ok(()) | Err(_) => {}
             }
         }
-        let left: Vec<_> = line.into_iter().filter(|w| !done.contains(&w.uid)).collect();
+        let left: Vec<_> = line.into_iter().filter(|w| !done.contains(&w.uid)).chain(hidden).collect();
         self.publish_line(&left, now).await?;
         Ok(placed + done.len())
     }
@@ -234,14 +247,18 @@ impl App {
     }
 
     /// A restart goes on where it ran: its place has just become free in this transaction, and is nobody else's before it was its own
-    /// again. `None`: that node may not take it any more, so it stands in line. Every workspace of the transaction is locked.
+    /// again. `None`: that node may not take it any more, or the store does not know enough to place anything, so it stands in line.
+    /// Every workspace of the transaction is locked.
     pub(super) async fn keep_place(
         &self,
         work: &mut Work,
         workspace: &Workspace,
         node: NodeId,
     ) -> Result<Option<Workspace>> {
-        if work.held_containers().await?.contains_key(&workspace.uid) {
+        if work.state().await?.behind.is_some()
+            || work.may_run_unseen(workspace.uid, self.settings.lease.replace_after).await?
+            || work.held_containers().await?.contains_key(&workspace.uid)
+        {
             return Ok(None);
         }
         let candidates = work.lock_candidates(&[node], &[], self.settings.limits).await?;
@@ -262,6 +279,9 @@ impl App {
         if before.node.is_some() || before.deleted_at.is_some() || before.deletion.is_none() {
             return Ok(false);
         }
+        if work.may_run_unseen(uid, self.settings.lease.replace_after).await? {
+            return Ok(false);
+        }
         let Ok(node) = self.claim(&mut work, &before, false).await? else { return Ok(false) };
         let (next, log) = before.apply(Event::Place { node }, now)?;
         work.save(&before, next, log, now).await?;
@@ -273,6 +293,12 @@ impl App {
 /// Whether it is in line.
 fn waits(workspace: &Workspace) -> bool {
     workspace.state == State::Pending && workspace.node.is_none() && workspace.deleted_at.is_none()
+}
+
+/// Why a workspace waits that may run on a host that has not told since the database was restored.
+fn unseen() -> (StatusReason, String) {
+    let message = "Waits until every host has told what it runs: the database was restored.";
+    (StatusReason::PreviousHostUnreachable, message.to_owned())
 }
 
 /// Why nobody can take anything.

@@ -106,6 +106,12 @@ impl SharedRules {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Only the defaults again: what was read was of another store.
+    pub(super) fn forget(&self, defaults: Defaults) {
+        let rules = Rules { book: PolicyBook::new(defaults), pauses: vec![], drains: BTreeMap::new() };
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    }
+
     pub(super) fn put(&self, rules: Rules) -> Arc<Rules> {
         let rules = Arc::new(rules);
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
@@ -152,10 +158,11 @@ impl App {
     }
 
     /// The rules as a transaction finds them; `None` while no replica gives signs of life, so that nothing may be
-    /// decided: there may have been activity that nobody could record. And while a step of the clock is not accounted for.
+    /// decided: there may have been activity that nobody could record. And while a step of the clock is not accounted for, or the
+    /// store is behind and does not know what is.
     pub(super) async fn rules_in(&self, work: &mut Work) -> Result<Option<Arc<Rules>>> {
         let standing = work.standing().await?;
-        if !self.is_steady(&standing) {
+        if standing.behind || !self.is_steady(&standing) {
             return Ok(None);
         }
         let version = standing.version;
@@ -291,7 +298,8 @@ impl App {
         let workspace = found.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
         let (mut activities, now) = self.store.activities(vec![workspace.uid]).await?;
         let activity = activities.remove(&workspace.uid).unwrap_or_default();
-        let idle = IdleView::new(&rules, &workspace, &activity, now);
+        let behind = self.state.get().behind.is_some();
+        let idle = IdleView::new(&rules, &workspace, &activity, now).while_behind(behind);
         let policy = rules.book.effective(workspace.course.as_ref(), Some(student));
         Ok(Explained { workspace, activity, idle, policy })
     }

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use carrel_common::id::ClusterId;
-
 use crate::domain::lease::LeaseTerms;
 use crate::domain::placement::Strategy;
 use crate::domain::policy::Defaults;
@@ -16,10 +14,6 @@ use crate::store::CandidateLimits;
 pub struct Settings {
     /// Plaintext on loopback: nodes may enrol, the editor's address is given out.
     pub dev: bool,
-    /// Names this Carrel.
-    pub cluster: ClusterId,
-    /// Incarnation of the store.
-    pub incarnation: i64,
     /// What stands under every policy: times, resources, image.
     pub defaults: Defaults,
     /// The longest stays in states that move.

@@ -53,6 +53,15 @@ impl IdleView {
             now,
         }
     }
+
+    /// The same while the store is behind: nothing is decided by it.
+    pub(super) fn while_behind(self, behind: bool) -> Self {
+        if behind && self.clock != Clock::Off {
+            Self { clock: Clock::Paused, warned: false, ..self }
+        } else {
+            self
+        }
+    }
 }
 
 /// A workspace as it is shown.
@@ -99,11 +108,11 @@ impl App {
         };
         let starts = workspaces.iter().any(|w| w.state == State::Starting);
         let outlook = if starts { self.outlook(now).await? } else { Arc::default() };
-        let rules = self.rules.get();
+        let (rules, behind) = (self.rules.get(), self.state.get().behind.is_some());
         let shown = |workspace: Workspace| {
             let idle = workspace.open_for_activity().then(|| {
                 let activity = activities.get(&workspace.uid).copied().unwrap_or_default();
-                IdleView::new(&rules, &workspace, &activity, now)
+                IdleView::new(&rules, &workspace, &activity, now).while_behind(behind)
             });
             let place = line.get(&workspace.uid).filter(|_| in_line(&workspace));
             let ready_at = match (workspace.state, workspace.stage) {

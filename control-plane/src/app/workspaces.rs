@@ -75,6 +75,7 @@ impl App {
         if let Some(answer) = replay(&mut work, call).await? {
             return Ok(answer);
         }
+        self.refuse_while_behind(&mut work).await?;
         let spec = rules.book.spec(course, student);
         let now = OffsetDateTime::UNIX_EPOCH; // A new row; the first step sets its times.
         let make =
@@ -179,6 +180,7 @@ impl App {
             if let Some(answer) = replay(&mut work, call).await? {
                 return Ok(answer);
             }
+            self.refuse_while_behind(&mut work).await?;
             let missing = || AppError::WorkspaceNotFound(student.clone());
             let uid = work.find_uid(student).await?.ok_or_else(missing)?;
             let locked =
@@ -235,6 +237,7 @@ impl App {
                 Extent::Until(at) => at,
                 Extent::By(span) => now + span,
             };
+            self.refuse_while_behind(&mut work).await?;
             let Some(rules) = self.rules_in(&mut work).await? else { return Err(clock_was_set()) };
             if wanted <= now {
                 return Err(AppError::ExtensionPast { until: wanted, now });

@@ -1,5 +1,6 @@
 //! The subcommands of the binary, one file each.
 
 pub mod ca;
+pub mod declare_restored;
 pub mod migrate;
 pub mod serve;

@@ -12,7 +12,7 @@ pub enum Actor {
     Policy,
     /// A node agent's report.
     Agent,
-    /// An operator, through `NodeService`.
+    /// An operator, through `NodeService` or a command on the control plane's host.
     Operator,
     /// Carrel itself: a longest stay, a silent node, a free place.
     ControlPlane,

@@ -109,6 +109,7 @@ mod tests {
             node,
             running: false,
             placement: None,
+            spec: None,
         };
         let inventory = [container(own), container(other), container(other)];
         assert_eq!(of_other_nodes(&inventory, Some(own)), 2);

@@ -86,6 +86,8 @@ pub struct Node {
     pub boot_epoch: i64,
     /// Version of its desired set.
     pub desired_generation: i64,
+    /// Heartbeats that were counted, over all sessions.
+    pub heartbeats: i64,
     /// When the last heartbeat was committed.
     #[serde(with = "time::serde::rfc3339::option")]
     pub last_heartbeat_at: Option<OffsetDateTime>,
@@ -102,6 +104,33 @@ pub struct Node {
     /// When it enrolled.
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
+    /// The agent process that holds its session, or held the last one.
+    pub holder: Holder,
+    /// Another process that says it is this node.
+    pub challenge: Option<Challenge>,
+    /// Stops that no order backs and that its agent held back; 0: none.
+    pub stops_withheld: i32,
+}
+
+/// The agent process that holds a node's session.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Holder {
+    /// Random, of the process; empty when the agent is older than this word.
+    pub process: String,
+    /// Its stream stands, as far as is known.
+    pub connected: bool,
+}
+
+/// An agent process that says it is a node which another process speaks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Challenge {
+    /// Random, of the process.
+    pub process: String,
+    /// When it first came.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// Operators were told.
+    pub told: bool,
 }
 
 impl Node {
@@ -131,7 +160,14 @@ impl Node {
 
     /// Everything wrong with it: stable reasons, each with a sentence.
     pub fn problems(&self) -> Vec<(String, String)> {
-        [&self.docker, &self.storage].into_iter().filter_map(|health| health.problem.clone()).collect()
+        let withheld = (self.stops_withheld > 0).then(|| {
+            let stops = self.stops_withheld;
+            let why =
+                format!("{stops} stops without an order at once: none was carried out; see ListOrphans");
+            ("STOPS_WITHHELD".to_owned(), why)
+        });
+        let unhealthy = [&self.docker, &self.storage].into_iter().filter_map(|health| health.problem.clone());
+        unhealthy.chain(withheld).collect()
     }
 
     /// The first thing wrong with it: a stable reason, and a sentence with the next step.
@@ -163,6 +199,7 @@ mod tests {
             advertise_address: "127.0.0.1".into(),
             zone: String::new(),
             labels: std::collections::BTreeMap::new(),
+            hardware_id: String::new(),
         };
         Node {
             id: NodeId(uuid::Uuid::nil()),
@@ -179,6 +216,10 @@ mod tests {
             drain: None,
             removed_at: None,
             created_at: T0,
+            heartbeats: 0,
+            holder: Holder { process: String::new(), connected: false },
+            challenge: None,
+            stops_withheld: 0,
         }
     }
 

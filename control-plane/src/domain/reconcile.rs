@@ -1,9 +1,9 @@
-//! What a node is told to run, and what becomes of containers that nobody ordered.
+//! What a node is told to run.
 
 use std::time::Duration;
 
-use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
-use carrel_common::model::{Container, DesiredItem, Run, StopReason, Verdict, WorkspaceSpec};
+use carrel_common::id::{Generation, NodeId, Pair, PlacementId, WorkspaceUid};
+use carrel_common::model::{DesiredItem, Run, StopReason, WorkspaceSpec};
 
 use time::OffsetDateTime;
 
@@ -24,6 +24,13 @@ pub struct Placement {
     pub incarnation: i64,
     /// What that incarnation is made of.
     pub spec: WorkspaceSpec,
+}
+
+impl Placement {
+    /// The place in time of its container.
+    pub fn pair(&self) -> Pair {
+        Pair { incarnation: self.incarnation, generation: self.generation }
+    }
 }
 
 /// Times that go into an order.
@@ -82,52 +89,4 @@ pub fn same_order(before: &Workspace, after: &Workspace) -> bool {
         && before.deletion == after.deletion
         && (after.state.wants_container()
             || before.stop.as_ref().map(|s| s.reason) == after.stop.as_ref().map(|s| s.reason))
-}
-
-/// What becomes of a container that no order names.
-///
-/// `known` is the student's workspace, or the tombstone of a deleted one. A container is stopped only with positive
-/// knowledge that its generation is over; one the store knows nothing of is adopted unless something else of that
-/// student is placed.
-pub fn judge_orphan(
-    container: &Container,
-    known: Option<&Workspace>,
-    placed: bool,
-) -> (Verdict, &'static str) {
-    match known {
-        None => (Verdict::Adopt, "UNKNOWN_TO_THE_STORE"),
-        Some(workspace) if workspace.deleted_at.is_some() && container.generation <= workspace.generation => {
-            (Verdict::Stop, "WORKSPACE_DELETED")
-        }
-        Some(workspace) if container.generation < workspace.generation => {
-            (Verdict::Stop, "GENERATION_SUPERSEDED")
-        }
-        Some(workspace) if container.generation == workspace.generation && !placed => {
-            // The placement was released on proof, or never made: this generation is over.
-            (Verdict::Stop, "PLACEMENT_RELEASED")
-        }
-        Some(workspace) if container.generation > workspace.generation && !placed => {
-            (Verdict::Adopt, "NEWER_THAN_THE_STORE")
-        }
-        Some(_) => (Verdict::Hold, "ANOTHER_IS_PLACED"),
-    }
-}
-
-/// Whether an operator may have an orphan taken into the store: a container never takes the place of one that is placed,
-/// of another desk, or of its own later generation.
-///
-/// # Errors
-/// Why not, as the end of a sentence.
-pub fn may_adopt(container: &Container, known: Option<&Workspace>, placed: bool) -> Result<(), &'static str> {
-    match known {
-        _ if placed => Err("another container of that student is placed; stop that workspace first"),
-        None => Ok(()),
-        Some(workspace) if container.generation <= workspace.generation => {
-            Err("its generation is over; start the workspace instead")
-        }
-        Some(workspace) if workspace.deleted_at.is_none() && workspace.uid != container.workspace => {
-            Err("it is of another desk than the one the student has now")
-        }
-        Some(_) => Ok(()),
-    }
 }

@@ -11,7 +11,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::status::{bad_field, bad_metadata};
 use super::to_status;
-use crate::app::{App, AppError, Applicant};
+use crate::app::{App, AppError, Applicant, Credentials};
 use crate::sessions::Sessions;
 
 /// The service.
@@ -53,10 +53,10 @@ impl Agents {
         Ok(Shown::Secret(node, metadata(request, "carrel-node-secret")?.to_owned()))
     }
 
-    async fn authenticate(&self, shown: Shown) -> Result<NodeId, Status> {
+    async fn authenticate(&self, shown: Shown) -> Result<Credentials, Status> {
         match shown {
             Shown::Certificate(certificate) => self.app.authenticate_certificate(&certificate),
-            Shown::Secret(node, secret) => self.app.authenticate(node, &secret).await.map(|()| node),
+            Shown::Secret(node, secret) => self.app.authenticate(node, &secret).await,
         }
         .map_err(to_status)
     }
@@ -87,7 +87,7 @@ impl AgentService for Agents {
         request: Request<pb::EnrollRequest>,
     ) -> Result<Response<pb::EnrollResponse>, Status> {
         let request = request.into_inner();
-        let cluster_id = self.app.settings.cluster.to_string();
+        let cluster_id = self.app.state.cluster().to_string();
         if self.over_tls() {
             let host = applicant(request).map_err(bad_field)?;
             let made = self.app.enroll_with_token(&host).await.map_err(to_status)?;
@@ -109,9 +109,9 @@ impl AgentService for Agents {
         &self,
         request: Request<pb::RenewCertificateRequest>,
     ) -> Result<Response<pb::RenewCertificateResponse>, Status> {
-        let node = self.authenticate(self.shown(&request)?).await?;
-        let made =
-            self.app.renew_certificate(node, &request.into_inner().csr_pem).await.map_err(to_status)?;
+        let credentials = self.authenticate(self.shown(&request)?).await?;
+        let csr_pem = request.into_inner().csr_pem;
+        let made = self.app.renew_certificate(&credentials, &csr_pem).await.map_err(to_status)?;
         Ok(Response::new(pb::RenewCertificateResponse {
             certificate_pem: made.certificate_pem,
             ca_pem: made.ca_pem,
@@ -125,7 +125,7 @@ impl AgentService for Agents {
         request: Request<Streaming<pb::SessionRequest>>,
     ) -> Result<Response<Self::SessionStream>, Status> {
         let shown = self.shown(&request)?;
-        let node = self.authenticate(shown).await?;
-        Ok(Response::new(self.sessions.open(node, request.into_inner())))
+        let credentials = self.authenticate(shown).await?;
+        Ok(Response::new(self.sessions.open(credentials, request.into_inner())))
     }
 }

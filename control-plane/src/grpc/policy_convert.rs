@@ -273,7 +273,10 @@ pub(super) fn explanation(told: Explained) -> pb::IdleExplanation {
     use pb::idle_explanation::Verdict;
     let (verdict, message) = match told.idle.clock {
         Clock::Off => (Verdict::NotRunning, "It does not run, so nothing is counted."),
-        Clock::Paused => (Verdict::PausedUnobservable, "Its host is silent, so the clock stands still."),
+        Clock::Paused => (
+            Verdict::PausedUnobservable,
+            "Its host is silent, or the database was restored and nobody has declared that yet: the clock stands still.",
+        ),
         Clock::Quiet(times) | Clock::Running(times) if times.reason == StopReason::Drain => (
             if told.idle.warned { Verdict::Warned } else { Verdict::Active },
             "Its host is being emptied: it leaves when nobody has worked in it for a moment, or at the drain's deadline.",

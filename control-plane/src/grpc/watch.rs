@@ -66,13 +66,19 @@ async fn news<T>(bell: &mut watch::Receiver<u64>, to: &mpsc::Sender<T>, stop: &C
     }
 }
 
-fn token(app: &App, position: Position) -> String {
-    format!("{}.{position}", app.settings.incarnation)
+fn token(incarnation: i64, position: Position) -> String {
+    format!("{incarnation}.{position}")
+}
+
+/// A store that was declared restored has another log: who follows the one before begins anew.
+fn same_log(app: &App, incarnation: i64) -> Result<(), AppError> {
+    if app.state.incarnation() == incarnation { Ok(()) } else { Err(AppError::ResumeTokenTooOld) }
 }
 
 /// One caller's watch of workspaces.
 pub(super) struct WorkspaceWatch {
     app: App,
+    incarnation: i64,
     query: WorkspaceQuery,
     stand: Position,
     snapshot: bool,
@@ -102,10 +108,12 @@ impl WorkspaceWatch {
         snapshot: bool,
     ) -> Self {
         let (inside, waiting) = (snapshot.then(HashSet::new), HashMap::new());
+        let incarnation = app.state.incarnation();
         let (line_told, moves_told) = (Instant::now(), Instant::now());
         let (deadlines, rules, looked_at) = (BTreeMap::new(), 0, OffsetDateTime::UNIX_EPOCH);
         Self {
             app,
+            incarnation,
             query,
             stand,
             snapshot,
@@ -157,14 +165,15 @@ impl WorkspaceWatch {
                     None => break,
                 }
             }
-            let token = token(&self.app, self.stand);
+            let token = token(self.incarnation, self.stand);
             self.tell(to, None, pb::workspace_change::Kind::Synced, token).await?;
         } else {
             // Deadlines may have moved since the token without an event, and what the reader knows of them is not known here.
             while self.catch_up(to).await? {}
-            self.tell_deadlines(to, &token(&self.app, self.stand)).await?;
+            self.tell_deadlines(to, &token(self.incarnation, self.stand)).await?;
         }
         loop {
+            same_log(&self.app, self.incarnation)?;
             while self.catch_up(to).await? {}
             self.tell_line(to).await?;
             self.tell_moves(to).await?;
@@ -187,7 +196,7 @@ impl WorkspaceWatch {
                 changed.push(uid);
             }
         }
-        let token = token(&self.app, last);
+        let token = token(self.incarnation, last);
         for view in self.app.workspaces_now(changed).await? {
             if let Some(kind) = self.kind(&view) {
                 self.tell(to, Some(view), kind, token.clone()).await?;
@@ -214,7 +223,7 @@ impl WorkspaceWatch {
         let moved =
             self.waiting.iter().filter(|(uid, told)| line.get(uid).is_some_and(|now| is_news(told, now)));
         let moved: Vec<_> = moved.map(|(uid, _)| *uid).collect();
-        let token = token(&self.app, self.stand);
+        let token = token(self.incarnation, self.stand);
         for page in moved.chunks(PAGE) {
             for view in self.app.workspaces_now(page.to_vec()).await? {
                 if let Some(kind) = self.kind(&view) {
@@ -236,7 +245,7 @@ impl WorkspaceWatch {
         self.moves_told = Instant::now();
         let seen = self.moves.seen(&self.app).await?;
         let rules = self.app.rules.get();
-        let token = token(&self.app, self.stand);
+        let token = token(self.incarnation, self.stand);
         if rules.book.version != self.rules || rules.book.quiet_turns(self.looked_at, seen.at) {
             self.tell_deadlines(to, &token).await?;
         }
@@ -351,11 +360,15 @@ pub(super) fn events(
     tasks: &TaskTracker,
 ) -> ReceiverStream<Message<pb::WatchEventsResponse>> {
     let (to, stream) = mpsc::channel(BUFFER);
-    let stop = following.stop.clone();
+    let (stop, incarnation) = (following.stop.clone(), app.state.incarnation());
     tasks.spawn(async move {
         let mut bell = app.nudge.events();
         loop {
-            match app.events_after(&query, stand).await {
+            let found = match same_log(&app, incarnation) {
+                Ok(()) => app.events_after(&query, stand).await,
+                Err(error) => Err(error),
+            };
+            match found {
                 Err(error) => {
                     to.send(Err(to_status(error))).await.ok();
                     return;
@@ -371,7 +384,7 @@ pub(super) fn events(
                 Ok(events) => {
                     for event in events {
                         stand = event.position;
-                        let resume_token = token(&app, stand);
+                        let resume_token = token(incarnation, stand);
                         let told =
                             pb::WatchEventsResponse { event: Some(convert::event(event)), resume_token };
                         if to.send(Ok(told)).await.is_err() {

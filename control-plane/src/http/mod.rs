@@ -8,27 +8,36 @@ use axum::routing::get;
 use carrel_common::telemetry::Telemetry;
 use tokio::sync::watch;
 
+use crate::app::SharedState;
+
 #[derive(Clone)]
 struct Shared {
     ready: watch::Receiver<bool>,
+    state: SharedState,
     telemetry: Telemetry,
 }
 
 /// `/healthz`, `/readyz`, `/metrics`.
-pub fn routes(ready: watch::Receiver<bool>, telemetry: Telemetry) -> Router {
+pub fn routes(ready: watch::Receiver<bool>, state: SharedState, telemetry: Telemetry) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .with_state(Shared { ready, telemetry })
+        .with_state(Shared { ready, state, telemetry })
 }
 
 async fn readyz(State(shared): State<Shared>) -> impl IntoResponse {
-    if *shared.ready.borrow() {
-        (StatusCode::OK, "ready\n")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "the database cannot be reached\n")
+    if !*shared.ready.borrow() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "the database cannot be reached\n".to_owned());
     }
+    // Callers read and heartbeat as always, so it takes calls; what it does not do is told here, too.
+    let behind = shared.state.get().behind.map(|behind| {
+        format!(
+            "the store is behind: {}; nothing is started, stopped or replaced until `control-plane declare-restored`\n",
+            behind.evidence
+        )
+    });
+    (StatusCode::OK, format!("ready\n{}", behind.unwrap_or_default()))
 }
 
 async fn metrics(State(shared): State<Shared>) -> impl IntoResponse {

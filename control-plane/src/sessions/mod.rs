@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 
-use crate::app::App;
+use crate::app::{App, Credentials};
 
 /// Messages on their way to a slow agent; then it is waited for.
 const BUFFER: usize = 64;
@@ -61,11 +61,12 @@ impl Sessions {
     /// Holds the stream of a node that has shown who it is.
     pub(crate) fn open(
         &self,
-        node: NodeId,
+        credentials: Credentials,
         incoming: Streaming<pb::SessionRequest>,
     ) -> ReceiverStream<Result<pb::SessionResponse, Status>> {
         let (to, stream) = mpsc::channel(BUFFER);
-        let session = session::Session::new(self.app.clone(), node, to, self.stop.clone(), self.held.clone());
+        let session =
+            session::Session::new(self.app.clone(), credentials, to, self.stop.clone(), self.held.clone());
         self.tasks.spawn(session.run(incoming));
         ReceiverStream::new(stream)
     }

@@ -19,7 +19,8 @@ use tonic::{Status, Streaming};
 use super::Held;
 use super::deadlines::Deadlines;
 use super::logs::Tails;
-use crate::app::{App, AppError, HeartbeatOutcome};
+use crate::app::{App, AppError, Credentials, Greeted, Greeting, HeartbeatOutcome};
+use crate::domain::behind::Evidence;
 use crate::grpc::{bad_field, to_status};
 
 /// Looks for a new version of the desired set this often, in case a nudge was lost or another replica's.
@@ -33,6 +34,8 @@ const MISSED_HEARTBEATS: u32 = 3;
 enum End {
     /// The agent closed it, or went away.
     Gone,
+    /// The agent was told to dial again.
+    Left,
     /// The agent is told this.
     Told(Box<Status>),
 }
@@ -57,11 +60,16 @@ pub(super) struct Session {
     held: Held,
     /// Cancelled when another session takes over.
     superseded: CancellationToken,
+    credentials: Credentials,
     epoch: i64,
     /// The agent has had an ack in this session, and the store knows it.
     lease_settled: bool,
     /// Something was told in this session.
     observed: bool,
+    /// Of the store, when the session was accepted.
+    incarnation: i64,
+    /// Its orders wait for an inventory that Docker has answered.
+    awaited: bool,
     sent: Option<DesiredPair>,
     /// The images that were ordered last.
     images: Option<Vec<String>>,
@@ -72,15 +80,15 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(
         app: App,
-        node: NodeId,
+        credentials: Credentials,
         to: mpsc::Sender<Result<pb::SessionResponse, Status>>,
         stop: CancellationToken,
         held: Held,
     ) -> Self {
-        let (sent, images, tails, deadlines) = (None, None, Tails::default(), Deadlines::default());
         Self {
             app,
-            node,
+            node: credentials.node,
+            credentials,
             to,
             stop,
             held,
@@ -88,16 +96,26 @@ impl Session {
             epoch: 0,
             lease_settled: false,
             observed: false,
-            sent,
-            images,
-            tails,
-            deadlines,
+            incarnation: 0,
+            awaited: false,
+            sent: None,
+            images: None,
+            tails: Tails::default(),
+            deadlines: Deadlines::default(),
         }
     }
 
     pub(super) async fn run(mut self, mut incoming: Streaming<pb::SessionRequest>) {
-        match self.hold(&mut incoming).await {
-            Ok(()) | Err(End::Gone) => tracing::info!(node.id = %self.node, "session ended"),
+        let held = self.hold(&mut incoming).await;
+        // Whoever ended it: the agent may have been restarted by the time it dials again.
+        if let Err(error) = self.app.session_broke(self.node, self.epoch).await {
+            tracing::warn!(node.id = %self.node, %error, "that a session ended was not noted; it shows by missing heartbeats");
+        }
+        match held {
+            Ok(()) | Err(End::Left) => tracing::info!(node.id = %self.node, "session ended"),
+            Err(End::Gone) => {
+                tracing::info!(node.id = %self.node, "session ended by the agent, or the network")
+            }
             Err(End::Told(status)) => {
                 tracing::warn!(node.id = %self.node, code = ?status.code(), "session ended: {}", status.message());
                 self.to.send(Err(*status)).await.ok();
@@ -122,7 +140,7 @@ impl Session {
                 // Cancel-safe: tonic keeps a message that is not yet complete.
                 message = incoming.message() => {
                     let Some(message) = message.map_err(|_| End::Gone)?.and_then(|m| m.message) else {
-                        return Ok(());
+                        return Err(End::Gone);
                     };
                     if matches!(message, FromAgent::Heartbeat(_)) {
                         heard = Instant::now();
@@ -143,8 +161,12 @@ impl Session {
                     if heard.elapsed() > silence {
                         return Err(AppError::HeartbeatsMissed.into());
                     }
-                    let version = self.app.store.desired_generation(self.node).await.map_err(AppError::from)?;
-                    if self.sent.is_none_or(|sent| sent.generation != version) {
+                    let orders = self.app.store.orders_state(self.node).await.map_err(AppError::from)?;
+                    let Some(orders) = orders else { return Err(AppError::NodeBanned(self.node).into()) };
+                    if orders.pair.incarnation != self.incarnation {
+                        return self.begin_anew().await;
+                    }
+                    if !orders.held && self.sent != Some(orders.pair) {
                         self.publish().await?;
                     }
                     self.order_images().await?;
@@ -173,24 +195,25 @@ impl Session {
         let Some(FromAgent::Hello(hello)) = first.and_then(|m| m.message) else {
             return Err(WireError::new("message", "the first must be Hello").into());
         };
-        let facts = NodeFacts::try_from(hello.facts.unwrap_or_default())?;
-        let session = self.app.accept_session(self.node, &facts, hello.process_start).await?;
-        self.epoch = session.session_epoch;
+        let greeting = greeting(hello)?;
+        let Greeted { session, state, awaited } =
+            self.app.accept_session(&self.credentials, &greeting).await?;
+        (self.epoch, self.incarnation, self.awaited) = (session.session_epoch, state.incarnation, awaited);
         self.superseded = self.held.take_over(self.node);
         tracing::info!(
-            node.id = %self.node, hostname = facts.hostname, session_epoch = self.epoch,
-            containers = hello.inventory.len(), "session accepted",
+            node.id = %self.node, hostname = greeting.facts.hostname, session_epoch = self.epoch,
+            containers = greeting.containers.len(), behind = state.behind.is_some(), awaited, "session accepted",
         );
         let settings = &self.app.settings;
         let welcome = pb::Welcome {
             session_epoch: session.session_epoch,
             boot_epoch: session.boot_epoch,
-            incarnation: settings.incarnation,
+            incarnation: state.incarnation,
             heartbeat_interval: Some(duration(settings.heartbeat_interval)),
-            cluster_id: settings.cluster.to_string(),
+            cluster_id: state.cluster.to_string(),
             fence_after: Some(duration(settings.lease.fence_after)),
             stop_budget: Some(duration(settings.lease.stop_budget)),
-            ..pb::Welcome::default()
+            behind: state.behind.is_some(),
         };
         self.send(ToAgent::Welcome(welcome)).await
     }
@@ -203,9 +226,16 @@ impl Session {
         }
     }
 
-    /// Sends the node's whole desired set as it is now.
+    /// Sends the node's whole desired set as it is now; nothing while nothing may be ordered.
     async fn publish(&mut self) -> Result<(), End> {
-        let set = self.app.desired_set(self.node).await?;
+        let set = match self.app.desired_set(self.node).await {
+            Err(AppError::InventoryAwaited(_)) => return Ok(()),
+            set => set?,
+        };
+        // A set of another incarnation belongs into a session whose Hello that one has heard.
+        if set.pair.incarnation != self.incarnation {
+            return self.begin_anew().await;
+        }
         if self.sent.is_some_and(|sent| sent == set.pair) {
             return Ok(());
         }
@@ -239,6 +269,13 @@ impl Session {
         }
     }
 
+    /// The store was declared restored: the agent tells all that it runs once more.
+    async fn begin_anew(&self) -> Result<(), End> {
+        let reason = "the store was declared restored: tell everything anew".into();
+        self.send(ToAgent::GoAway(pb::GoAway { reason })).await?;
+        Err(End::Left)
+    }
+
     async fn take(&mut self, message: FromAgent) -> Result<(), End> {
         match message {
             FromAgent::Hello(_) => Err(WireError::new("message", "a second Hello").into()),
@@ -253,12 +290,20 @@ impl Session {
                 let arrived = self.deadlines.acked(ack.sequence);
                 Ok(self.app.ack_warnings(&arrived).await?)
             }
-            FromAgent::Withheld(_) => Ok(()),
-            FromAgent::DesiredRefused(refused) => {
-                tracing::error!(node.id = %self.node, ?refused, "the agent refused a desired set");
-                Ok(())
+            FromAgent::Withheld(withheld) => {
+                Ok(self.app.withhold(self.node, self.epoch, withheld.stops).await?)
             }
+            FromAgent::DesiredRefused(refused) => self.refused(refused).await,
         }
+    }
+
+    async fn refused(&self, refused: pb::DesiredRefused) -> Result<(), End> {
+        tracing::error!(node.id = %self.node, ?refused, "the agent refused a desired set");
+        let (offered, accepted) = (refused.offered.unwrap_or_default(), refused.accepted.unwrap_or_default());
+        if let Some(evidence) = Evidence::of_refusal(offered.into(), accepted.into()) {
+            self.app.store_is_behind(self.node, &evidence, self.incarnation).await?;
+        }
+        Ok(())
     }
 
     async fn heartbeat(&mut self, heartbeat: pb::Heartbeat) -> Result<(), End> {
@@ -280,15 +325,20 @@ impl Session {
         }
         match self.app.heartbeat_node(self.node, self.epoch, &docker, &storage).await? {
             HeartbeatOutcome::Superseded => Err(AppError::SessionSuperseded(self.node).into()),
-            outcome => {
+            outcome @ (HeartbeatOutcome::Committed(count) | HeartbeatOutcome::BackFromSilence(count)) => {
                 if heartbeat.last_acked > 0 && !std::mem::replace(&mut self.lease_settled, true) {
                     self.app.settle_lease(self.node, self.epoch).await?;
                 }
-                self.send(ToAgent::HeartbeatAck(pb::HeartbeatAck { sequence: heartbeat.sequence })).await?;
+                let ack = pb::HeartbeatAck { sequence: heartbeat.sequence, count: Some(count.into()) };
+                self.send(ToAgent::HeartbeatAck(ack)).await?;
                 let told_before = heartbeat.sequence > 1 || self.observed;
-                if outcome == HeartbeatOutcome::BackFromSilence && told_before {
+                if matches!(outcome, HeartbeatOutcome::BackFromSilence(_)) && told_before {
                     // What was decided during the silence has to meet everything that is true now.
                     return Err(AppError::BackFromSilence.into());
+                }
+                if self.awaited && docker.problem.is_none() {
+                    // Now its inventory tells what is there and what is not.
+                    return Err(AppError::DockerIsBack.into());
                 }
                 Ok(())
             }
@@ -325,4 +375,20 @@ impl Session {
         let verdicts = judged.into_iter().map(|j| j.verdict.told(j.container_id, j.reason)).collect();
         self.send(ToAgent::OrphanVerdicts(pb::OrphanVerdicts { verdicts })).await
     }
+}
+
+fn greeting(hello: pb::Hello) -> Result<Greeting, carrel_common::wire::WireError> {
+    use carrel_common::wire::WireError;
+    let cluster = (!hello.cluster_id.is_empty()).then(|| hello.cluster_id.parse()).transpose();
+    Ok(Greeting {
+        facts: NodeFacts::try_from(hello.facts.unwrap_or_default())?,
+        process_start: hello.process_start,
+        process: hello.process_id,
+        cluster: cluster
+            .map_err(|e: carrel_common::id::InvalidId| WireError::new("hello.cluster_id", e.0))?,
+        accepted: hello.accepted.map(Into::into),
+        acked: hello.acked.map(Into::into),
+        containers: hello.inventory.into_iter().map(Container::try_from).collect::<Result<_, _>>()?,
+        current: hello.inventory_current,
+    })
 }

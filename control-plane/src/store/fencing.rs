@@ -203,7 +203,8 @@ impl Work {
             ))
             .await
             .map_err(StoreError::sort(operation))?;
-        self.touched.nodes.insert(id);
+        // It runs nothing any more, whatever the store knew of it.
+        self.has_told(id).await?;
         Ok(Some(released.rows_affected()))
     }
 

@@ -7,7 +7,7 @@ use sea_orm::ConnectionTrait;
 use super::error::{Result, StoreError};
 use super::{Store, sql};
 
-/// Placements that are over are kept this long, for people who ask where a workspace ran.
+/// Placements that are over are kept this long, for people who ask where a workspace ran; the last of each workspace longer.
 const PLACEMENTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Long past the time for which failed starts count.
 const FAILURES_KEPT: Duration = Duration::from_secs(24 * 3600);
@@ -45,7 +45,10 @@ impl Store {
                 ANSWERS_KEPT,
             ),
             (
-                "DELETE FROM placements WHERE released_at < clock_timestamp() - make_interval(secs => $1)",
+                // What was placed last of a desk stays: it says that the time of a container that turns up late is over.
+                "DELETE FROM placements old WHERE released_at < clock_timestamp() - make_interval(secs => $1)
+                 AND EXISTS (SELECT 1 FROM placements newer WHERE newer.workspace_id = old.workspace_id
+                             AND (newer.incarnation, newer.generation) > (old.incarnation, old.generation))",
                 PLACEMENTS_KEPT,
             ),
             (

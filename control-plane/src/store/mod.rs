@@ -26,6 +26,7 @@ mod orphans;
 mod placements;
 mod pulse;
 mod requests;
+mod restored;
 mod rules;
 mod warnings;
 mod work;
@@ -33,7 +34,6 @@ mod workspaces;
 
 use std::time::Duration;
 
-use carrel_common::id::ClusterId;
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, Value};
 use sea_orm_migration::MigratorTrait;
 use time::OffsetDateTime;
@@ -50,7 +50,9 @@ pub use log_tails::{Served, StoredPiece, WantedLog};
 pub use node_admin::NodeLoad;
 pub use nodes::NewSession;
 pub use orphans::Orphan;
+pub use placements::OrdersState;
 pub use requests::Replay;
+pub use restored::{DeclareError, Declared};
 pub use rules::{Standing, StoredDrain, StoredPolicy, StoredRules};
 pub use work::{Locked, Touched, Work};
 pub use workspaces::WorkspaceQuery;
@@ -154,22 +156,6 @@ impl Store {
     /// When the database cannot be reached.
     pub async fn now(&self) -> Result<OffsetDateTime> {
         time_of(&self.db).await
-    }
-
-    /// Name of this Carrel, and incarnation of the store.
-    ///
-    /// # Errors
-    /// When the database cannot be reached or has no schema.
-    pub async fn cluster(&self) -> Result<(ClusterId, i64)> {
-        let row = self
-            .db
-            .query_one_raw(sql("SELECT cluster_id, incarnation FROM cluster", []))
-            .await
-            .map_err(StoreError::sort("read the cluster's name"))?;
-        row.and_then(|row| {
-            Some((ClusterId(row.try_get("", "cluster_id").ok()?), row.try_get("", "incarnation").ok()?))
-        })
-        .ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })
     }
 
     /// Ends all connections.

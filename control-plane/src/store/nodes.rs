@@ -4,14 +4,14 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use carrel_common::id::NodeId;
-use carrel_common::model::{Health, NodeFacts};
+use carrel_common::model::{Health, HeartbeatCount, NodeFacts};
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
 
 use super::entity::{json, value};
 use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
-use crate::domain::node::{Node, NodeDrain, NodeState};
+use crate::domain::node::{Challenge, Holder, Node, NodeDrain, NodeState};
 
 /// What an accepted session is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,6 +42,13 @@ pub(super) fn node(row: &QueryResult) -> Result<Node> {
         session_epoch: row.try_get("", "session_epoch").map_err(&get)?,
         boot_epoch: row.try_get("", "boot_epoch").map_err(&get)?,
         desired_generation: row.try_get("", "desired_generation").map_err(&get)?,
+        heartbeats: row.try_get("", "renewals").map_err(&get)?,
+        holder: Holder {
+            process: row.try_get("", "agent_process").map_err(&get)?,
+            connected: row.try_get("", "agent_connected").map_err(&get)?,
+        },
+        challenge: challenge(row).map_err(&get)?,
+        stops_withheld: row.try_get("", "stops_withheld").map_err(&get)?,
         last_heartbeat_at: row.try_get("", "last_heartbeat_at").map_err(&get)?,
         certificate_expires_at: row.try_get("", "certificate_expires_at").map_err(&get)?,
         cordon: row.try_get("", "cordon_reason").map_err(&get)?,
@@ -49,6 +56,12 @@ pub(super) fn node(row: &QueryResult) -> Result<Node> {
         removed_at: row.try_get("", "removed_at").map_err(&get)?,
         created_at: row.try_get("", "created_at").map_err(&get)?,
     })
+}
+
+fn challenge(row: &QueryResult) -> std::result::Result<Option<Challenge>, sea_orm::DbErr> {
+    let since: Option<time::OffsetDateTime> = row.try_get("", "challenged_at")?;
+    let (process, told) = (row.try_get("", "challenger")?, row.try_get("", "challenge_told")?);
+    Ok(since.map(|since| Challenge { process, since, told }))
 }
 
 const COLUMNS: &str = "SELECT * FROM nodes";
@@ -68,6 +81,21 @@ impl Store {
             .await
             .map_err(StoreError::sort("find a node"))?;
         row.map(|row| row.try_get("", "secret_hash").map_err(StoreError::sort("find a node"))).transpose()
+    }
+
+    /// The stream of a session is over, by the agent's doing or the network's.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn session_broke(&self, id: NodeId, session_epoch: i64) -> Result<()> {
+        self.db
+            .execute_raw(sql(
+                "UPDATE nodes SET agent_connected = false WHERE id = $1 AND session_epoch = $2",
+                [id.0.into(), session_epoch.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("note that a session broke"))?;
+        Ok(())
     }
 
     /// Nodes that have not been heard of for `silence`, and are not marked so yet, or hold workspaces that are not.
@@ -176,15 +204,18 @@ impl Work {
         id: NodeId,
         facts: &NodeFacts,
         process_start: bool,
+        process: &str,
     ) -> Result<NewSession> {
         let operation = "accept a session";
         let row = self
             .tx
             .query_one_raw(sql(
                 "UPDATE nodes SET session_epoch = session_epoch + 1, facts = $2, told = false,
-                        boot_epoch = boot_epoch + CASE WHEN $3 THEN 1 ELSE 0 END
+                        boot_epoch = boot_epoch + CASE WHEN $3 THEN 1 ELSE 0 END,
+                        agent_process = $4, agent_connected = true,
+                        challenger = '', challenged_at = NULL, challenge_told = false
                  WHERE id = $1 RETURNING session_epoch, boot_epoch",
-                [id.0.into(), json("nodes", facts)?.into(), process_start.into()],
+                [id.0.into(), json("nodes", facts)?.into(), process_start.into(), process.into()],
             ))
             .await
             .map_err(StoreError::sort(operation))?
@@ -210,6 +241,41 @@ impl Work {
         Ok(rows.iter().filter_map(|row| row.try_get("", "id").ok()).map(NodeId).collect())
     }
 
+    /// Another agent process says that it is this locked node; `told`: operators are told now.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn challenge(&mut self, id: NodeId, process: &str, told: bool) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE nodes SET challenger = $2,
+                        challenged_at = CASE WHEN challenger = $2 THEN coalesce(challenged_at, clock_timestamp())
+                                             ELSE clock_timestamp() END,
+                        challenge_told = challenge_told OR $3
+                 WHERE id = $1",
+                [id.0.into(), process.into(), told.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("note a second agent"))?;
+        Ok(())
+    }
+
+    /// How many stops the agent of a session holds back; whether that is news of the session that stands.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn withhold(&mut self, id: NodeId, session_epoch: i64, stops: i32) -> Result<bool> {
+        let done = self
+            .tx
+            .execute_raw(sql(
+                "UPDATE nodes SET stops_withheld = $3 WHERE id = $1 AND session_epoch = $2 AND stops_withheld <> $3",
+                [id.0.into(), session_epoch.into(), stops.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("note what an agent held back"))?;
+        Ok(done.rows_affected() == 1)
+    }
+
     /// Whether this session is still the node's. Asked after the locks of what it reports on: whoever changed that for a
     /// newer session has been accepted before.
     ///
@@ -227,7 +293,7 @@ impl Work {
         Ok(row.is_some())
     }
 
-    /// Commits a sign of life; `None` when another session has taken over.
+    /// Commits a sign of life, and how many there have been; `None` when another session has taken over.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -238,12 +304,14 @@ impl Work {
         docker: &Health,
         storage: &Health,
         state: NodeState,
-    ) -> Result<bool> {
-        let done = self
+    ) -> Result<Option<HeartbeatCount>> {
+        let operation = "renew a node";
+        let row = self
             .tx
-            .execute_raw(sql(
+            .query_one_raw(sql(
                 "UPDATE nodes SET last_heartbeat_at = clock_timestamp(), renewals = renewals + 1, docker = $3,
-                        storage = $4, state = $5, told = true WHERE id = $1 AND session_epoch = $2",
+                        storage = $4, state = $5, told = true WHERE id = $1 AND session_epoch = $2
+                 RETURNING renewals, (SELECT incarnation FROM cluster) AS incarnation",
                 [
                     id.0.into(),
                     session_epoch.into(),
@@ -253,8 +321,12 @@ impl Work {
                 ],
             ))
             .await
-            .map_err(StoreError::sort("renew a node"))?;
-        Ok(done.rows_affected() == 1)
+            .map_err(StoreError::sort(operation))?;
+        let read = |row: QueryResult| -> std::result::Result<_, sea_orm::DbErr> {
+            let heartbeats = row.try_get("", "renewals")?;
+            Ok(HeartbeatCount { incarnation: row.try_get("", "incarnation")?, heartbeats })
+        };
+        row.map(read).transpose().map_err(StoreError::sort(operation))
     }
 
     /// Marks a locked node as silent.

@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, QueryResult};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::entity::value;
+use super::entity::{json, value};
 use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
 use crate::domain::placement::HeldContainer;
@@ -65,6 +65,7 @@ fn orphan(row: &QueryResult) -> Result<Orphan> {
     let student: String = row.try_get("", "student_id").map_err(&get)?;
     let withheld: bool = row.try_get("", "withheld").map_err(&get)?;
     let placement: Option<_> = row.try_get("", "placement_id").map_err(&get)?;
+    let spec: Option<_> = row.try_get("", "spec").map_err(&get)?;
     Ok(Orphan {
         node: NodeId(row.try_get("", "node_id").map_err(&get)?),
         container: Container {
@@ -76,6 +77,7 @@ fn orphan(row: &QueryResult) -> Result<Orphan> {
             node: NodeId(row.try_get("", "made_by").map_err(&get)?),
             running: row.try_get("", "running").map_err(&get)?,
             placement: placement.map(PlacementId),
+            spec: spec.map(|spec| value("orphans", spec)).transpose()?,
         },
         reason: if withheld { WITHHELD.to_owned() } else { row.try_get("", "reason").map_err(&get)? },
         first_seen_at: row.try_get("", "first_seen_at").map_err(&get)?,
@@ -220,16 +222,18 @@ impl Work {
             node: made_by,
             running,
             placement,
+            spec,
         } = container;
+        let spec = spec.as_ref().map(|spec| json("orphans", spec)).transpose()?;
         let row = self
             .tx
             .query_one_raw(sql(
                 "WITH known AS (SELECT verdict, reason FROM orphans WHERE node_id = $1 AND container_id = $2)
                  INSERT INTO orphans AS o (node_id, container_id, workspace_id, student_id, generation, incarnation,
-                                           made_by, placement_id, running, verdict, reason)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                                           made_by, placement_id, running, verdict, reason, spec)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
                  ON CONFLICT (node_id, container_id) DO UPDATE
-                 SET running = $9, verdict = $10, reason = $11, withheld = o.verdict = 'STOP' AND $10 = 'STOP'
+                 SET running = $9, verdict = $10, reason = $11, spec = $12, withheld = o.verdict = 'STOP' AND $10 = 'STOP'
                  RETURNING NOT EXISTS (SELECT 1 FROM known WHERE (verdict, reason) = ($10, $11)) AS news",
                 [
                     node.0.into(),
@@ -243,6 +247,7 @@ impl Work {
                     (*running).into(),
                     verdict.into(),
                     reason.into(),
+                    spec.into(),
                 ],
             ))
             .await

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
-use carrel_common::model::{Resources, WorkspaceSpec};
+use carrel_common::model::{DesiredPair, Resources, WorkspaceSpec};
 use sea_orm::{ConnectionTrait, QueryResult};
 
 use super::entity::{json, value};
@@ -24,13 +24,40 @@ fn read(row: &QueryResult) -> Result<Placement> {
     })
 }
 
+/// How the orders of a node stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OrdersState {
+    /// Version of its desired set.
+    pub pair: DesiredPair,
+    /// No set may be sent: the store is behind, or the node has not told yet what it runs since it was declared restored.
+    pub held: bool,
+}
+
+const ORDERS: &str = "
+SELECT c.incarnation, n.desired_generation, r.behind_since IS NOT NULL OR n.id = ANY (r.awaited_nodes) AS held
+FROM cluster c, restoration r, nodes n WHERE n.id = $1 AND n.removed_at IS NULL";
+
+async fn orders(connection: &impl ConnectionTrait, node: NodeId) -> Result<Option<OrdersState>> {
+    let sorted = StoreError::sort("read the version of a desired set");
+    let row = connection.query_one_raw(sql(ORDERS, [node.0.into()])).await.map_err(&sorted)?;
+    let read = |row: QueryResult| -> std::result::Result<_, sea_orm::DbErr> {
+        let (incarnation, generation) =
+            (row.try_get("", "incarnation")?, row.try_get("", "desired_generation")?);
+        Ok(OrdersState { pair: DesiredPair { incarnation, generation }, held: row.try_get("", "held")? })
+    };
+    row.map(read).transpose().map_err(sorted)
+}
+
 impl Store {
-    /// Unreleased placements on a node with their workspaces, and the version of the node's desired set, all of one
-    /// moment; `None` when the node was taken out.
+    /// Unreleased placements on a node with their workspaces, and how the node's orders stand, all of one moment; `None` when
+    /// the node was taken out.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn placements_on(&self, node: NodeId) -> Result<Option<(i64, Vec<(Placement, Workspace)>)>> {
+    pub async fn placements_on(
+        &self,
+        node: NodeId,
+    ) -> Result<Option<(OrdersState, Vec<(Placement, Workspace)>)>> {
         use sea_orm::{EntityTrait as _, QueryFilter as _, TransactionTrait as _};
         let operation = "read a node's desired set";
         let tx = self
@@ -41,15 +68,7 @@ impl Store {
             )
             .await
             .map_err(StoreError::sort(operation))?;
-        let version = tx
-            .query_one_raw(sql(
-                "SELECT desired_generation FROM nodes WHERE id = $1 AND removed_at IS NULL",
-                [node.0.into()],
-            ))
-            .await
-            .map_err(StoreError::sort(operation))?;
-        let Some(version) = version else { return Ok(None) };
-        let version = version.try_get("", "desired_generation").map_err(StoreError::sort(operation))?;
+        let Some(state) = orders(&tx, node).await? else { return Ok(None) };
         let rows = tx
             .query_all_raw(sql(
                 "SELECT id AS placement_id, workspace_id, node_id, generation, incarnation, spec FROM placements
@@ -75,20 +94,15 @@ impl Store {
             .into_iter()
             .filter_map(|p| workspaces.remove(&p.workspace).map(|workspace| (p, workspace)))
             .collect();
-        Ok(Some((version, pairs)))
+        Ok(Some((state, pairs)))
     }
 
-    /// Version of a node's desired set.
+    /// How a node's orders stand; `None` when the node was taken out.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn desired_generation(&self, node: NodeId) -> Result<i64> {
-        let row = self
-            .db
-            .query_one_raw(sql("SELECT desired_generation FROM nodes WHERE id = $1", [node.0.into()]))
-            .await
-            .map_err(StoreError::sort("read the version of a desired set"))?;
-        Ok(row.and_then(|row| row.try_get("", "desired_generation").ok()).unwrap_or(0))
+    pub async fn orders_state(&self, node: NodeId) -> Result<Option<OrdersState>> {
+        orders(&self.db, node).await
     }
 }
 
@@ -118,8 +132,9 @@ impl Work {
         let Resources { cpu_millicores, memory_bytes, .. } = workspace.spec.resources;
         self.tx
             .execute_raw(sql(
-                "INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes, incarnation)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, coalesce($8, (SELECT incarnation FROM cluster)))",
+                "INSERT INTO placements
+                     (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes, incarnation, confirmed_in)
+                 SELECT $1, $2, $3, $4, $5, $6, $7, coalesce($8, c.incarnation), c.incarnation FROM cluster c",
                 [
                     id.0.into(),
                     workspace.uid.0.into(),

@@ -66,6 +66,8 @@ pub struct Standing {
     pub version: i64,
     /// How long ago the last sign of life of any replica was; [`Duration::MAX`] when the clock was set back since.
     pub silence: Duration,
+    /// The store has gone back in time: it does not know what is.
+    pub behind: bool,
     /// The database's clock at that moment.
     pub clock: Reading,
 }
@@ -131,7 +133,11 @@ async fn standing(connection: &impl ConnectionTrait) -> Result<Standing> {
     let sorted = StoreError::sort("read the version of the policies");
     let asked = Instant::now().into_std();
     let row = connection
-        .query_one_raw(sql("SELECT rules_version, alive_at, clock_timestamp() AS now FROM cluster", []))
+        .query_one_raw(sql(
+            "SELECT rules_version, alive_at, clock_timestamp() AS now, behind_since IS NOT NULL AS behind
+             FROM cluster, restoration",
+            [],
+        ))
         .await
         .map_err(&sorted)?
         .ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })?;
@@ -141,7 +147,8 @@ async fn standing(connection: &impl ConnectionTrait) -> Result<Standing> {
     let shown: OffsetDateTime = row.try_get("", "now").map_err(&sorted)?;
     // A clock that was set back is an outage like another.
     let silence = Duration::try_from(shown - alive_at).unwrap_or(Duration::MAX);
-    Ok(Standing { version, silence, clock: Reading { shown, asked, answered } })
+    let behind = row.try_get("", "behind").map_err(&sorted)?;
+    Ok(Standing { version, silence, behind, clock: Reading { shown, asked, answered } })
 }
 
 impl Store {

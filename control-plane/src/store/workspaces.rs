@@ -112,11 +112,14 @@ impl Store {
     pub async fn overdue(&self, stays: &Stays) -> Result<Vec<WorkspaceUid>> {
         // As `Workspace::longest_stay` has it; the transaction that ends a stay asks that again.
         self.uids(
-            "SELECT id FROM workspaces WHERE state IN ('PENDING', 'STARTING', 'STOPPING') AND deleted_at IS NULL
-             AND state_since < clock_timestamp() - make_interval(secs => CASE
+            "SELECT id FROM workspaces, LATERAL (SELECT state_since + make_interval(secs => CASE
                  WHEN state = 'STOPPING' THEN $4
                  WHEN state = 'PENDING' OR stage = '\"QUEUED\"' THEN $1
-                 WHEN stage = '\"PULLING\"' THEN $2 ELSE $3 END)
+                 WHEN stage = '\"PULLING\"' THEN $2 ELSE $3 END) AS over_at) AS stay
+             WHERE state IN ('PENDING', 'STARTING', 'STOPPING') AND deleted_at IS NULL
+             AND over_at < clock_timestamp() AND (SELECT behind_since IS NULL FROM restoration)
+             -- A start is overdue by its node's silence about it, not by our own absence: the node was heard of since.
+             AND (state <> 'STARTING' OR EXISTS (SELECT 1 FROM nodes n WHERE n.id = node_id AND n.last_heartbeat_at > over_at))
              ORDER BY state_since LIMIT 500",
             [stays.pending, stays.pulling, stays.starting, stays.stopping].map(|span| span.as_secs_f64().into()),
             "look for stays that are too long",
@@ -171,7 +174,7 @@ impl Work {
         Ok(())
     }
 
-    /// The uid of the student's workspace; made, stopped and with the generation that a deleted one ended with, when
+    /// The uid of the student's workspace; made, stopped and with the generation that a deleted one or a held container has, when
     /// there is none.
     ///
     /// # Errors
@@ -194,7 +197,10 @@ impl Work {
         let last = self
             .tx
             .query_one_raw(sql(
-                "SELECT max(generation) AS generation FROM workspaces WHERE lower(student_id) = $1",
+                // Also above a container that is held: a lower one would look as if the store had forgotten that.
+                "SELECT max(generation) AS generation FROM (
+                     SELECT generation FROM workspaces WHERE lower(student_id) = $1
+                     UNION ALL SELECT generation FROM orphans WHERE lower(student_id) = $1) AS known",
                 [make.student.key().into()],
             ))
             .await

@@ -17,7 +17,7 @@ pub use idle_stopper::IdleStopper;
 pub use lease_watcher::{release_lost, watch_leases};
 pub use watchers::{
     drop_old, end_overdue, give_up_nodes, hand_logs_over, keep_pulse, place_waiting, see_to_drains,
-    watch_database,
+    watch_database, watch_state,
 };
 
 /// Runs `once` at each tick and nudge until the end.

@@ -83,6 +83,14 @@ pub async fn keep_pulse(app: App, stop: CancellationToken) {
     .await;
 }
 
+/// Follows how the store stands in time: that it is behind, and that it was declared restored.
+pub async fn watch_state(app: App, stop: CancellationToken) {
+    run_loop("watch_state", SECOND, &Notify::new(), stop, || async {
+        app.refresh_state().await.map(|changed| changed.then_some("the store"))
+    })
+    .await;
+}
+
 /// Takes on the logs that other replicas want of nodes whose session is here; each is handed over in a task of its own.
 pub async fn hand_logs_over(app: App, tasks: TaskTracker, stop: CancellationToken) {
     run_loop("hand_logs_over", HALF_A_SECOND, &Notify::new(), stop.clone(), || async {

@@ -68,7 +68,14 @@ impl Agent {
         let channel = self.endpoint.connect().await.map_err(unreachable)?;
         let (up, from_up) = mpsc::channel(64);
         let inventory = self.desks().inventory(&self.node);
-        let hello = pb::Hello { facts: Some(self.facts.clone()), inventory, accepted, process_start };
+        let hello = pb::Hello {
+            facts: Some(self.facts.clone()),
+            inventory,
+            accepted,
+            process_start,
+            inventory_current: true,
+            ..Default::default()
+        };
         let mut request = Request::new(ReceiverStream::new(from_up));
         let value = |text: &str| text.parse().expect("ASCII");
         request.metadata_mut().insert("carrel-node-id", value(&self.node));

@@ -48,6 +48,7 @@ impl Desks {
             node_id: node.to_owned(),
             running: true,
             placement_id: desk.placement.clone(),
+            spec: None,
         };
         self.held.iter().map(container).collect()
     }

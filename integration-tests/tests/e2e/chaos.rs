@@ -186,5 +186,6 @@ async fn every_desk_reaches_the_right_state_whatever_is_killed() {
     }
     over.store(true, Ordering::Relaxed);
     twins.await.expect("never two containers of one student");
+    assert_eq!(world.cluster.database().behind().await, "", "the store has lost nothing");
     eprintln!("{} listings without twins", listings.load(Ordering::Relaxed));
 }

@@ -13,6 +13,7 @@ mod hosts;
 mod leases;
 mod random;
 mod replicas;
+mod restored;
 mod rig;
 mod shares;
 mod starts;

@@ -109,6 +109,12 @@ mod full {
             for client in &clients {
                 client.try_stop(&student).await.ok();
             }
+            // Each store sees in time that the other went on, and would wait for an operator to say which of them is the true one.
+            for database in [rig.database(), &second] {
+                let forget =
+                    "UPDATE restoration SET behind_since = NULL, behind_evidence = '', awaited_nodes = '{}'";
+                database.execute(forget).await;
+            }
         }
         second.drop_now().await;
     }

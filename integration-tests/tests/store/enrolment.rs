@@ -7,7 +7,7 @@ use carrel_common::certificate::NodeCertificate;
 use carrel_common::clock::SystemClock;
 use carrel_common::id::{Generation, NodeId, RequestId, WorkspaceUid};
 use carrel_common::model::{Container, NodeFacts};
-use control_plane::app::{AppError, Applicant, Call, Certified};
+use control_plane::app::{AppError, Applicant, Call, Certified, Credentials, Greeting};
 use control_plane::authority::{Authorities, files};
 use rcgen::{CertificateParams, KeyPair};
 use time::OffsetDateTime;
@@ -45,7 +45,8 @@ impl Enrolling {
 
     /// What a Hello does.
     async fn connect(&self, node: NodeId, facts: &NodeFacts) -> Result<(), AppError> {
-        self.rig.app.accept_session(node, facts, true).await.map(|_| ())
+        let credentials = Credentials { node, cluster: None, secret_hash: None };
+        self.rig.app.accept_session(&credentials, &Greeting::of(facts.clone(), true)).await.map(|_| ())
     }
 
     async fn nodes(&self) -> String {
@@ -78,6 +79,7 @@ fn host(name: &str, secret: &str) -> Applicant {
             advertise_address: "127.0.0.1".into(),
             zone: String::new(),
             labels: std::collections::BTreeMap::new(),
+            hardware_id: String::new(),
         },
         secret: secret.into(),
         csr_pem: csr.pem().unwrap(),
@@ -95,6 +97,7 @@ fn container(node: NodeId) -> Container {
         node,
         running: true,
         placement: None,
+        spec: None,
     }
 }
 
@@ -190,7 +193,8 @@ async fn a_removed_node_gets_nothing_any_more() {
         assert!(matches!(answer, Err(AppError::NodeBanned(id)) if id == node), "{answer:?}");
     };
     banned(it.enroll(&back).await);
-    banned(it.rig.app.renew_certificate(node, &applicant.csr_pem).await);
+    let credentials = Credentials { node, cluster: None, secret_hash: None };
+    banned(it.rig.app.renew_certificate(&credentials, &applicant.csr_pem).await);
     let session = it.connect(node, &applicant.facts).await;
     assert!(matches!(session, Err(AppError::NodeBanned(_))), "{session:?}");
     let token = it.rig.app.create_join_token(&call(None), HOUR, Some(node)).await;
@@ -206,15 +210,22 @@ async fn a_certificate_counts_for_its_own_carrel_and_its_own_time() {
     let it = Enrolling::new().await;
     let made = it.enroll(&host("h", &it.token(HOUR, None).await)).await.unwrap();
     let shown = NodeCertificate::from_pem(&made.certificate_pem).unwrap();
-    assert_eq!(it.rig.app.authenticate_certificate(&shown).unwrap(), made.node);
+    let credentials = it.rig.app.authenticate_certificate(&shown).unwrap();
+    assert_eq!(credentials.node, made.node);
     let mut other = shown;
     other.uri.cluster = carrel_common::id::ClusterId::new();
     let mut ended = shown;
     ended.validity.until = OffsetDateTime::now_utc() - Duration::from_secs(1);
-    for bad in [other, ended] {
-        let refused = it.rig.app.authenticate_certificate(&bad);
-        assert!(matches!(refused, Err(AppError::CertificateRefused { .. })), "{refused:?}");
-    }
+    let refused = it.rig.app.authenticate_certificate(&ended);
+    assert!(matches!(refused, Err(AppError::CertificateRefused { .. })), "{refused:?}");
+    // One of another Carrel says only that this one's database may be lost: it opens nothing.
+    let stranger = it.rig.app.authenticate_certificate(&other).unwrap();
+    let facts = host("h", "").facts;
+    let refused = it.rig.app.accept_session(&stranger, &Greeting::of(facts, true)).await;
+    assert!(matches!(refused, Err(AppError::CertificateRefused { .. })), "{refused:?}");
+    let csr = host("h", "").csr_pem;
+    let refused = it.rig.app.renew_certificate(&stranger, &csr).await;
+    assert!(matches!(refused, Err(AppError::CertificateRefused { .. })), "{refused:?}");
     it.rig.end().await;
 }
 

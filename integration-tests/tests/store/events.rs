@@ -44,7 +44,7 @@ async fn until_two(
 #[tokio::test]
 async fn a_reader_that_stands_before_what_was_dropped_is_told() {
     let rig = Rig::with(|settings| settings.events_kept = std::time::Duration::ZERO).await;
-    let incarnation = rig.app.settings.incarnation;
+    let incarnation = rig.app.state.incarnation();
     let stand = rig.app.stand(None).await.unwrap();
     rig.node(4).await;
     rig.app.store.drop_old(rig.app.settings.events_kept).await.unwrap();

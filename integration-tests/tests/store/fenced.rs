@@ -2,6 +2,7 @@
 
 use carrel_common::id::{Generation, Pair};
 use carrel_common::model::{Observed, StatusReason};
+use control_plane::app::AppError;
 use control_plane::domain::workspace::State;
 
 use crate::rig::Rig;
@@ -15,30 +16,22 @@ async fn a_start_that_the_share_refuses_is_placed_again_above_it_once_its_host_h
     let rig = Rig::new().await;
     let node = rig.node(4).await;
     let desk = rig.start("ada").await.unwrap();
-    rig.give_way(node, &desk, pair(1, 9)).await;
+    // A twin of another placement: the store gave that generation, so the next one is later than both.
+    let above = desk.generation.next();
+    rig.give_way(node, &desk, pair(1, desk.generation.0)).await;
     let waits = rig.get("ada").await;
-    assert_eq!((waits.state, waits.generation, waits.node), (State::Pending, Generation(10), Some(node)));
+    assert_eq!((waits.state, waits.generation, waits.node), (State::Pending, above, Some(node)));
     rig.app.place_waiting().await.unwrap();
     assert_eq!(rig.get("ada").await.state, State::Pending, "not before the host has let go");
 
     // Told again, as on a new session: it is over.
-    rig.give_way(node, &desk, pair(1, 9)).await;
-    assert_eq!(rig.get("ada").await.generation, Generation(10));
+    rig.give_way(node, &desk, pair(1, desk.generation.0)).await;
+    assert_eq!(rig.get("ada").await.generation, above);
     rig.report(node, desk.uid, desk.generation, Observed::Gone { purge: Ok(false) }).await;
     rig.app.place_waiting().await.unwrap();
     rig.obey(node).await;
     let up = rig.get("ada").await;
-    assert_eq!((up.state, up.generation), (State::Running, Generation(10)));
-    rig.end().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_twin_of_the_same_generation_is_gone_above_too() {
-    let rig = Rig::new().await;
-    let node = rig.node(4).await;
-    let desk = rig.start("ada").await.unwrap();
-    rig.give_way(node, &desk, pair(1, desk.generation.0)).await;
-    assert_eq!(rig.get("ada").await.generation, desk.generation.next());
+    assert_eq!((up.state, up.generation), (State::Running, above));
     rig.end().await;
 }
 
@@ -55,13 +48,18 @@ async fn what_ran_and_gave_way_waits_for_its_student() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_incarnation_that_the_store_never_had_is_told_and_nothing_is_counted_above_it() {
-    let rig = Rig::new().await;
-    let node = rig.node(4).await;
-    let desk = rig.start("ada").await.unwrap();
-    rig.give_way(node, &desk, pair(2, 1)).await;
-    let failed = rig.get("ada").await;
-    let seen = (failed.state, failed.status_reason, failed.generation);
-    assert_eq!(seen, (State::Failed, Some(StatusReason::StorageFenced), desk.generation));
-    rig.end().await;
+async fn what_the_store_has_never_given_shows_that_it_went_back_and_nothing_is_counted_above_it() {
+    for later in [pair(2, 1), pair(1, 9)] {
+        let rig = Rig::new().await;
+        let node = rig.node(4).await;
+        let desk = rig.start("ada").await.unwrap();
+        rig.give_way(node, &desk, later).await;
+        let failed = rig.get("ada").await;
+        let seen = (failed.state, failed.status_reason, failed.generation);
+        assert_eq!(seen, (State::Failed, Some(StatusReason::StorageFenced), desk.generation));
+        let behind = rig.app.store.state().await.unwrap().behind.unwrap();
+        assert!(behind.evidence.contains("the share holds"), "{behind:?}");
+        assert!(matches!(rig.start("eve").await, Err(AppError::StoreBehind { .. })));
+        rig.end().await;
+    }
 }

@@ -4,12 +4,12 @@ use std::time::Duration;
 
 use carrel_common::id::NodeId;
 use carrel_common::model::{Health, Observed, StatusReason, StopReason};
-use control_plane::app::{AppError, HeartbeatOutcome};
+use control_plane::app::{AppError, Greeting, HeartbeatOutcome};
 use control_plane::domain::lease::Renewals;
 use control_plane::domain::node::NodeState;
 use control_plane::domain::workspace::State;
 
-use crate::rig::{Rig, call, id};
+use crate::rig::{Rig, call, id, secret_of};
 
 /// Everybody who says nothing is silent at once.
 async fn rig() -> Rig {
@@ -37,7 +37,8 @@ async fn comes_back(rig: &Rig, node: NodeId) -> i64 {
     let mut work = rig.app.store.begin().await.unwrap();
     let facts = work.list_nodes().await.unwrap().into_iter().find(|known| known.id == node).unwrap().facts;
     drop(work);
-    let session = rig.app.accept_session(node, &facts, false).await.unwrap();
+    let greeting = Greeting::of(facts, false);
+    let session = rig.app.accept_session(&secret_of(node), &greeting).await.unwrap().session;
     assert_ne!(beat(rig, node, session.session_epoch).await, HeartbeatOutcome::Superseded);
     session.session_epoch
 }
@@ -76,7 +77,7 @@ async fn a_sign_of_life_and_the_fence_exclude_each_other() {
             rig.obey(node).await;
         } else {
             lived += 1;
-            assert_eq!(outcome, HeartbeatOutcome::BackFromSilence);
+            assert!(matches!(outcome, HeartbeatOutcome::BackFromSilence(_)), "{outcome:?}");
             assert_eq!((state_of(&rig, node).await, placements.as_str()), (NodeState::Ready, "1"));
             // What the agent reports in its new session.
             rig.obey(node).await;

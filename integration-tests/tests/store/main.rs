@@ -4,6 +4,8 @@
 #![expect(clippy::unwrap_used, reason = "also in what the tests share, a panic is a failed test")]
 #![expect(clippy::disallowed_methods, reason = "tests read the real time and spawn freely")]
 
+mod alarms;
+mod awaited;
 mod clock;
 mod drains;
 mod enrolment;
@@ -23,5 +25,6 @@ mod races;
 mod refusing;
 mod reports;
 mod requests;
+mod restored;
 mod rig;
 mod together;

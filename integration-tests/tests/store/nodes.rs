@@ -2,11 +2,11 @@ use std::time::Duration;
 
 use carrel_common::id::{NodeId, RequestId};
 use carrel_common::model::{Health, Observed, StatusReason};
-use control_plane::app::{AppError, Call, HeartbeatOutcome};
+use control_plane::app::{AppError, Call, Greeting, HeartbeatOutcome};
 use control_plane::domain::node::{NodeState, Standing};
 use control_plane::domain::workspace::{State, Workspace};
 
-use crate::rig::{GIB, Rig, call};
+use crate::rig::{GIB, Rig, call, secret_of};
 
 #[tokio::test]
 async fn nodes_are_listed_in_pages_with_what_they_hold() {
@@ -76,7 +76,7 @@ async fn a_node_is_removed_only_when_empty_and_then_for_good() {
     let banned = [
         rig.app.desired_set(node).await.err(),
         rig.app.heartbeat_node(node, epoch, &healthy, &healthy).await.err(),
-        rig.app.accept_session(node, &facts, true).await.err(),
+        rig.app.accept_session(&secret_of(node), &Greeting::of(facts, true)).await.err(),
     ];
     assert!(banned.iter().all(|error| matches!(error, Some(AppError::NodeBanned(_)))), "{banned:?}");
     let nowhere = rig.start("bob").await;
@@ -99,7 +99,7 @@ async fn session(rig: &Rig, node: NodeId, desks: &[Workspace]) {
         let healthy = Health { problem: None, age: Duration::ZERO, latency: None };
         let epoch = rig.epoch(node).await;
         let heard = rig.app.heartbeat_node(node, epoch, &healthy, &healthy).await.unwrap();
-        if heard == HeartbeatOutcome::Committed {
+        if matches!(heard, HeartbeatOutcome::Committed(_)) {
             return;
         }
     }

@@ -15,6 +15,7 @@ fn container(name: &str, workspace: WorkspaceUid, student: &str, generation: i64
         node,
         running: true,
         placement: Some(PlacementId::new()),
+        spec: None,
     }
 }
 
@@ -42,10 +43,10 @@ async fn what_is_held_waits_for_an_operator_and_is_forgotten_with_the_container(
     let rig = Rig::new().await;
     let node = rig.node(4).await;
     let ada = rig.running(node, "ada").await;
-    let beyond = container("c1", ada.uid, "ada", 9, node);
+    let twin = container("c1", ada.uid, "ada", ada.generation.0, node);
     for _ in 0..2 {
         assert_eq!(
-            judge(&rig, node, std::slice::from_ref(&beyond)).await,
+            judge(&rig, node, std::slice::from_ref(&twin)).await,
             [(Verdict::Hold, "ANOTHER_IS_PLACED")]
         );
     }
@@ -57,15 +58,18 @@ async fn what_is_held_waits_for_an_operator_and_is_forgotten_with_the_container(
     assert!(matches!(refused, Err(AppError::OrphanCannotBeAdopted { .. })), "{refused:?}");
     resolve(&rig, (node, "c1"), Resolution::Stop, true).await.unwrap();
     assert_eq!(listed(&rig).await.len(), 1, "it was only asked");
-    let version = rig.app.store.desired_generation(node).await.unwrap();
+    let version = rig.app.store.orders_state(node).await.unwrap().unwrap().pair;
     resolve(&rig, (node, "c1"), Resolution::Stop, false).await.unwrap();
-    assert!(rig.app.store.desired_generation(node).await.unwrap() > version, "the node is told at once");
+    assert!(
+        rig.app.store.orders_state(node).await.unwrap().unwrap().pair > version,
+        "the node is told at once"
+    );
     assert_eq!(rig.app.resolved_orphans(node).await.unwrap().len(), 1);
     let again = resolve(&rig, (node, "c1"), Resolution::Stop, false).await;
     assert!(matches!(again, Err(AppError::OrphanNotFound { .. })), "{again:?}");
     assert_eq!(listed(&rig).await, []);
 
-    assert_eq!(judge(&rig, node, &[beyond]).await, [(Verdict::StopByOrder, "OPERATOR")]);
+    assert_eq!(judge(&rig, node, &[twin]).await, [(Verdict::StopByOrder, "OPERATOR")]);
     judge(&rig, node, &[]).await;
     assert_eq!(rig.database.text("SELECT count(*)::text FROM orphans").await, "0");
     assert_eq!(rig.get("ada").await, ada, "the desk did not notice");
@@ -198,8 +202,8 @@ async fn a_container_that_is_found_after_the_decision_keeps_its_student_from_bei
     rig.start("ada").await.unwrap();
     let node = rig.node(4).await;
     let known = rig.get("ada").await;
-    let late = container("c1", known.uid, "ada", 9, NodeId::new());
-    assert_eq!(judge(&rig, node, &[late]).await, [(Verdict::Hold, "MADE_BY_ANOTHER_NODE")]);
+    let late = container("c1", known.uid, "ada", known.generation.0, NodeId::new());
+    assert_eq!(judge(&rig, node, &[late]).await, [(Verdict::Hold, "NEVER_PLACED")]);
     assert_eq!(rig.app.place_waiting().await.unwrap(), 0);
     assert_eq!(rig.get("ada").await.status_reason, Some(StatusReason::ContainerHeld));
     judge(&rig, node, &[]).await;
@@ -244,7 +248,7 @@ async fn a_restart_and_a_purge_wait_for_a_held_container_too() {
     let rig = Rig::new().await;
     let (node, other) = (rig.node(4).await, rig.node(4).await);
     let ada = rig.running(node, "ada").await;
-    let twin = container("c1", ada.uid, "ada", 9, other);
+    let twin = container("c1", ada.uid, "ada", ada.generation.0, other);
     assert_eq!(judge(&rig, other, &[twin]).await, [(Verdict::Hold, "ANOTHER_IS_PLACED")]);
     rig.app.restart(&call("RestartWorkspace"), &id("ada")).await.unwrap();
     rig.obey(node).await;

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use carrel_common::model::{NodeFacts, Observation, Observed, Stage};
-use control_plane::app::AppError;
+use control_plane::app::{AppError, Greeting};
 use control_plane::domain::workspace::{State, Workspace};
 
 use crate::rig::Rig;
@@ -18,7 +18,7 @@ async fn a_late_report_of_a_session_that_is_over_undoes_nothing() {
     let node = rig.node(4).await;
     let desk = rig.start("ada").await.unwrap();
     let before = rig.epoch(node).await;
-    rig.app.accept_session(node, &facts(&rig).await, false).await.unwrap();
+    rig.hello(node, &Greeting::of(facts(&rig).await, false)).await;
     let running = Observed::Running { endpoint: "127.0.0.1:1".into() };
     rig.report(node, desk.uid, desk.generation, running).await;
 

@@ -7,7 +7,10 @@ use carrel_common::id::{Generation, NodeId, Pair, StudentId, WorkspaceUid};
 use carrel_common::model::{
     Health, NodeFacts, Observation, Observed, Resources, Run, Signal, StatusReason, WorkspaceSpec,
 };
-use control_plane::app::{App, Board, Call, Heartbeats, LastReading, LogTails, Nudge, Settings, SharedRules};
+use control_plane::app::{
+    App, Board, Call, Credentials, Greeted, Greeting, Heartbeats, LastReading, LogTails, Nudge, Settings,
+    SharedRules, SharedState,
+};
 use control_plane::domain::activity::BySignal;
 use control_plane::domain::idle::IdlePolicy;
 use control_plane::domain::lease::LeaseTerms;
@@ -43,11 +46,9 @@ impl Rig {
         let database = Database::create(postgres).await;
         Store::migrate(&database.url()).await.unwrap();
         let store = Store::open(&database.url(), 12).unwrap();
-        let (cluster, incarnation) = store.cluster().await.unwrap();
+        let state = store.state().await.unwrap();
         let mut settings = Settings {
             dev: true,
-            cluster,
-            incarnation,
             defaults: Defaults {
                 spec: WorkspaceSpec {
                     image: "carrel/tiny:test".into(),
@@ -99,6 +100,7 @@ impl Rig {
             store,
             authorities: None,
             rules: SharedRules::new(settings.defaults.clone()),
+            state: SharedState::new(state),
             settings: Arc::new(settings),
             nudge,
             metrics: Metrics::default(),
@@ -137,11 +139,10 @@ impl Rig {
             advertise_address: "127.0.0.1".into(),
             zone: String::new(),
             labels: std::collections::BTreeMap::new(),
+            hardware_id: String::new(),
         };
         let (node, _) = self.app.enroll(&facts).await.unwrap();
-        let session = self.app.accept_session(node, &facts, true).await.unwrap();
-        assert_eq!(session.session_epoch, 1);
-        self.heartbeat(node).await;
+        self.hello(node, &Greeting::of(facts, true)).await;
         node
     }
 
@@ -158,13 +159,20 @@ impl Rig {
         let nodes = work.list_nodes().await.unwrap();
         drop(work);
         let facts = nodes.into_iter().find(|known| known.id == node).unwrap().facts;
-        self.app.accept_session(node, &facts, false).await.unwrap();
+        self.app.accept_session(&secret_of(node), &Greeting::of(facts, false)).await.unwrap();
     }
 
     /// Another replica on the same database: what one process knows, the other has yet to read.
     pub(crate) fn replica(&self) -> App {
         let (nudge, _) = Nudge::new();
         App { rules: SharedRules::new(self.app.settings.defaults.clone()), nudge, ..self.app.clone() }
+    }
+
+    /// A session of a node, and its first heartbeat.
+    pub(crate) async fn hello(&self, node: NodeId, greeting: &Greeting) -> Greeted {
+        let greeted = self.app.accept_session(&secret_of(node), greeting).await.unwrap();
+        self.heartbeat(node).await;
+        greeted
     }
 
     pub(crate) async fn start(&self, student: &str) -> control_plane::app::Result<Workspace> {
@@ -211,9 +219,20 @@ impl Rig {
 
     /// A start, or what ran, gave way to a later container that the share knows.
     pub(crate) async fn give_way(&self, node: NodeId, desk: &Workspace, share: Pair) {
+        self.give_way_of(node, desk.uid, desk.generation, share).await;
+    }
+
+    /// The same, of a generation that may be over.
+    pub(crate) async fn give_way_of(
+        &self,
+        node: NodeId,
+        uid: WorkspaceUid,
+        generation: Generation,
+        share: Pair,
+    ) {
         let epoch = self.epoch(node).await;
         let state = Observed::Failed(StatusReason::StorageFenced);
-        self.observe(node, epoch, desk.uid, desk.generation, state, Some(share)).await.unwrap();
+        self.observe(node, epoch, uid, generation, state, Some(share)).await.unwrap();
     }
 
     async fn observe(
@@ -276,6 +295,11 @@ pub(crate) fn id(student: &str) -> StudentId {
 /// Input of a student, so long ago.
 pub(crate) fn beat(student: &str, signal: Signal, age: Duration) -> Beat {
     Beat { student: id(student), generation: None, signal, age, keep_awake: Duration::ZERO }
+}
+
+/// As the listener has found them in `--dev`.
+pub(crate) fn secret_of(node: NodeId) -> Credentials {
+    Credentials { node, cluster: None, secret_hash: Some("secret".into()) }
 }
 
 pub(crate) fn call(rpc: &'static str) -> Call {

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use carrel_common::clock::Clock;
@@ -87,6 +87,8 @@ pub struct Host<R> {
     pub(super) starts: Semaphore,
     pub(super) hints: broadcast::Sender<Hint>,
     pub(super) exits: Mutex<Exits>,
+    /// Id of the Docker daemon that the node's containers belong to, once it is known.
+    daemon: OnceLock<String>,
 }
 
 /// A clock that tasks share.
@@ -124,8 +126,26 @@ impl<R: Runtime> Host<R> {
             starts: Semaphore::new(limits.start_concurrency),
             hints: broadcast::channel(HINTS_KEPT).0,
             exits: Mutex::new(Exits::default()),
+            daemon: OnceLock::new(),
         };
         (host, inbox)
+    }
+
+    /// The node's containers belong to this Docker daemon; an empty id says nothing.
+    pub fn belongs_to(&self, docker_id: &str) {
+        if !docker_id.is_empty() {
+            self.daemon.get_or_init(|| docker_id.to_owned());
+        }
+    }
+
+    /// Whether this is another daemon than the node's: its list proves nothing about what runs under the first.
+    pub(super) fn check_daemon(&self, docker_id: &str) -> Result<(), RuntimeError> {
+        match self.daemon.get() {
+            Some(known) if known != docker_id => {
+                Err(RuntimeError::OtherDaemon { known: known.clone(), found: docker_id.to_owned() })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// There is no such container, and it is on no list of the lease's.

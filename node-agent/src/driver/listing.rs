@@ -35,6 +35,8 @@ pub struct EngineState {
     pub problem: Option<String>,
     /// Our containers, by the last listing that worked.
     pub inventory: Vec<Container>,
+    /// Another daemon answers than the node's: that is the problem.
+    pub other_daemon: bool,
     /// When it was last asked with an answer or without, by the monotonic clock; `None` before the first time.
     pub asked_at: Option<Duration>,
 }
@@ -47,7 +49,11 @@ pub(super) enum Outcome {
     Lost,
 }
 
-type Listed = Result<(Option<EngineFacts>, Listing), RuntimeError>;
+/// What a listing brought: who answered, when that was asked for, and the list.
+struct Listed {
+    facts: Option<EngineFacts>,
+    listing: Result<Listing, RuntimeError>,
+}
 
 pub(super) struct Lister<R> {
     host: Arc<Host<R>>,
@@ -62,6 +68,7 @@ pub(super) struct Lister<R> {
     backoff: Duration,
     facts: Option<EngineFacts>,
     problem: Option<String>,
+    other_daemon: bool,
     asked_at: Option<Duration>,
 }
 
@@ -78,6 +85,7 @@ impl<R: Runtime> Lister<R> {
             backoff: BACKOFF.0,
             facts: None,
             problem: None,
+            other_daemon: false,
             asked_at: None,
         }
     }
@@ -98,6 +106,7 @@ impl<R: Runtime> Lister<R> {
         *state = EngineState {
             facts: self.facts.clone(),
             problem: self.problem.clone(),
+            other_daemon: self.other_daemon,
             inventory,
             asked_at: self.asked_at,
         };
@@ -135,25 +144,25 @@ impl<R: Runtime> Lister<R> {
         // Nothing can have been started by this process yet.
         let nothing_made = self.facts.is_none();
         self.work.spawn(async move {
-            let facts = if first {
-                let facts = host.runtime.facts().await?;
-                ensure_network(&host).await?;
-                Some(facts)
-            } else {
-                None
+            let facts = match first {
+                false => None,
+                true => match host.runtime.facts().await {
+                    Ok(facts) => Some(facts),
+                    Err(error) => return Listed { facts: None, listing: Err(error) },
+                },
             };
-            let taken_at = host.clock.monotonic();
-            let containers = host.runtime.list(host.scope.cluster, None).await?;
-            end_with_lease(&host, &containers, nothing_made).await;
-            Ok((facts, Listing { taken_at, containers }))
+            let listing = list(&host, facts.as_ref(), nothing_made).await;
+            Listed { facts, listing }
         });
     }
 
     fn ended(&mut self, listed: Listed) -> Outcome {
         let now = self.host.clock.monotonic();
         self.asked_at = Some(now);
-        match listed {
-            Ok((facts, listing)) => {
+        let Listed { facts, listing } = listed;
+        self.other_daemon = matches!(listing, Err(RuntimeError::OtherDaemon { .. }));
+        match listing {
+            Ok(listing) => {
                 let reconnected = facts.is_some();
                 if let Some(facts) = facts {
                     tracing::info!(
@@ -174,6 +183,10 @@ impl<R: Runtime> Lister<R> {
                 Outcome::Listed { listing, reconnected }
             }
             Err(error) => {
+                if self.other_daemon {
+                    // The control plane is told who answers, and refuses it.
+                    self.facts = facts;
+                }
                 if self.problem.is_none() {
                     tracing::error!(%error, "Docker does not answer; nothing is decided until it does");
                     self.host.metrics.outage();
@@ -220,6 +233,22 @@ async fn end_with_lease<R: Runtime>(host: &Host<R>, containers: &[Found], all: b
             tracing::error!(%error, "the fence's list was not written; this is a defect of the agent")
         }
     }
+}
+
+/// The containers; asked as a whole when it is not known who answers.
+async fn list<R: Runtime>(
+    host: &Host<R>,
+    facts: Option<&EngineFacts>,
+    nothing_made: bool,
+) -> Result<Listing, RuntimeError> {
+    if let Some(facts) = facts {
+        host.check_daemon(&facts.id)?;
+        ensure_network(host).await?;
+    }
+    let taken_at = host.clock.monotonic();
+    let containers = host.runtime.list(host.scope.cluster, None).await?;
+    end_with_lease(host, &containers, nothing_made).await;
+    Ok(Listing { taken_at, containers })
 }
 
 /// A network that cannot be had is no reason to be blind: what runs is seen, and a start will say what is wrong.

@@ -60,6 +60,8 @@ pub struct Links {
     pub orphans: watch::Sender<Vec<Container>>,
     /// What is known of the container engine.
     pub engine: watch::Sender<EngineState>,
+    /// Stops that the breaker holds back.
+    pub withheld: watch::Sender<usize>,
 }
 
 /// A daemon that goes down takes the programs with it a little before its connection breaks; exits of the last so long are
@@ -98,7 +100,6 @@ struct Driver<R> {
     seen_before: BTreeSet<String>,
     /// When a workspace that was put off is due, by the monotonic clock.
     wake_at: Option<Duration>,
-    withheld: usize,
     /// What holds before a set has come.
     no_set: Arc<DesiredSet>,
 }
@@ -120,7 +121,6 @@ pub async fn run<R: Runtime>(host: Arc<Host<R>>, links: Links, stop: Cancellatio
         listing: None,
         seen_before: BTreeSet::new(),
         wake_at: None,
-        withheld: 0,
         no_set: Arc::new(DesiredSet::new(DesiredPair { incarnation: 0, generation: 0 }, Vec::new())),
     };
     while driver.once(&stop).await {}
@@ -290,15 +290,13 @@ impl<R: Runtime> Driver<R> {
             self.lister.soon();
         }
         self.host.metrics.held(held);
-        if withheld != self.withheld {
-            self.withheld = withheld;
-            if withheld > 0 {
-                self.host.metrics.withheld(withheld);
-                tracing::error!(
-                    stops = withheld,
-                    "so many stops without an order at once: none happens; an operator has to look"
-                );
-            }
+        let news = self.links.withheld.send_if_modified(|told| std::mem::replace(told, withheld) != withheld);
+        if news && withheld > 0 {
+            self.host.metrics.withheld(withheld);
+            tracing::error!(
+                stops = withheld,
+                "so many stops without an order at once: none happens; an operator has to look"
+            );
         }
         self.links.orphans.send_if_modified(|reported| {
             let changed = *reported != orphans;

@@ -77,6 +77,7 @@ impl Bench {
             fenced: from_fences,
             orphans,
             engine: engine_state,
+            withheld: watch::Sender::new(0),
         };
         let mut tasks = JoinSet::new();
         let watched = Arc::clone(&host);

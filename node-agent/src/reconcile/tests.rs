@@ -54,6 +54,7 @@ fn found(workspace: u128, generation: i64, phase: Phase) -> Found {
             node: NodeId(uid(9).0),
             running: phase == Phase::Running,
             placement: None,
+            spec: None,
         },
         spec_digest: spec("/healthz").digest(),
         phase,

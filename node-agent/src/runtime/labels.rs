@@ -23,6 +23,8 @@ pub const GENERATION: &str = "carrel.generation";
 pub const PLACEMENT: &str = "carrel.placement";
 /// Label with the digest of the spec.
 pub const SPEC: &str = "carrel.spec";
+/// Label with the spec itself, as JSON: a store that was restored adopts the container as it is.
+pub const MADE_OF: &str = "carrel.made_of";
 
 /// The labels of a container made from `plan`.
 pub fn of_plan(plan: &Plan) -> HashMap<String, String> {
@@ -36,6 +38,7 @@ pub fn of_plan(plan: &Plan) -> HashMap<String, String> {
         (GENERATION, item.generation.to_string()),
         (PLACEMENT, item.placement.to_string()),
         (SPEC, item.spec.digest()),
+        (MADE_OF, serde_json::to_string(&item.spec).unwrap_or_default()),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
@@ -55,6 +58,7 @@ pub fn parse(id: &str, labels: &HashMap<String, String>, phase: Phase) -> Option
             node: label(NODE)?.parse().ok()?,
             running: phase == Phase::Running,
             placement: label(PLACEMENT).and_then(|id| id.parse().ok()),
+            spec: label(MADE_OF).and_then(|text| serde_json::from_str(text).ok()),
         },
         spec_digest: label(SPEC)?.to_owned(),
         phase,

@@ -148,6 +148,16 @@ pub enum RuntimeError {
         /// The words of the connection's error.
         problem: String,
     },
+    /// Another daemon answers than the one that the node's containers belong to.
+    #[error(
+        "another Docker daemon answers ({found}) than the one this node's containers belong to ({known})"
+    )]
+    OtherDaemon {
+        /// Id of the node's.
+        known: String,
+        /// Id of the one that answers.
+        found: String,
+    },
     /// No answer within the deadline: the result is unknown.
     #[error("{operation}: Docker did not answer within {}", humantime::format_duration(*.after))]
     TimedOut {

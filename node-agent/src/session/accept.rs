@@ -17,10 +17,14 @@ pub(super) enum Offer {
     },
 }
 
-/// Judges `offered` against the set that holds.
-pub(super) fn judge(holds: Option<&DesiredSet>, offered: &DesiredSet) -> Offer {
+/// Judges `offered` against the set that holds; a process that holds none yet takes nothing below `floor`, the highest pair that
+/// one before it accepted.
+pub(super) fn judge(holds: Option<&DesiredSet>, floor: Option<DesiredPair>, offered: &DesiredSet) -> Offer {
     match holds {
-        None => Offer::Take,
+        None => match floor.filter(|floor| offered.pair < *floor) {
+            Some(accepted) => Offer::Refuse { accepted },
+            None => Offer::Take,
+        },
         Some(holds) if offered.pair > holds.pair => Offer::Take,
         Some(holds) if offered.pair == holds.pair && offered.digest == holds.digest => Offer::Same,
         Some(holds) => Offer::Refuse { accepted: holds.pair },
@@ -47,8 +51,21 @@ mod tests {
             (set(2, 4, "a"), refuse),
             (set(1, 9, "a"), refuse),
         ] {
-            assert_eq!(judge(Some(&holds), &offered), expected, "{:?}", offered.pair);
+            assert_eq!(judge(Some(&holds), None, &offered), expected, "{:?}", offered.pair);
         }
-        assert_eq!(judge(None, &holds), Offer::Take);
+        assert_eq!(judge(None, None, &holds), Offer::Take);
+    }
+
+    #[test]
+    fn a_new_process_takes_nothing_below_what_the_one_before_accepted() {
+        let floor = DesiredPair { incarnation: 2, generation: 5 };
+        for (offered, expected) in [
+            (set(2, 5, "a"), Offer::Take),
+            (set(3, 1, "a"), Offer::Take),
+            (set(2, 4, "a"), Offer::Refuse { accepted: floor }),
+            (set(1, 9, "a"), Offer::Refuse { accepted: floor }),
+        ] {
+            assert_eq!(judge(None, Some(floor), &offered), expected, "{:?}", offered.pair);
+        }
     }
 }

@@ -6,12 +6,14 @@
 mod accept;
 mod activity;
 mod backoff;
+mod images;
 mod logs;
 mod stream;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use carrel_common::id::ProcessId;
 use carrel_common::model::{Container, Verdict};
 use carrel_common::wire::WireError;
 use tokio::sync::{mpsc, watch};
@@ -25,6 +27,7 @@ use crate::driver::{Accepted, EngineState};
 use crate::enroll::{Identity, causes};
 use crate::facts::{HostFacts, Told};
 use crate::runtime::Runtime;
+use crate::witness::Witness;
 
 /// A dead network is noticed within these two together, whatever the operating system thinks of the connection.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(10));
@@ -53,6 +56,12 @@ pub struct Session<R> {
     pub orphans: watch::Receiver<Vec<Container>>,
     /// What is known of the container engine, from the driver.
     pub engine: watch::Receiver<EngineState>,
+    /// Stops that the breaker holds back, from the driver.
+    pub withheld: watch::Receiver<usize>,
+    /// What the store has confirmed.
+    pub witness: Arc<Witness>,
+    /// This process.
+    pub process: ProcessId,
 }
 
 /// The address of a replica, ready to be dialled.
@@ -180,9 +189,10 @@ impl<R: Runtime> Session<R> {
             ),
             Ending::Status(status) if status.code() == Code::Unauthenticated => tracing::error!(
                 node.id = %node, %endpoint, ?pause,
-                "the control plane does not know this node ({}): its database may have been emptied or restored. All containers \
-                 run on. To enrol this host anew, empty the state directory and restart the agent, over TLS with a join token",
-                status.message()
+                "the control plane does not know this node ({}). All containers run on. If its database was lost: \
+                 `control-plane declare-restored --cluster-id {}`. To enrol this host anew, empty the state directory and restart \
+                 the agent, over TLS with a join token",
+                status.message(), self.host.scope.cluster
             ),
             other if other.class() == Ended::Refused => {
                 tracing::error!(node.id = %node, %endpoint, ?pause, "no session: {other}");

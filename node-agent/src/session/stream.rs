@@ -21,10 +21,10 @@ use tonic::{Request, Status, Streaming};
 use super::accept::{Offer, judge};
 use super::activity::ToldActivity;
 use super::backoff::in_haste;
+use super::images::ImagesTold;
 use super::{Ending, Session, logs};
 use crate::activity::Seen;
 use crate::driver::Accepted;
-use crate::driver::images::References;
 use crate::enroll::{Identity, Proof};
 use crate::facts;
 use crate::fence::Terms;
@@ -69,13 +69,6 @@ struct Live<'a, R> {
     images: ImagesTold,
     told_no_orphans: bool,
     activity: ToldActivity,
-}
-
-/// What the control plane knows of the images: told with a heartbeat when it is news, and known once that is acked.
-#[derive(Default)]
-struct ImagesTold {
-    acked: Option<References>,
-    sent: Option<(i64, References)>,
 }
 
 fn status(status: Status) -> Ending {
@@ -123,6 +116,16 @@ impl<R: Runtime> Session<R> {
         let now = self.host.clock.monotonic();
         let (node, epoch, boot) = (identity.node, welcome.session_epoch, welcome.boot_epoch);
         tracing::info!(node.id = %node, endpoint = %endpoint.uri(), epoch, boot, ?interval, ?terms, "session stands");
+        if welcome.behind {
+            tracing::error!(
+                "the control plane's database has gone back in time; all runs on, and nothing is ordered until an operator has \
+                 declared it restored"
+            );
+        }
+        if let Some(facts) = &self.engine.borrow().facts {
+            self.witness.bound_to(&facts.id);
+            self.host.belongs_to(&facts.id);
+        }
         self.host.reports.renew();
         let live = Live {
             session: self,
@@ -149,12 +152,16 @@ impl<R: Runtime> Session<R> {
         let asked = self.engine.wait_for(|engine| engine.asked_at.is_some());
         let _ = tokio::time::timeout(ENGINE_WITHIN, asked).await;
         let engine = self.engine.borrow().clone();
-        let accepted = self.accepted.borrow().set.as_ref().map(|set| set.pair.into());
+        let testimony = self.witness.testimony();
         pb::Hello {
             facts: Some(facts::of_node(&self.host_facts, engine.facts.as_ref(), &self.told).into()),
+            inventory_current: engine.problem.is_none() && engine.asked_at.is_some(),
             inventory: engine.inventory.into_iter().map(Into::into).collect(),
-            accepted,
+            accepted: testimony.accepted.map(Into::into),
             process_start,
+            cluster_id: self.host.scope.cluster.to_string(),
+            process_id: self.process.to_string(),
+            acked: testimony.acked.map(Into::into),
         }
     }
 
@@ -220,6 +227,9 @@ impl<R: Runtime> Live<'_, R> {
         let mut beat_from = self.now();
         let mut orphans_from = self.now();
         let mut images = self.session.host.images.here();
+        if let Err(ending) = self.withheld() {
+            return ending;
+        }
         loop {
             let now = self.now();
             let beat = beat_in.saturating_sub(now.saturating_sub(beat_from));
@@ -247,6 +257,7 @@ impl<R: Runtime> Live<'_, R> {
                 Ok(()) = images.changed() => self.heartbeat(),
                 // The share's, too: else a node that was mended would wait for the next heartbeat.
                 () = self.session.host.storage.turned() => self.heartbeat(),
+                Ok(()) = self.session.withheld.changed() => self.withheld(),
                 Ok(()) = self.session.orphans.changed() => {
                     orphans_from = self.now();
                     self.orphans()
@@ -279,7 +290,12 @@ impl<R: Runtime> Live<'_, R> {
 
     async fn answer(&mut self, answer: Down) -> Result<(), Ending> {
         match answer {
-            Down::HeartbeatAck(ack) => self.acked(ack.sequence).await,
+            Down::HeartbeatAck(ack) => {
+                if let Some(count) = ack.count {
+                    self.session.witness.acked(count.into());
+                }
+                self.acked(ack.sequence).await
+            }
             Down::Desired(desired) => self.desired(desired.try_into()?),
             Down::ObservationAck(ack) => {
                 for acked in ack.acked {
@@ -343,8 +359,10 @@ impl<R: Runtime> Live<'_, R> {
 
     fn desired(&mut self, offered: DesiredSet) -> Result<(), Ending> {
         let holds = self.session.accepted.borrow().set.clone();
-        match judge(holds.as_deref(), &offered) {
+        let floor = self.session.witness.testimony().accepted;
+        match judge(holds.as_deref(), floor, &offered) {
             Offer::Take => {
+                self.session.witness.accepted(offered.pair);
                 tracing::debug!(pair = ?offered.pair, items = offered.items.len(), "desired set taken");
                 let set = Some(Arc::new(offered));
                 let taken_at = self.now();
@@ -383,13 +401,18 @@ impl<R: Runtime> Live<'_, R> {
 
     fn docker_health(&self) -> Health {
         let engine = self.session.engine.borrow();
-        let why = match (&engine.problem, engine.asked_at) {
-            (Some(problem), _) => Some(format!("{problem}; start the Docker daemon or look at its log")),
-            (None, None) => Some("Docker has not been asked yet".to_owned()),
+        let away = |why: String| Some(("DOCKER_UNREACHABLE".to_owned(), why));
+        let problem = match (&engine.problem, engine.asked_at) {
+            (Some(problem), _) if engine.other_daemon => Some((
+                "DOCKER_CHANGED".to_owned(),
+                format!("{problem}; give it back its data directory, or enrol this host anew"),
+            )),
+            (Some(problem), _) => away(format!("{problem}; start the Docker daemon or look at its log")),
+            (None, None) => away("Docker has not been asked yet".to_owned()),
             (None, Some(_)) => None,
         };
         let age = engine.asked_at.map(|at| self.now().saturating_sub(at)).unwrap_or_default();
-        Health { problem: why.map(|why| ("DOCKER_UNREACHABLE".to_owned(), why)), age, latency: None }
+        Health { problem, age, latency: None }
     }
 
     fn heartbeat(&mut self) -> Result<(), Ending> {
@@ -425,6 +448,12 @@ impl<R: Runtime> Live<'_, R> {
         if healthy == self.was_healthy { Ok(()) } else { self.heartbeat() }
     }
 
+    /// How many stops the breaker holds back; told in each session, also when there are none.
+    fn withheld(&mut self) -> Result<(), Ending> {
+        let stops = *self.session.withheld.borrow_and_update();
+        self.send(Up::Withheld(pb::Withheld { stops: i32::try_from(stops).unwrap_or(i32::MAX) }))
+    }
+
     fn orphans(&mut self) -> Result<(), Ending> {
         let containers: Vec<Container> = self.session.orphans.borrow_and_update().clone();
         // That there are none is told as well, once: the control plane forgets what is no longer reported. Only Docker can
@@ -452,20 +481,5 @@ impl<R: Runtime> Live<'_, R> {
         let handle = self.log_tasks.spawn(async move { logs::tell(&*host, wanted, pieces).await });
         self.log_handles.insert(request.request, handle);
         Ok(())
-    }
-}
-
-impl ImagesTold {
-    /// What a heartbeat has to tell; `None` while nothing is known, or nothing has changed since what was acked.
-    fn news(&mut self, sequence: i64, here: Option<&References>) -> Option<pb::ImageList> {
-        let here = here.filter(|here| self.acked.as_ref() != Some(here))?;
-        self.sent = Some((sequence, here.clone()));
-        Some(pb::ImageList { references: here.to_vec() })
-    }
-
-    fn ack(&mut self, sequence: i64) {
-        if let Some((_, here)) = self.sent.take_if(|(sent, _)| *sent <= sequence) {
-            self.acked = Some(here);
-        }
     }
 }

@@ -311,7 +311,7 @@ impl State {
                 }
             }
             Up::Heartbeat(beat) => {
-                let ack = pb::HeartbeatAck { sequence: beat.sequence };
+                let ack = pb::HeartbeatAck { sequence: beat.sequence, count: None };
                 self.heard.heartbeats.push(beat);
                 if self.ack_heartbeats {
                     self.send(Down::HeartbeatAck(ack));

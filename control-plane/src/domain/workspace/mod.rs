@@ -1,7 +1,7 @@
 //! The life of a workspace: every legal step, and nothing else.
 //!
 //! `Workspace::apply(event, now)`, in `step`, is the whole state machine; `event` lists what can happen, `moves` and
-//! `report` are what the steps are made of. The API and the policies write what should be
+//! `report` are what the steps are made of; `found` is what becomes of a desk when the store did not know what runs. The API and the policies write what should be
 //! (`Start`, `Stop`, `Restart`, `Delete`), the agents write what is (`Report`), the clock ends every stay that is too
 //! long (`Overdue`). A step that means nothing in a state is an [`IllegalTransition`], never a guess.
 //!
@@ -9,6 +9,7 @@
 //! that generation runs (`Report::Gone`), whatever the state says meanwhile.
 
 mod event;
+mod found;
 mod moves;
 mod report;
 mod stays;
@@ -320,16 +321,6 @@ impl Workspace {
     /// Opaque to callers; changes with every change.
     pub fn etag(&self) -> String {
         format!("{}.{}", self.uid.0.simple(), self.version)
-    }
-
-    /// The workspace around a container that ran without the store knowing: its idle clock begins when it answers.
-    pub fn adopted(&self, generation: Generation, node: NodeId, now: OffsetDateTime) -> Self {
-        let mut next = self.clone();
-        next.begin(self.spec.clone(), String::new(), Actor::ControlPlane, now);
-        next.generation = generation;
-        next.enter(State::Starting, now);
-        (next.node, next.last_node, next.stage) = (Some(node), Some(node), Some(Stage::Probing));
-        next
     }
 
     /// Whether desired and observed differ.

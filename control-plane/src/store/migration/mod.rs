@@ -12,6 +12,7 @@ mod m20261124_000008_placing;
 mod m20261124_000009_activity;
 mod m20261124_000011_log_tails;
 mod m20261124_000020_sweep;
+mod m20261124_000021_restored;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000009_activity::Migration),
             Box::new(m20261124_000011_log_tails::Migration),
             Box::new(m20261124_000020_sweep::Migration),
+            Box::new(m20261124_000021_restored::Migration),
         ]
     }
 }

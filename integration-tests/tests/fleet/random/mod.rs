@@ -109,6 +109,7 @@ impl Run {
         assert_eq!(verdict.violations, [], "see {}", self.file("inputs").display());
         self.assert_it_could_judge(&verdict);
         assert_eq!(rig.containers().await, [], "nothing is left over");
+        assert_eq!(rig.database().behind().await, "", "the store has lost nothing");
     }
 
     fn report(&self, verdict: &Verdict) {

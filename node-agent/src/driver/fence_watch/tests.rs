@@ -13,6 +13,7 @@ fn container(workspace: WorkspaceUid, generation: i64) -> Container {
         node: NodeId::new(),
         running: true,
         placement: Some(PlacementId::new()),
+        spec: None,
     }
 }
 

@@ -21,6 +21,7 @@ fn container(workspace: u128, phase: Phase) -> Found {
         node: NodeId(uid(9).0),
         running: phase == Phase::Running,
         placement: None,
+        spec: None,
     };
     Found { container, spec_digest: String::new(), phase }
 }

@@ -152,6 +152,7 @@ mod tests {
                 "carrel.generation": "7",
                 "carrel.placement": plan.item.placement.to_string(),
                 "carrel.spec": plan.item.spec.digest(),
+                "carrel.made_of": serde_json::to_string(&plan.item.spec).expect("json"),
             },
             "ExposedPorts": { "8080/tcp": {} },
             "HostConfig": {

@@ -1,0 +1,98 @@
+//! What a node runs, taken into a store that was declared restored: all of it is adopted, and what is not there is not started.
+//!
+//! Done once for each node and incarnation, at the first Hello whose inventory is what Docker answered; until then the node gets no
+//! orders. The copy may have on the node what has ended since, and may not have what was started since; so nothing is ordered by the
+//! copy alone.
+
+use carrel_common::id::NodeId;
+use carrel_common::model::{Container, Verdict};
+
+use super::greeting::Greeting;
+use super::node_admin::about;
+use super::orphans::Known;
+use super::settle::settle;
+use super::{App, Result};
+use crate::domain::event::{Actor, Entry};
+use crate::domain::reconcile::Placement;
+use crate::store::Locked;
+
+impl App {
+    /// Takes what a node runs into the store, if it is waited for; false when it has to be waited for on.
+    pub(super) async fn take_stock(&self, node: NodeId, greeting: &Greeting) -> Result<bool> {
+        if !self.store.begin().await?.awaits(node).await? {
+            return Ok(true);
+        }
+        if !greeting.current {
+            return Ok(false);
+        }
+        let mut containers: Vec<&Container> = greeting.containers.iter().collect();
+        // The latest of a desk first: it decides about the others.
+        containers.sort_by_key(|container| (container.workspace, std::cmp::Reverse(container.pair())));
+        let (mut adopted, mut missing) = (0_i64, 0_i64);
+        for container in containers {
+            match settle!(self.take_in(node, container)) {
+                Ok(taken) => adopted += i64::from(taken),
+                // It stays as it is and is told as an orphan: one odd container must not keep the node without orders.
+                Err(error) if error.is_conflict() => {
+                    tracing::error!(%error, student.id = %container.student, container = container.container_id, "not adopted");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let placements = self.store.placements_on(node).await?;
+        for (placement, _) in placements.map(|(_, placements)| placements).unwrap_or_default() {
+            let is_there = |c: &Container| c.workspace == placement.workspace && c.pair() == placement.pair();
+            if !greeting.containers.iter().any(is_there) {
+                missing += i64::from(settle!(self.miss(&placement))?);
+            }
+        }
+        let mut work = self.store.begin().await?;
+        work.lock_node(node).await?;
+        work.has_told(node).await?;
+        let entry =
+            Entry::new("node.adopted", Actor::ControlPlane).with("adopted", adopted).with("missing", missing);
+        work.append(about(node), entry).await?;
+        self.nudge.ring(&work.commit().await?);
+        tracing::warn!(node.id = %node, adopted, missing, "what the node runs is in the restored store");
+        Ok(true)
+    }
+
+    /// One container: confirmed where the copy has it, or adopted. What is over, or another's, is left to the rules for orphans.
+    async fn take_in(&self, node: NodeId, container: &Container) -> Result<bool> {
+        let mut work = self.store.begin().await?;
+        let known = Known::of(&mut work, container).await?;
+        let confirmed = known.placement.as_ref().filter(|placement| {
+            placement.node == node
+                && placement.workspace == container.workspace
+                && placement.pair() == container.pair()
+        });
+        if let (Some(placement), Some(before)) = (confirmed, &known.desk) {
+            let now = work.now().await?;
+            work.confirm_placement(placement.id).await?;
+            let (next, log) = before.confirmed(container, now);
+            work.save(before, next, log, now).await?;
+        } else if known.judge(container, node).0 == Verdict::Adopt {
+            self.adopt(&mut work, node, container, &known).await?;
+        } else {
+            return Ok(false);
+        }
+        self.nudge.ring(&work.commit().await?);
+        Ok(true)
+    }
+
+    /// A placement whose container is not there: its desk does not run on this node any more.
+    async fn miss(&self, placement: &Placement) -> Result<bool> {
+        let mut work = self.store.begin().await?;
+        let Some(Locked { workspace: before, now, .. }) = work.lock(placement.workspace).await? else {
+            return Ok(false);
+        };
+        if work.find_placement(before.uid).await?.is_none_or(|present| present.id != placement.id) {
+            return Ok(false);
+        }
+        let (next, log) = before.missing(now)?;
+        let changed = next != before;
+        work.save(&before, next, log, now).await?;
+        self.nudge.ring(&work.commit().await?);
+        Ok(changed)
+    }
+}

@@ -1,0 +1,146 @@
+//! The table of verdicts, and the law that what runs is stopped only when something later is known.
+
+use carrel_common::id::{Generation, PlacementId, WorkspaceUid};
+use carrel_common::model::{Resources, WorkspaceSpec};
+use proptest::prelude::*;
+use time::macros::datetime;
+
+use super::*;
+
+const NODE: NodeId = NodeId(uuid::Uuid::nil());
+const DESK: WorkspaceUid = WorkspaceUid(uuid::Uuid::nil());
+
+fn spec() -> WorkspaceSpec {
+    WorkspaceSpec {
+        image: "carrel/tiny:test".into(),
+        resources: Resources { cpu_millicores: 1000, memory_bytes: 1 << 30, pids: 512 },
+        probe_port: 8080,
+        probe_path: "/healthz".into(),
+    }
+}
+
+fn container((incarnation, generation): (i64, i64)) -> Container {
+    Container {
+        container_id: "c".into(),
+        workspace: DESK,
+        student: "ada".parse().expect("valid"),
+        generation: Generation(generation),
+        incarnation,
+        node: NODE,
+        running: true,
+        placement: None,
+        spec: None,
+    }
+}
+
+fn desk(generation: i64) -> Workspace {
+    let now = datetime!(2026-03-02 10:00:00 UTC);
+    Workspace::new(DESK, "ada".parse().expect("valid"), Generation(generation), spec(), now)
+}
+
+fn placement((incarnation, generation): (i64, i64)) -> Placement {
+    Placement {
+        id: PlacementId(uuid::Uuid::nil()),
+        workspace: DESK,
+        node: NODE,
+        generation: Generation(generation),
+        incarnation,
+        spec: spec(),
+    }
+}
+
+/// A store of incarnation 2: generation of the desk, what is placed, what was placed last.
+fn judged(
+    found: (i64, i64),
+    generation: i64,
+    placed: Option<(i64, i64)>,
+    newest: Option<(i64, i64)>,
+) -> (Verdict, &'static str) {
+    let (desk, placement) = (desk(generation), placed.map(placement));
+    let newest = placed
+        .or(newest)
+        .map(|(incarnation, generation)| Pair { incarnation, generation: Generation(generation) });
+    let known = Known { incarnation: 2, desk: Some(&desk), placement: placement.as_ref(), newest };
+    judge(&container(found), NODE, &known)
+}
+
+#[test]
+fn the_whole_table() {
+    use Verdict::{Adopt, Hold, Stop};
+    let cases = [
+        ("of a later incarnation", judged((3, 1), 5, None, None), (Hold, "LATER_THAN_THE_STORE")),
+        ("below what is placed", judged((2, 4), 5, Some((2, 5)), None), (Stop, "GENERATION_SUPERSEDED")),
+        (
+            "of before, below what is placed",
+            judged((1, 9), 5, Some((2, 5)), None),
+            (Stop, "GENERATION_SUPERSEDED"),
+        ),
+        ("what is placed elsewhere", judged((2, 5), 5, Some((2, 5)), None), (Hold, "ANOTHER_IS_PLACED")),
+        ("above what is placed", judged((2, 6), 5, Some((2, 5)), None), (Hold, "LATER_THAN_THE_STORE")),
+        (
+            "forgotten, above what is placed",
+            judged((1, 6), 5, Some((1, 5)), None),
+            (Adopt, "FORGOTTEN_BY_THE_STORE"),
+        ),
+        ("below the desk's generation", judged((2, 4), 5, None, None), (Stop, "GENERATION_SUPERSEDED")),
+        ("released on proof", judged((2, 5), 5, None, Some((2, 5))), (Stop, "PLACEMENT_RELEASED")),
+        ("released on proof before", judged((1, 5), 5, None, Some((1, 5))), (Stop, "PLACEMENT_RELEASED")),
+        (
+            "of before, the desk went on since",
+            judged((1, 9), 6, None, Some((2, 6))),
+            (Stop, "GENERATION_SUPERSEDED"),
+        ),
+        (
+            "queued in the copy, placed since",
+            judged((1, 6), 6, None, Some((1, 5))),
+            (Adopt, "FORGOTTEN_BY_THE_STORE"),
+        ),
+        (
+            "stopped in the copy, started since",
+            judged((1, 6), 5, None, Some((1, 5))),
+            (Adopt, "FORGOTTEN_BY_THE_STORE"),
+        ),
+        ("the store itself went back", judged((2, 6), 5, None, Some((2, 5))), (Hold, "LATER_THAN_THE_STORE")),
+        ("never placed as far as is known", judged((2, 5), 5, None, None), (Hold, "NEVER_PLACED")),
+    ];
+    for (what, judged, expected) in cases {
+        assert_eq!(judged, expected, "{what}");
+    }
+}
+
+#[test]
+fn a_student_the_store_does_not_know_is_adopted_where_the_container_was_made() {
+    let known = Known { incarnation: 1, desk: None, placement: None, newest: None };
+    let found = container((1, 7));
+    assert_eq!(judge(&found, NODE, &known), (Verdict::Adopt, "UNKNOWN_TO_THE_STORE"));
+    assert_eq!(judge(&found, NodeId(uuid::Uuid::max()), &known), (Verdict::Hold, "MADE_BY_ANOTHER_NODE"));
+}
+
+#[test]
+fn a_container_of_a_deleted_desk_is_over_unless_it_is_later() {
+    let deleted = Workspace { deleted_at: Some(datetime!(2026-03-02 11:00:00 UTC)), ..desk(5) };
+    let known = Known { incarnation: 2, desk: Some(&deleted), placement: None, newest: None };
+    let of = |pair| judge(&container(pair), NODE, &known).0;
+    assert_eq!([of((1, 5)), of((2, 5)), of((1, 6))], [Verdict::Stop, Verdict::Stop, Verdict::Adopt]);
+}
+
+proptest! {
+    #[test]
+    fn what_is_later_than_all_that_was_placed_and_asked_for_is_never_stopped(
+        found in (1..4_i64, 1..9_i64), generation in 0..9_i64,
+        placed in proptest::option::of((1..3_i64, 1..9_i64)), newest in proptest::option::of((1..3_i64, 1..9_i64)),
+    ) {
+        let highest = placed.or(newest);
+        prop_assume!(highest.is_none_or(|highest| found > highest) && found.1 >= generation);
+        prop_assert_ne!(judged(found, generation, placed, newest).0, Verdict::Stop);
+    }
+
+    #[test]
+    fn nothing_is_adopted_beside_something_as_late(
+        found in (1..4_i64, 1..9_i64), generation in 0..9_i64, placed in (1..3_i64, 1..9_i64),
+    ) {
+        if judged(found, generation, Some(placed), None).0 == Verdict::Adopt {
+            prop_assert!(found > placed);
+        }
+    }
+}

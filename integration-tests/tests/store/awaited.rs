@@ -1,0 +1,85 @@
+//! After a store was declared restored: what may run on a host that has not told yet is not started a second time.
+
+use control_plane::domain::workspace::State;
+
+use crate::restored::{containers, declare, greeting};
+use crate::rig::{Rig, call};
+
+#[tokio::test]
+async fn starts_wait_for_hosts_that_have_not_told_unless_the_desk_was_found_or_the_host_is_given_up() {
+    let rig = Rig::new().await;
+    let (here, away) = (rig.node(4).await, rig.node(4).await);
+    rig.app.cordon(&call("CordonNode"), away, "").await.unwrap();
+    rig.running(here, "ada").await;
+    let found = containers(&rig, here).await;
+    declare(&rig, true).await;
+    rig.hello(here, &greeting(&rig, here, found).await).await;
+    rig.stop("ada").await;
+    rig.obey(here).await;
+    assert_eq!(rig.start("ada").await.unwrap().state, State::Starting, "it was found, so it is nowhere else");
+    assert_eq!(rig.start("eve").await.unwrap().state, State::Pending);
+    // However late it is by the clock: the host that is silent was not yet seen to be over.
+    rig.database.execute("UPDATE restoration SET declared_at = declared_at - interval '1 day'").await;
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("eve").await.state, State::Pending);
+    rig.database.execute(&format!("UPDATE nodes SET state = 'UNREACHABLE' WHERE id = '{away}'")).await;
+    rig.app.confirm_node_dead(away, "burnt", false).await.unwrap();
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("eve").await.state, State::Starting);
+    rig.end().await;
+}
+
+/// Hosts that an empty database does not know, and those that its copy had given up, can only be waited for.
+#[tokio::test]
+async fn hosts_that_the_store_cannot_watch_are_waited_for_until_they_have_stopped_by_themselves() {
+    let (empty, old) = (Rig::new().await, Rig::new().await);
+    declare(&empty, true).await;
+    empty.node(4).await;
+    let given_up = old.node(4).await;
+    old.database.execute(&format!("UPDATE nodes SET state = 'FENCED' WHERE id = '{given_up}'")).await;
+    declare(&old, true).await;
+    old.node(4).await;
+    for rig in [empty, old] {
+        assert_eq!(rig.start("eve").await.unwrap().state, State::Pending);
+        rig.database
+            .execute("UPDATE restoration SET declared_at = declared_at - interval '690 seconds'")
+            .await;
+        rig.app.place_waiting().await.unwrap();
+        assert_eq!(rig.get("eve").await.state, State::Starting);
+        rig.end().await;
+    }
+}
+
+/// Its stop was proved by the host that the copy has it on; it may run on another that has not told.
+#[tokio::test]
+async fn a_start_pressed_during_the_stop_waits_for_hosts_that_have_not_told_too() {
+    let rig = Rig::new().await;
+    let here = rig.node(4).await;
+    rig.running(here, "ada").await;
+    let away = rig.node(4).await;
+    declare(&rig, true).await;
+    rig.hello(here, &greeting(&rig, here, vec![]).await).await;
+    assert_eq!(
+        rig.start("ada").await.unwrap().state,
+        State::Stopping,
+        "it is not there, which is to be proved"
+    );
+    rig.obey(here).await;
+    let waits = rig.get("ada").await;
+    assert_eq!((waits.state, waits.node), (State::Pending, None), "its place is not kept");
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("ada").await.node, None);
+    rig.hello(away, &greeting(&rig, away, vec![]).await).await;
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("ada").await.state, State::Starting);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn no_wait_starts_at_once() {
+    let rig = Rig::new().await;
+    rig.node(4).await;
+    declare(&rig, false).await;
+    assert_eq!(rig.start("eve").await.unwrap().state, State::Starting);
+    rig.end().await;
+}
