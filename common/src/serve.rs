@@ -4,7 +4,9 @@
 //! and axum's cannot cut what does not end.
 
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::extract::Request;
@@ -210,7 +212,7 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     tokio::pin!(served);
     // The connection is polled by reference: losing the race only means to poll it again below.
     let result = tokio::select! {
-        result = served.as_mut() => result,
+        result = after_others(served.as_mut()) => result,
         () = stop.cancelled() => {
             served.as_mut().graceful_shutdown();
             served.await
@@ -221,11 +223,31 @@ async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
+/// Polls `connection` after what else is ready: the answers of handlers that end together then leave in one write instead of
+/// one each, which is a third of what a short call costs. A scheduler that runs first what was woken last would else write
+/// after each of them.
+async fn after_others<C: Future>(mut connection: Pin<&mut C>) -> C::Output {
+    let mut stood_back = false;
+    std::future::poll_fn(move |context| {
+        stood_back = !stood_back;
+        if stood_back {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        connection.as_mut().poll(context)
+    })
+    .await
+}
+
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Context;
+
     use axum::routing::get;
     use http_body_util::{BodyExt as _, Empty};
     use hyper_util::client::legacy::Client;
+    use tokio::io::ReadBuf;
     use tonic::body::Body;
     use tonic::codegen::Bytes;
 
@@ -295,5 +317,72 @@ mod tests {
         assert_eq!(answer, (StatusCode::OK, "done".into()));
         server.served.await.expect("no panic").expect("no error");
         assert!(TcpStream::connect(server.address).await.is_err(), "no new connections");
+    }
+
+    /// Counts the writes of a connection.
+    struct Counted<S> {
+        stream: S,
+        writes: Arc<AtomicUsize>,
+    }
+
+    impl<S: AsyncRead + Unpin> AsyncRead for Counted<S> {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            buffer: &mut ReadBuf<'_>,
+        ) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.stream).poll_read(context, buffer)
+        }
+    }
+
+    impl<S: AsyncWrite + Unpin> AsyncWrite for Counted<S> {
+        fn poll_write(
+            mut self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<std::io::Result<usize>> {
+            self.writes.fetch_add(1, Ordering::Relaxed);
+            Pin::new(&mut self.stream).poll_write(context, bytes)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.stream).poll_flush(context)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+            Pin::new(&mut self.stream).poll_shutdown(context)
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+    #[expect(clippy::disallowed_methods, reason = "a test has no TaskTracker")]
+    async fn answers_that_are_ready_together_leave_in_few_writes() {
+        const CALLS: usize = 32;
+        let gate = Arc::new(tokio::sync::Barrier::new(CALLS + 1));
+        let waits = Arc::clone(&gate);
+        let routes = axum::Router::new().route("/", get(async move || _ = waits.wait().await));
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let writes = Arc::new(AtomicUsize::new(0));
+        let counted = Counted { stream: ours, writes: Arc::clone(&writes) };
+        tokio::spawn(connection(counted, routes, |_| {}, CancellationToken::new()));
+        let (client, driver) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(theirs))
+                .await
+                .expect("HTTP/2");
+        tokio::spawn(driver);
+        let calls: Vec<_> = (0..CALLS)
+            .map(|_| {
+                let request = hyper::Request::get("http://carrel/").body(Empty::<Bytes>::new());
+                tokio::spawn(client.clone().send_request(request.expect("a request")))
+            })
+            .collect();
+        // All are in their handlers once the barrier lets this go.
+        let before = writes.load(Ordering::Relaxed);
+        gate.wait().await;
+        for call in calls {
+            assert_eq!(call.await.expect("no panic").expect("an answer").status(), StatusCode::OK);
+        }
+        let writes = writes.load(Ordering::Relaxed) - before;
+        assert!(writes <= CALLS / 4, "{writes} writes for {CALLS} answers");
     }
 }

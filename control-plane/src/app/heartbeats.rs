@@ -6,13 +6,14 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use carrel_common::id::{Generation, NodeId};
+use carrel_common::id::NodeId;
 use carrel_common::model::{ActivityReport, Signal};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::rules::Rules;
 use super::settle::settle;
 use super::workspaces::clock_was_set;
 use super::{App, AppError, IdleView, Result};
@@ -22,7 +23,7 @@ use crate::store::{Beat, Beaten, Input, Job};
 
 /// With so many reports a batch is full: the bench shows no gain beyond. The last call is taken whole.
 const BATCH: usize = 1000;
-/// Batches that are written at once: a quarter of the connections of the pool.
+/// Batches that are written at once: as many as there are connections for them (`store`).
 const WRITERS: usize = 4;
 /// So many reports are worth a commit of their own beside those under way; fewer wait for the end of one, and share the next.
 const WORTH_ANOTHER: [usize; WRITERS] = [1, 32, 250, 250];
@@ -136,23 +137,24 @@ impl App {
     }
 
     async fn write_batch(&self, batch: Vec<Waiting>) {
-        let Gathered { input, jobs } = Gathered::of(batch.iter().flat_map(|waiting| &waiting.beats));
-        let mut told = HashMap::new();
-        for input in input {
-            let recorded = self.store.record_input(&input).await.map_err(AppError::from);
-            let who = input.into_iter().map(|input| (input.key, input.generation, false));
-            told.extend(spread(who, recorded));
+        let gathered = Gathered::of(batch.iter().flat_map(|waiting| &waiting.beats));
+        let (mut input, mut jobs) = (Vec::new(), Vec::new());
+        for round in &gathered.input {
+            input.push(self.store.record_input(round).await.map_err(AppError::from));
         }
-        for jobs in jobs {
-            let recorded = settle!(self.record_jobs(&jobs));
-            let who = jobs.into_iter().map(|job| (job.key, job.generation, true));
-            told.extend(spread(who, recorded));
+        for round in &gathered.jobs {
+            jobs.push(settle!(self.record_jobs(round)));
         }
+        let rules = self.rules.get();
+        let mut places = gathered.places.iter();
         for waiting in batch {
-            let answers = waiting.beats.iter().map(|beat| match told.get(&who(beat)) {
-                Some(Err(error)) => Err(error.clone()),
-                Some(Ok(beaten)) => self.answer(beat, beaten),
-                None => self.answer(beat, &Beaten::NotFound),
+            let answers = waiting.beats.iter().zip(&mut places).map(|(beat, place)| {
+                let rounds = if beat.signal == Signal::Job { &jobs } else { &input };
+                match rounds.get(place.round) {
+                    Some(Err(error)) => Err(error.clone()),
+                    Some(Ok(beaten)) => self.answer(&rules, beat, beaten.get(place.at)),
+                    None => self.answer(&rules, beat, None),
+                }
             });
             // A caller that went away needs no answer; what it reported counts all the same.
             waiting.answer.send(answers.collect()).ok();
@@ -160,7 +162,7 @@ impl App {
     }
 
     /// Jobs are granted time from now, beside what they were granted before: the clock must be the same.
-    async fn record_jobs(&self, jobs: &[Job]) -> Result<HashMap<String, Beaten>> {
+    async fn record_jobs(&self, jobs: &[Job]) -> Result<Vec<Beaten>> {
         let rules = self.rules.get();
         let grant = |job: &Job, workspace: &Workspace, activity: &Activity, now| {
             let policy = rules.times(workspace);
@@ -175,27 +177,27 @@ impl App {
         recorded.ok_or_else(clock_was_set)
     }
 
-    fn answer(&self, beat: &Beat, beaten: &Beaten) -> Answer {
+    fn answer(&self, rules: &Rules, beat: &Beat, beaten: Option<&Beaten>) -> Answer {
         match beaten {
-            Beaten::Recorded { workspace, activity, now } => {
+            Some(Beaten::Recorded { workspace, activity, now }) => {
                 self.metrics.heartbeat("recorded");
                 if workspace.warning.is_some() {
                     self.nudge.look_at(workspace.uid, *now);
                 }
-                let idle = IdleView::new(&self.rules.get(), workspace, activity, *now);
+                let idle = IdleView::new(rules, workspace, activity, *now);
                 let clamped =
                     beat.signal == Signal::Job && falls_short(idle.awake_until, beat.keep_awake, *now);
                 Ok(Recorded { idle, clamped })
             }
-            Beaten::NotRunning { stop } => {
+            Some(Beaten::NotRunning { stop }) => {
                 self.metrics.heartbeat("not_running");
                 Err(AppError::NotRunning { state: None, stop: stop.clone().map(Box::new) })
             }
-            Beaten::OtherGeneration { present } => {
+            Some(Beaten::OtherGeneration { present }) => {
                 self.metrics.heartbeat("not_running");
                 Err(AppError::GenerationOver { present: *present })
             }
-            Beaten::NotFound => {
+            Some(Beaten::NotFound) | None => {
                 self.metrics.heartbeat("not_found");
                 Err(AppError::WorkspaceNotFound(beat.student.clone()))
             }
@@ -203,82 +205,78 @@ impl App {
     }
 }
 
-/// What a report is answered by: the student, the incarnation it names, and whether it is a job.
-type Who = (String, Option<Generation>, bool);
-
-fn who(beat: &Beat) -> Who {
-    (beat.student.key(), beat.generation, beat.signal == Signal::Job)
-}
-
-/// What became of one statement, for each that it named.
-fn spread(
-    who: impl Iterator<Item = Who>,
-    recorded: Result<HashMap<String, Beaten>>,
-) -> Vec<(Who, Result<Beaten>)> {
-    match recorded {
-        Ok(mut beaten) => who
-            .filter_map(|who| {
-                let found = beaten.remove(&who.0)?;
-                Some((who, Ok(found)))
-            })
-            .collect(),
-        Err(error) => who.map(|who| (who, Err(error.clone()))).collect(),
-    }
-}
-
 /// The reports of a batch, put together by student and incarnation: of several of one signal the youngest counts, of
-/// several jobs the longest. Each statement names a student once, so there are as many as one student was reported on in
-/// different incarnations: one, but for a caller that is behind.
+/// several jobs the longest. Each statement, a round, names a student once, so there are as many as one student was reported
+/// on in different incarnations: one, but for a caller that is behind.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Gathered {
     input: Vec<Vec<Input>>,
     jobs: Vec<Vec<Job>>,
+    /// Where each report went, in order.
+    places: Vec<Place>,
+}
+
+/// Of what is gathered, in which statement, and where in it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    round: usize,
+    at: usize,
 }
 
 impl Gathered {
     fn of<'a>(beats: impl Iterator<Item = &'a Beat>) -> Self {
-        let mut input: HashMap<String, Vec<Input>> = HashMap::new();
-        let mut jobs: HashMap<String, Vec<Job>> = HashMap::new();
+        let mut gathered = Self::default();
+        let (mut input, mut jobs) = (HashMap::new(), HashMap::new());
         for beat in beats {
             let (key, generation) = (beat.student.key(), beat.generation);
-            if beat.signal == Signal::Job {
-                let known = jobs.entry(key.clone()).or_default();
-                let job = Job { key, generation, age: beat.age, keep_awake: beat.keep_awake };
-                match known.iter_mut().find(|known| known.generation == generation) {
-                    Some(known) => {
-                        known.age = known.age.min(job.age);
-                        known.keep_awake = known.keep_awake.max(job.keep_awake);
-                    }
-                    None => known.push(job),
-                }
-                continue;
-            }
-            let known = input.entry(key.clone()).or_default();
-            let at = known.iter().position(|known| known.generation == generation).unwrap_or_else(|| {
-                known.push(Input { key, generation, ages: BySignal::default() });
-                known.len() - 1
+            gathered.places.push(if beat.signal == Signal::Job {
+                let job = Job { key: key.clone(), generation, age: beat.age, keep_awake: beat.keep_awake };
+                let (place, known) = place(&mut gathered.jobs, jobs.entry(key).or_default(), job, |known| {
+                    known.generation == generation
+                });
+                known.age = known.age.min(beat.age);
+                known.keep_awake = known.keep_awake.max(beat.keep_awake);
+                place
+            } else {
+                let new = Input { key: key.clone(), generation, ages: BySignal::default() };
+                let (place, known) =
+                    place(&mut gathered.input, input.entry(key).or_default(), new, |known| {
+                        known.generation == generation
+                    });
+                let age = known.ages.get_mut(beat.signal);
+                *age = Some(age.map_or(beat.age, |known| known.min(beat.age)));
+                place
             });
-            let age = known[at].ages.get_mut(beat.signal);
-            *age = Some(age.map_or(beat.age, |known| known.min(beat.age)));
         }
-        Self { input: in_rounds(input), jobs: in_rounds(jobs) }
+        gathered
     }
 }
 
-/// The first of each, then the second of each, and so on.
-fn in_rounds<T>(lists: HashMap<String, Vec<T>>) -> Vec<Vec<T>> {
-    let mut rounds: Vec<Vec<T>> = Vec::new();
-    for (round, item) in lists.into_values().flat_map(|list| list.into_iter().enumerate()) {
-        if rounds.len() <= round {
-            rounds.resize_with(round + 1, Vec::new);
+/// The item of a student that is the `same`, or the new one in the first round that does not name that student yet; `known`
+/// are the places of the student's items, one a round.
+fn place<'a, T>(
+    rounds: &'a mut Vec<Vec<T>>,
+    known: &mut Vec<usize>,
+    new: T,
+    same: impl Fn(&T) -> bool,
+) -> (Place, &'a mut T) {
+    let round =
+        known.iter().enumerate().position(|(round, at)| same(&rounds[round][*at])).unwrap_or(known.len());
+    if round == known.len() {
+        if rounds.len() == round {
+            rounds.push(Vec::new());
         }
-        rounds[round].push(item);
+        known.push(rounds[round].len());
+        rounds[round].push(new);
     }
-    rounds
+    let at = known[round];
+    (Place { round, at }, &mut rounds[round][at])
 }
 
 #[cfg(test)]
 mod tests {
+    use carrel_common::id::Generation;
+
     use super::*;
 
     fn beat(student: &str, signal: Signal, age: u64, generation: Option<i64>) -> Beat {
@@ -321,6 +319,9 @@ mod tests {
                     vec![of(Some(Generation(4)), seconds(1), None)]
                 ],
                 jobs: vec![vec![job]],
+                places: [(0, 0), (0, 0), (0, 0), (1, 0), (0, 0), (0, 0)]
+                    .map(|(round, at)| Place { round, at })
+                    .to_vec(),
             }
         );
     }

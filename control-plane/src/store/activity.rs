@@ -65,9 +65,20 @@ pub(super) fn refuse<T>(result: std::result::Result<T, sea_orm::DbErr>) -> Resul
     result.map_err(StoreError::sort("read activity"))
 }
 
+/// A column that may be NULL; read past `sea_orm`, which formats an error for each that is: most are, and heartbeats read many.
+pub(super) fn nullable<T>(row: &QueryResult, column: &str) -> Result<Option<T>>
+where
+    T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    use sqlx::Row as _;
+    let corrupt = |problem: String| StoreError::Corrupt { table: "workspaces", problem };
+    let row = row.try_as_pg_row().ok_or_else(|| corrupt("the row is not of Postgres".into()))?;
+    row.try_get(column).map_err(|error| corrupt(error.to_string()))
+}
+
 /// The activity of a row that has [`ACTIVITY`].
 pub(super) fn activity(row: &QueryResult) -> Result<Activity> {
-    let time = |column| refuse(row.try_get::<Option<OffsetDateTime>>("", column));
+    let time = |column| nullable::<OffsetDateTime>(row, column);
     let granted: f64 = refuse(row.try_get("", "awake_granted_seconds"))?;
     let acked = match (time("acked_warning_at")?, time("warning_acked_at")?) {
         (Some(warned_at), Some(at)) => Some(Acked { warned_at, at }),
@@ -102,13 +113,13 @@ pub(super) fn clocked(row: &QueryResult) -> Result<Workspace> {
     let generation = Generation(refuse(row.try_get("", "generation"))?);
     let mut workspace = Workspace::new(uid, student, generation, spec, OffsetDateTime::UNIX_EPOCH);
     workspace.state = value("workspaces", refuse(row.try_get::<String>("", "state"))?.into())?;
-    let course: Option<String> = refuse(row.try_get("", "course_id"))?;
+    let course: Option<String> = nullable(row, "course_id")?;
     workspace.course = course.map(|course| value("workspaces", course.into())).transpose()?;
-    workspace.node = refuse(row.try_get::<Option<sea_orm::prelude::Uuid>>("", "node_id"))?.map(NodeId);
-    workspace.ready_at = refuse(row.try_get("", "ready_at"))?;
-    workspace.extended_until = refuse(row.try_get("", "extended_until"))?;
-    workspace.resumed_at = refuse(row.try_get("", "resumed_at"))?;
-    let warning: Option<serde_json::Value> = refuse(row.try_get("", "warning"))?;
+    workspace.node = nullable(row, "node_id")?.map(NodeId);
+    workspace.ready_at = nullable(row, "ready_at")?;
+    workspace.extended_until = nullable(row, "extended_until")?;
+    workspace.resumed_at = nullable(row, "resumed_at")?;
+    let warning: Option<serde_json::Value> = nullable(row, "warning")?;
     workspace.warning = warning.map(|json| value::<Warning>("workspaces", json)).transpose()?;
     Ok(workspace)
 }

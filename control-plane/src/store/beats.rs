@@ -1,12 +1,11 @@
 //! Reports of activity, many in one statement. An activity write never touches the workspace row.
 
-use std::collections::HashMap;
 use std::sync::LazyLock;
 use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
 use carrel_common::model::{ActivityReport, Signal};
-use sea_orm::{ConnectionTrait, QueryResult};
+use sea_orm::{ConnectionTrait, QueryResult, Value};
 use time::OffsetDateTime;
 
 use super::activity::{ACTIVITY, CLOCKED, activity, clocked, refuse};
@@ -81,36 +80,42 @@ pub enum Beaten {
     NotFound,
 }
 
-/// Locks in the order of ids before it writes, so that two batches cannot deadlock; `closed` and the generation are
-/// checked again on the row as the lock found it, so that activity is never recorded behind an idle stop's back. A time
-/// later than the present one cannot come out, and none earlier than the recorded one replaces it; but one that lies in the
-/// future is by a clock that was set back since, and says nothing of which is newer: then it is now. An age below zero is none. What the answer needs of the workspace is read on the way: a second look at its row would cost a tenth of all.
+/// Settings under which [`RECORD`] comes to its rows in the order of ids: a nested loop whose outer side is sorted, or is read
+/// by the index. None of the other ways could be the quicker one for a batch anyway, but for a table of a few rows.
+pub(super) const IN_ORDER: [(&str, &str); 4] = [
+    ("enable_hashjoin", "off"),
+    ("enable_mergejoin", "off"),
+    ("enable_seqscan", "off"),
+    ("enable_bitmapscan", "off"),
+];
+
+/// Writes in the order of ids ([`IN_ORDER`]), as everybody locks these rows, so that two batches cannot deadlock; to lock them
+/// first would write each twice, which is a third of the cost. `closed` and the generation are checked on the row as the
+/// update found it, after whoever held it, so that activity is never recorded behind an idle stop's back. A time later than
+/// the present one cannot come out, and none earlier than the recorded one replaces it; but one that lies in the future is by
+/// a clock that was set back since, and says nothing of which is newer: then it is now. An age below zero is none. What the
+/// answer needs of the workspace is read on the way: a second look at its row would cost a tenth of all.
 static RECORD: LazyLock<String> = LazyLock::new(|| {
     format!(
         "
-WITH beat AS (
-    SELECT * FROM unnest($1::text[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[])
-        AS b (key, generation, lms, editor, keep)
-), clock AS (
-    SELECT clock_timestamp() AS now
-), locked AS (
-    SELECT {CLOCKED}, beat.key, beat.generation AS told,
+WITH beat AS MATERIALIZED (
+    SELECT w.id AS beaten, {CLOCKED}, beat.number, beat.generation AS told,
            CASE WHEN beat.lms >= 0 THEN clock.now - make_interval(secs => beat.lms) END AS lms_at,
            CASE WHEN beat.editor >= 0 THEN clock.now - make_interval(secs => beat.editor) END AS editor_at,
            CASE WHEN beat.keep >= 0 THEN clock.now - make_interval(secs => beat.keep) END AS keep_at
-    FROM beat CROSS JOIN clock
-              JOIN workspaces w ON lower(w.student_id) = beat.key AND w.deleted_at IS NULL
-              JOIN workspace_activity a ON a.workspace_id = w.id
-    WHERE NOT a.closed AND (beat.generation = 0 OR beat.generation = a.generation)
-    ORDER BY a.workspace_id FOR UPDATE OF a
+    FROM unnest($1::text[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[])
+        WITH ORDINALITY AS beat (key, generation, lms, editor, keep, number)
+        CROSS JOIN (SELECT clock_timestamp() AS now OFFSET 0) AS clock
+        JOIN workspaces w ON lower(w.student_id) = beat.key AND w.deleted_at IS NULL
+    ORDER BY w.id
 )
 UPDATE workspace_activity a
 SET lms_input_at = {},
     editor_input_at = {},
     keep_working_at = {},
     version = a.version + 1
-FROM locked w WHERE a.workspace_id = w.id AND NOT a.closed AND (w.told = 0 OR w.told = a.generation)
-RETURNING w.key, clock_timestamp() AS now, {ACTIVITY}, {CLOCKED}",
+FROM beat w WHERE a.workspace_id = w.beaten AND NOT a.closed AND (w.told = 0 OR w.told = a.generation)
+RETURNING w.number, clock_timestamp() AS now, {ACTIVITY}, {CLOCKED}",
         newer("a.lms_input_at", "w.lms_at"),
         newer("a.editor_input_at", "w.editor_at"),
         newer("a.keep_working_at", "w.keep_at"),
@@ -124,9 +129,9 @@ pub(super) fn newer(recorded: &str, at: &str) -> String {
     )
 }
 
-/// As the first part of [`RECORD`], for jobs, whose grant is decided outside: the row stays locked meanwhile.
+/// As [`RECORD`], for jobs, whose grant is decided outside: the row stays locked meanwhile.
 const LOCK_JOBS: &str = "
-FROM unnest($1::text[], $2::bigint[]) AS beat (key, generation)
+FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS beat (key, generation, number)
      JOIN workspaces w ON lower(w.student_id) = beat.key AND w.deleted_at IS NULL
      JOIN workspace_activity a ON a.workspace_id = w.id
 WHERE NOT a.closed AND (beat.generation = 0 OR beat.generation = a.generation)
@@ -161,10 +166,18 @@ SELECT lower(w.student_id) AS key, w.stop, a.closed, a.generation
 FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id
 WHERE lower(w.student_id) = ANY ($1::text[]) AND w.deleted_at IS NULL";
 
-fn recorded(row: &QueryResult) -> Result<(String, Beaten)> {
-    let (workspace, activity) = (Box::new(clocked(row)?), activity(row)?);
-    let now = refuse(row.try_get("", "now"))?;
-    Ok((refuse(row.try_get("", "key"))?, Beaten::Recorded { workspace, activity, now }))
+/// What became of those that a statement named, in its order; `None`: it was not recorded.
+type Answers = Vec<Option<Beaten>>;
+
+/// The place of a row in what the statement named, counted from 0, and what it says.
+fn recorded(row: &QueryResult) -> Result<(usize, Workspace, Activity, OffsetDateTime)> {
+    let number: i64 = refuse(row.try_get("", "number"))?;
+    let place = usize::try_from(number - 1).unwrap_or(usize::MAX);
+    Ok((place, clocked(row)?, activity(row)?, refuse(row.try_get("", "now"))?))
+}
+
+fn texts(keys: &[&str]) -> Value {
+    keys.iter().map(|key| (*key).to_owned()).collect::<Vec<_>>().into()
 }
 
 fn numbers(generations: impl Iterator<Item = Option<Generation>>) -> Vec<i64> {
@@ -172,32 +185,41 @@ fn numbers(generations: impl Iterator<Item = Option<Generation>>) -> Vec<i64> {
 }
 
 impl Store {
-    /// Records the input of several students, each named once, in one statement; answers by `StudentId::key` after the
+    /// Records the input of several students, each named once, in one statement; one answer for each, in order, after the
     /// commit.
     ///
     /// # Errors
     /// When the database cannot be reached: then it is not known whether they were recorded.
-    pub async fn record_input(&self, input: &[Input]) -> Result<HashMap<String, Beaten>> {
-        let keys: Vec<String> = input.iter().map(|input| input.key.clone()).collect();
+    pub async fn record_input(&self, input: &[Input]) -> Result<Vec<Beaten>> {
+        let keys: Vec<&str> = input.iter().map(|input| input.key.as_str()).collect();
         let ages = |signal| -> Vec<f64> {
             let age = |input: &Input| input.ages.get(signal).map_or(-1.0, |age| age.as_secs_f64());
             input.iter().map(age).collect()
         };
         let values = [
-            keys.clone().into(),
+            texts(&keys),
             numbers(input.iter().map(|input| input.generation)).into(),
             ages(Signal::LmsInput).into(),
             ages(Signal::EditorInput).into(),
             ages(Signal::KeepWorking).into(),
         ];
-        let rows =
-            self.db.query_all_raw(sql(&RECORD, values)).await.map_err(StoreError::sort("record activity"))?;
-        let answers = rows.iter().map(recorded).collect::<Result<HashMap<_, _>>>()?;
-        self.with_refused(answers, keys).await
+        let rows = self
+            .beats
+            .query_all_raw(sql(&RECORD, values))
+            .await
+            .map_err(StoreError::sort("record activity"))?;
+        let mut answers: Answers = vec![None; input.len()];
+        for row in &rows {
+            let (place, workspace, activity, now) = recorded(row)?;
+            if let Some(answer) = answers.get_mut(place) {
+                *answer = Some(Beaten::Recorded { workspace: Box::new(workspace), activity, now });
+            }
+        }
+        self.with_refused(answers, &keys).await
     }
 
-    /// Records declared jobs, each student named once; `grant` says what each gets, on the row as it is locked. Answers by
-    /// `StudentId::key` after the commit; `None`, and nothing is recorded, when it is not `steady` then.
+    /// Records declared jobs, each student named once; `grant` says what each gets, on the row as it is locked. One answer for
+    /// each, in order, after the commit; `None`, and nothing is recorded, when it is not `steady` then.
     ///
     /// # Errors
     /// When the database cannot be reached: then it is not known whether they were recorded.
@@ -206,22 +228,21 @@ impl Store {
         jobs: &[Job],
         steady: impl Fn(&Standing) -> bool,
         grant: impl Fn(&Job, &Workspace, &Activity, OffsetDateTime) -> Awake,
-    ) -> Result<Option<HashMap<String, Beaten>>> {
+    ) -> Result<Option<Vec<Beaten>>> {
         let operation = "record declared jobs";
-        let keys: Vec<String> = jobs.iter().map(|job| job.key.clone()).collect();
-        let by_key: HashMap<&str, &Job> = jobs.iter().map(|job| (job.key.as_str(), job)).collect();
-        let values = [keys.clone().into(), numbers(jobs.iter().map(|job| job.generation)).into()];
+        let keys: Vec<&str> = jobs.iter().map(|job| job.key.as_str()).collect();
+        let values = [texts(&keys), numbers(jobs.iter().map(|job| job.generation)).into()];
         let mut work = self.begin().await?;
-        let lock = format!("SELECT beat.key, clock_timestamp() AS now, {ACTIVITY}, {CLOCKED} {LOCK_JOBS}");
+        let lock = format!("SELECT beat.number, clock_timestamp() AS now, {ACTIVITY}, {CLOCKED} {LOCK_JOBS}");
         let rows = work.tx.query_all_raw(sql(&lock, values)).await.map_err(StoreError::sort(operation))?;
         // With the rows locked: what is granted is by this clock, or by none.
         if !steady(&work.standing().await?) {
             return Ok(None);
         }
-        let mut answers = HashMap::new();
+        let mut answers: Answers = vec![None; jobs.len()];
         for row in &rows {
-            let (key, Beaten::Recorded { workspace, activity, now }) = recorded(row)? else { continue };
-            let Some(job) = by_key.get(key.as_str()) else { continue };
+            let (place, workspace, activity, now) = recorded(row)?;
+            let (Some(job), Some(answer)) = (jobs.get(place), answers.get_mut(place)) else { continue };
             let awake = grant(job, &workspace, &activity, now);
             let activity = Activity { awake, ..activity.with(Signal::Job, now - job.age) };
             work.tx
@@ -238,10 +259,10 @@ impl Store {
                 ))
                 .await
                 .map_err(StoreError::sort(operation))?;
-            answers.insert(key, Beaten::Recorded { workspace, activity, now });
+            *answer = Some(Beaten::Recorded { workspace: Box::new(workspace), activity, now });
         }
         work.commit().await?;
-        self.with_refused(answers, keys).await.map(Some)
+        self.with_refused(answers, &keys).await.map(Some)
     }
 
     /// Records what a node has seen of the workspaces that run there, each named once; those that carry a warning, and the
@@ -272,18 +293,15 @@ impl Store {
     }
 
     /// Adds to the answers those that were not recorded, with why.
-    async fn with_refused(
-        &self,
-        mut answers: HashMap<String, Beaten>,
-        keys: Vec<String>,
-    ) -> Result<HashMap<String, Beaten>> {
-        let refused: Vec<String> = keys.into_iter().filter(|key| !answers.contains_key(key)).collect();
+    async fn with_refused(&self, mut answers: Answers, keys: &[&str]) -> Result<Vec<Beaten>> {
+        let refused: Vec<&str> =
+            answers.iter().zip(keys).filter(|(answer, _)| answer.is_none()).map(|(_, key)| *key).collect();
         if refused.is_empty() {
-            return Ok(answers);
+            return Ok(answers.into_iter().flatten().collect());
         }
         let rows = self
             .db
-            .query_all_raw(sql(REFUSED, [refused.clone().into()]))
+            .query_all_raw(sql(REFUSED, [texts(&refused)]))
             .await
             .map_err(StoreError::sort("look why activity was not recorded"))?;
         for row in &rows {
@@ -293,11 +311,13 @@ impl Store {
             } else {
                 Beaten::OtherGeneration { present: Generation(refuse(row.try_get("", "generation"))?) }
             };
-            answers.insert(refuse(row.try_get("", "key"))?, beaten);
+            let key: String = refuse(row.try_get("", "key"))?;
+            let place =
+                keys.iter().zip(&answers).position(|(known, answer)| **known == key && answer.is_none());
+            if let Some(answer) = place.and_then(|place| answers.get_mut(place)) {
+                *answer = Some(beaten);
+            }
         }
-        for key in refused {
-            answers.entry(key).or_insert(Beaten::NotFound);
-        }
-        Ok(answers)
+        Ok(answers.into_iter().map(|answer| answer.unwrap_or(Beaten::NotFound)).collect())
     }
 }

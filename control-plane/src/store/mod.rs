@@ -60,10 +60,15 @@ pub use workspaces::WorkspaceQuery;
 /// Arbitrary, but ours: the advisory lock under which one process at a time migrates.
 const MIGRATION_LOCK: i64 = 0x6361_7272_656c;
 
+/// Of the connections, those that write reports of activity: as many as are written at once.
+const BEAT_CONNECTIONS: u32 = 4;
+
 /// The database.
 #[derive(Debug, Clone)]
 pub struct Store {
     db: DatabaseConnection,
+    /// For the statement of `beats` that relies on the order in which it comes to rows.
+    beats: DatabaseConnection,
 }
 
 fn sql(text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
@@ -99,12 +104,16 @@ impl Store {
                 ("statement_timeout", "30s"),
                 ("max_parallel_workers_per_gather", "0"),
             ]);
-        let pool = sqlx::postgres::PgPoolOptions::new()
-            .max_connections(connections.max(2))
-            .min_connections(1)
-            .acquire_timeout(Duration::from_secs(3))
-            .connect_lazy_with(options);
-        Ok(Self { db: sea_orm::SqlxPostgresConnector::from_sqlx_postgres_pool(pool) })
+        let pool = |connections: u32, options| {
+            let pool = sqlx::postgres::PgPoolOptions::new()
+                .max_connections(connections)
+                .min_connections(1)
+                .acquire_timeout(Duration::from_secs(3))
+                .connect_lazy_with(options);
+            sea_orm::SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
+        };
+        let beats = pool(BEAT_CONNECTIONS, options.clone().options(beats::IN_ORDER));
+        Ok(Self { db: pool(connections.saturating_sub(BEAT_CONNECTIONS).max(2), options), beats })
     }
 
     /// Brings the schema up to date. Safe when several start at once: one works, the others wait and find it done.
@@ -161,5 +170,6 @@ impl Store {
     /// Ends all connections.
     pub async fn close(&self) {
         self.db.clone().close().await.ok();
+        self.beats.clone().close().await.ok();
     }
 }
