@@ -132,14 +132,17 @@ impl App {
         for (Locked { workspace, activity, .. }, policy) in locked.iter().zip(&policies) {
             let heard = workspace.node.is_some_and(|node| told.contains(&node));
             let look = Look { heard, ..rules.look(policy, workspace, activity, now) };
-            looks.push((look, look.decide()));
+            looks.push(look);
         }
-        let stop_is_due = looks.iter().any(|(_, verdict)| matches!(verdict, Verdict::Stop { .. }));
+        let stop_is_due = looks.iter().any(|look| matches!(look.decide(), Verdict::Stop { .. }));
         let may_stop = stop_is_due && work.hold_rules(rules.book.version).await?;
+        // Just before it is written, however long all this took: a lead that nobody acks counts from here.
+        let now = work.now().await?;
 
         let (mut checks, mut warnings, mut stops) = (Vec::with_capacity(looks.len()), vec![], vec![]);
-        for (look, verdict) in looks {
-            let again_at = match verdict {
+        for look in looks {
+            let look = Look { now, ..look };
+            let again_at = match look.decide() {
                 Verdict::Unobservable => None,
                 Verdict::Unheard => Some(now + BLIND_PAUSE),
                 Verdict::Active { recheck_at } => Some(recheck_at),

@@ -16,7 +16,7 @@ use crate::domain::idle::LONGEST_PAUSE;
 use crate::domain::pulse::{Pulse, Reading};
 
 /// In the order of locks, by $1 seconds back, as is all below.
-const SET_BACK: [&str; 6] = [
+const SET_BACK: [&str; 7] = [
     MOVE_JOBS,
     "UPDATE workspace_activity SET
             lms_input_at = CASE WHEN lms_input_at > $2 THEN least(lms_input_at + make_interval(secs => $1), $2) ELSE lms_input_at END,
@@ -37,6 +37,7 @@ const SET_BACK: [&str; 6] = [
             version = version + 1
      WHERE deleted_at IS NULL AND (state_since > $2 OR ready_at > $2 OR resumed_at > $2)",
     "UPDATE nodes SET last_heartbeat_at = least(last_heartbeat_at, $2) WHERE last_heartbeat_at > $2",
+    MOVE_DRAINS,
     // One that lies in the future moves back with the activity about it; where it is not sure to, it may be longer, never
     // shorter. Of a step forward that is taken back, what is left is a pause. And no lead goes on through a step.
     "WITH over AS (
@@ -58,6 +59,11 @@ const MOVE_JOBS: &str = "
 const MOVE_EXTENSIONS: &str = "
     UPDATE workspaces SET extended_until = extended_until + make_interval(secs => $1), version = version + 1
      WHERE deleted_at IS NULL AND extended_until > $2::timestamptz - make_interval(secs => greatest($1, 0))";
+
+/// The same of the ends of drains; but an outage moves none: a host is to be empty when its operator said.
+const MOVE_DRAINS: &str = "
+    UPDATE nodes SET drain_deadline_at = drain_deadline_at + make_interval(secs => $1)
+     WHERE drain_deadline_at > $2::timestamptz - make_interval(secs => greatest($1, 0))";
 
 /// A start, a stop or a wait is not too long because nobody could tell of its end, or because the clock was set: moved by $1
 /// seconds, unless it began within the last $3, by the clock as it is now.
@@ -98,6 +104,7 @@ impl Store {
                 work.write(MOVE_EXTENSIONS, [stood_still.into(), now.into()]).await?;
                 work.write(MOVE_STAYS, [by.into(), now.into(), tolerance.as_secs_f64().into()]).await?;
                 work.write(MOVE_HEARTBEATS, [by.into(), now.into()]).await?;
+                work.write(MOVE_DRAINS, [set_forward.as_seconds_f64().into(), now.into()]).await?;
             }
             Pulse::SetBack(_) => {
                 for statement in SET_BACK {

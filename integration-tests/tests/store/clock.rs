@@ -170,3 +170,26 @@ async fn a_step_forward_makes_no_node_silent() {
     }
     rig.end().await;
 }
+
+#[tokio::test]
+async fn a_host_that_is_emptied_within_an_hour_has_that_hour_whatever_the_clock_is_set_to() {
+    let (rig, postgres, node) = rig(Duration::from_secs(900), Duration::from_secs(120)).await;
+    rig.running(node, "ada").await;
+    let within = Duration::from_secs(3600);
+    let order = control_plane::app::DrainOrder {
+        within,
+        force: false,
+        reason: "new kernel".into(),
+        validate_only: false,
+    };
+    rig.app.drain(&call("DrainNode"), node, &order).await.unwrap();
+    for step in [1750, -1750, 0] {
+        rig.app.pulse().await.unwrap();
+        postgres.clock().set(step);
+        rig.app.pulse().await.unwrap();
+        let left = "SELECT extract(epoch FROM drain_deadline_at - clock_timestamp())::int::text FROM nodes";
+        let left: i64 = rig.database.text(left).await.parse().unwrap();
+        assert!((3590..=3600).contains(&left), "set to {step}: {left} s are left");
+    }
+    rig.end().await;
+}

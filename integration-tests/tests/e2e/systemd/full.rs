@@ -59,7 +59,7 @@ fn a_second_host_in_five_lines_outlives_what_happens_to_hosts() {
     // Without an agent the fence ends all of it, on time; with one again it is back.
     host.sh("systemctl stop carrel-node-agent");
     let gone = "test -z \"$(docker ps -q --filter label=carrel.student)\"";
-    host.wait_for("the fence ends everything", Duration::from_secs(25), gone);
+    host.wait_for("the fence ends everything", Duration::from_secs(40), gone);
     host.sh("systemctl start carrel-node-agent");
     wait_for_desk(&plane, &host, "ada");
 

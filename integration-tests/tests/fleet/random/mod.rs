@@ -53,6 +53,9 @@ struct Timing {
     work: Duration,
 }
 
+/// At least: on a busy machine a node is silent for some seconds without any strike, and each such silence excuses stops.
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(6);
+
 fn micros(span: Duration) -> i64 {
     span.as_micros().try_into().unwrap()
 }
@@ -69,7 +72,7 @@ impl Run {
             .flag("idle-timeout", &flag(self.timing.idle))
             .flag("warning-lead", &flag(self.timing.lead))
             .flag("heartbeat-interval", &flag(self.timing.heartbeat))
-            .flag("unreachable-after", &flag(self.timing.heartbeat * 4))
+            .flag("unreachable-after", &flag(UNREACHABLE_AFTER.max(self.timing.heartbeat * 4)))
             // Beyond any outage here.
             .flag("fence-after", "10m")
             // Starts that come at once wait for each other on a machine of two cores.
