@@ -28,7 +28,8 @@ use futures_util::{StreamExt as _, TryStreamExt as _};
 
 use self::body::{OPEN_FILES, container_body, network_body};
 use super::{
-    Created, EngineFacts, Found, Hint, Inspected, LogOptions, Plan, Runtime, RuntimeError, Scope, labels,
+    Created, EngineFacts, Found, Hint, Inspected, LogOptions, Phase, Plan, Runtime, RuntimeError, Scope,
+    labels,
 };
 use crate::fence::cgroup;
 use crate::metrics::Metrics;
@@ -101,6 +102,17 @@ impl Docker {
         let took = self.inner.clock.monotonic().saturating_sub(started);
         self.inner.metrics.docker_call(verb, took, result.as_ref().err());
         result
+    }
+
+    /// Docker lists a container for ever that ended while it was being removed (its end puts it back into the list), and knows
+    /// nothing of it otherwise: it can be neither stopped nor removed, and is not there.
+    async fn is_forgotten(&self, id: &str) -> Result<bool, RuntimeError> {
+        if self.inspect(id, 0).await?.is_some() {
+            return Ok(false);
+        }
+        tracing::info!(container = id, "Docker lists what it does not know");
+        end_what_is_left(id).await;
+        Ok(true)
     }
 
     /// Ids of the cluster's networks, the oldest first. Docker allows two of one name, and then refuses to use the name.
@@ -196,7 +208,13 @@ impl Runtime for Docker {
             .build();
         let ask = async |client: bollard::Docker| client.list_containers(Some(options)).await;
         let summaries = self.call("list", self.inner.timeout, ask).await?;
-        let mut found: Vec<Found> = summaries.into_iter().filter_map(reply::found).collect();
+        let mut found = vec![];
+        for listed in summaries.into_iter().filter_map(reply::found) {
+            let ended = listed.phase == Phase::Exited;
+            if !(ended && self.is_forgotten(&listed.container.container_id).await?) {
+                found.push(listed);
+            }
+        }
         found.sort_by(|a, b| a.container.container_id.cmp(&b.container.container_id));
         Ok(found)
     }
@@ -315,14 +333,7 @@ impl Runtime for Docker {
             }
             Err(other) => return Err(other),
         }
-        let removed = id.to_owned();
-        if let Ok(ended @ 1..) = tokio::task::spawn_blocking(move || cgroup::end(&removed)).await {
-            tracing::warn!(
-                container = id,
-                processes = ended,
-                "ended what Docker had forgotten of a removed container"
-            );
-        }
+        end_what_is_left(id).await;
         Ok(())
     }
 
@@ -361,5 +372,17 @@ impl Runtime for Docker {
                 .try_filter_map(|event| async move { Ok(reply::hint(event)) })
                 .boxed(),
         }
+    }
+}
+
+/// Ends the processes of a container that Docker does not know any more.
+async fn end_what_is_left(id: &str) {
+    let removed = id.to_owned();
+    if let Ok(ended @ 1..) = tokio::task::spawn_blocking(move || cgroup::end(&removed)).await {
+        tracing::warn!(
+            container = id,
+            processes = ended,
+            "ended what Docker had forgotten of a removed container"
+        );
     }
 }
