@@ -17,6 +17,7 @@ mod fleet;
 mod housekeeping;
 mod images;
 mod join_tokens;
+mod limited;
 mod line;
 mod log_tails;
 mod migration;
@@ -34,9 +35,11 @@ mod workspaces;
 
 use std::time::Duration;
 
-use sea_orm::{ConnectOptions, ConnectionTrait, Database, DatabaseConnection, DbBackend, Statement, Value};
+use sea_orm::{ConnectOptions, ConnectionTrait, Database, DbBackend, Statement, Value};
 use sea_orm_migration::MigratorTrait;
 use time::OffsetDateTime;
+
+use limited::Pool;
 
 pub use activity::SweepLimits;
 pub use batch::Change;
@@ -63,12 +66,18 @@ const MIGRATION_LOCK: i64 = 0x6361_7272_656c;
 /// Of the connections, those that write reports of activity: as many as are written at once.
 const BEAT_CONNECTIONS: u32 = 4;
 
+/// A database that takes longer to tell its time serves nobody.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
+
+/// What the connections of a process that ends are waited for.
+const CLOSED_WITHIN: Duration = Duration::from_secs(3);
+
 /// The database.
 #[derive(Debug, Clone)]
 pub struct Store {
-    db: DatabaseConnection,
+    db: Pool,
     /// For the statement of `beats` that relies on the order in which it comes to rows.
-    beats: DatabaseConnection,
+    beats: Pool,
 }
 
 fn sql(text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
@@ -104,16 +113,8 @@ impl Store {
                 ("statement_timeout", "30s"),
                 ("max_parallel_workers_per_gather", "0"),
             ]);
-        let pool = |connections: u32, options| {
-            let pool = sqlx::postgres::PgPoolOptions::new()
-                .max_connections(connections)
-                .min_connections(1)
-                .acquire_timeout(Duration::from_secs(3))
-                .connect_lazy_with(options);
-            sea_orm::SqlxPostgresConnector::from_sqlx_postgres_pool(pool)
-        };
-        let beats = pool(BEAT_CONNECTIONS, options.clone().options(beats::IN_ORDER));
-        Ok(Self { db: pool(connections.saturating_sub(BEAT_CONNECTIONS).max(2), options), beats })
+        let beats = Pool::new(options.clone().options(beats::IN_ORDER), BEAT_CONNECTIONS);
+        Ok(Self { db: Pool::new(options, connections.saturating_sub(BEAT_CONNECTIONS).max(2)), beats })
     }
 
     /// Brings the schema up to date. Safe when several start at once: one works, the others wait and find it done.
@@ -167,9 +168,17 @@ impl Store {
         time_of(&self.db).await
     }
 
-    /// Ends all connections.
+    /// Whether the database can be reached: told within seconds, also when nothing comes back from it at all.
+    ///
+    /// # Errors
+    /// When it cannot.
+    pub async fn answers(&self) -> Result<()> {
+        time_of(&self.db.within(ANSWERS_WITHIN)).await.map(|_| ())
+    }
+
+    /// Ends all connections; one that is silent is not waited for.
     pub async fn close(&self) {
-        self.db.clone().close().await.ok();
-        self.beats.clone().close().await.ok();
+        let closed = async { tokio::join!(self.db.close(), self.beats.close()) };
+        tokio::time::timeout(CLOSED_WITHIN, closed).await.ok();
     }
 }

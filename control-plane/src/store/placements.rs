@@ -58,16 +58,9 @@ impl Store {
         &self,
         node: NodeId,
     ) -> Result<Option<(OrdersState, Vec<(Placement, Workspace)>)>> {
-        use sea_orm::{EntityTrait as _, QueryFilter as _, TransactionTrait as _};
+        use sea_orm::{EntityTrait as _, QueryFilter as _};
         let operation = "read a node's desired set";
-        let tx = self
-            .db
-            .begin_with_config(
-                Some(sea_orm::IsolationLevel::RepeatableRead),
-                Some(sea_orm::AccessMode::ReadOnly),
-            )
-            .await
-            .map_err(StoreError::sort(operation))?;
+        let tx = self.db.begin_snapshot().await.map_err(StoreError::sort(operation))?;
         let Some(state) = orders(&tx, node).await? else { return Ok(None) };
         let rows = tx
             .query_all_raw(sql(

@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use carrel_common::id::{NodeId, WorkspaceUid};
 use sea_orm::entity::prelude::*;
-use sea_orm::{ConnectionTrait, DatabaseTransaction, IntoActiveModel, QuerySelect, TransactionTrait};
+use sea_orm::{ConnectionTrait, IntoActiveModel, QuerySelect};
 use time::OffsetDateTime;
 
 use super::entity;
 use super::error::{Result, StoreError};
+use super::limited::Transaction;
 use super::{Store, sql};
 use crate::domain::activity::Activity;
 use crate::domain::event::{Actor, Entry, Subject};
@@ -40,7 +41,7 @@ pub struct Locked {
 /// One transaction. Dropped without a commit it changes nothing.
 #[derive(Debug)]
 pub struct Work {
-    pub(super) tx: DatabaseTransaction,
+    pub(super) tx: Transaction,
     pub(super) touched: Touched,
 }
 

@@ -112,9 +112,9 @@ pub async fn hand_logs_over(app: App, tasks: TaskTracker, stop: CancellationToke
 /// Says whether the database can be reached.
 pub async fn watch_database(app: App, ready: watch::Sender<bool>, stop: CancellationToken) {
     run_loop("watch_database", SECOND, &Notify::new(), stop, || async {
-        let reached = app.store.now().await;
+        let reached = app.store.answers().await;
         ready.send_if_modified(|ready| std::mem::replace(ready, reached.is_ok()) != reached.is_ok());
-        reached.map(|_| None::<()>)
+        reached.map(|()| None::<()>)
     })
     .await;
 }

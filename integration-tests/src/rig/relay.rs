@@ -16,6 +16,9 @@ enum Mode {
     Refuse,
     /// They stay, and nothing moves: a black hole.
     Swallow,
+    /// They stay, and what is said on them is lost; one that has lost something says nothing any more. As when the host at the
+    /// other end is gone.
+    Lose,
 }
 
 /// A socket that leads to another. Ends when dropped.
@@ -45,6 +48,11 @@ impl Relay {
     /// Keeps all connections, and lets nothing through.
     pub(crate) fn swallow(&self) {
         self.mode.send_replace(Mode::Swallow);
+    }
+
+    /// Keeps all connections, and loses what is said on them.
+    pub(crate) fn lose(&self) {
+        self.mode.send_replace(Mode::Lose);
     }
 
     /// Carries again.
@@ -95,10 +103,11 @@ async fn one_way(
     mut to: impl AsyncWrite + Unpin,
     mut mode: watch::Receiver<Mode>,
 ) {
-    let mut buffer = vec![0; 16 << 10];
+    let (mut buffer, mut lost) = (vec![0; 16 << 10], false);
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
-        let moves = mode.wait_for(|mode| *mode != Mode::Swallow).await.is_ok();
-        if !moves || to.write_all(&buffer[..read]).await.is_err() {
+        let Ok(mode) = mode.wait_for(|mode| *mode != Mode::Swallow).await.map(|mode| *mode) else { return };
+        lost |= mode == Mode::Lose;
+        if !lost && to.write_all(&buffer[..read]).await.is_err() {
             return;
         }
     }

@@ -140,6 +140,12 @@ impl Replica {
         self.database.swallow();
     }
 
+    /// Cuts this replica off from Postgres as when the host of that is gone without a word: what is said is lost, and connections on
+    /// which something was lost stay silent when others work again.
+    pub fn lose_database(&self) {
+        self.database.lose();
+    }
+
     /// Lets it reach Postgres again.
     pub fn mend_database(&self) {
         self.database.mend();

@@ -204,6 +204,67 @@ async fn a_replica_that_cannot_reach_postgres_says_so_and_the_others_serve() {
     assert_undisturbed(&rig, &["ada"]);
 }
 
+/// Asks a replica, or reports to it, over and over until it says that it cannot.
+async fn ask_until_refused(client: Client, student: &'static str, reports: bool) {
+    loop {
+        let answer = if reports {
+            client.try_heartbeat(student).await.map(|_| ())
+        } else {
+            client.try_get(student).await.map(|_| ())
+        };
+        if let Err(status) = answer {
+            assert_eq!(status.code(), Code::Unavailable, "{status}");
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_whose_postgres_was_lost_without_a_word_answers_says_so_and_serves_again() {
+    /// More than a replica has connections, so that each of them is in the middle of something.
+    const CALLERS: usize = 24;
+    /// What a replica gives a statement, and what comes before and after it.
+    const ANSWERED: Duration = Duration::from_secs(45);
+    let mut rig = Rig::start(Shape::new(1, 2).writers()).await;
+    let client = rig.replicas()[1].client();
+    client.start_and_wait("ada").await;
+    let before = rig.desk("ada").await;
+
+    let lost = &rig.replicas()[0];
+    let callers = (0..CALLERS).map(|n| tokio::spawn(ask_until_refused(lost.client(), "ada", n % 2 == 0)));
+    let callers: Vec<_> = callers.collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    lost.lose_database();
+    let began = Instant::now();
+    let noticed = until("NOT_SERVING", Duration::from_secs(10), async || {
+        lost.health().await == Some(false) && !lost.is_ready().await
+    });
+    eprintln!("noticed after {:?}", noticed.await);
+    // The other does all the work meanwhile.
+    until("the agent is heard", RECONNECT * 2, async || all_connected(&rig).await).await;
+    client.start_and_wait("bob").await;
+    client.stop_and_wait("bob").await;
+    for caller in callers {
+        let left = ANSWERED.saturating_sub(began.elapsed());
+        tokio::time::timeout(left, caller).await.expect("every caller is answered").unwrap();
+    }
+    eprintln!("all callers answered after {:?}", began.elapsed());
+
+    lost.mend_database();
+    let back = until("SERVING", Duration::from_secs(10), async || {
+        lost.health().await == Some(true) && lost.is_ready().await
+    });
+    eprintln!("back after {:?}", back.await);
+    // Alone, with all of its loops.
+    rig.replica(1).kill();
+    until("the agent is heard", RECONNECT * 2, async || all_connected(&rig).await).await;
+    let alone = rig.replicas()[0].client();
+    alone.start_and_wait("bob").await;
+    alone.stop_and_wait("bob").await;
+    assert_eq!(rig.desk("ada").await, before);
+    assert_undisturbed(&rig, &["ada"]);
+}
+
 /// Follows a log to its end, and tells on the way all of it that has come.
 async fn follow_log(client: Client, told: watch::Sender<String>) -> Result<(), tonic::Status> {
     let name = integration_tests::client::name_of("ada");
