@@ -18,7 +18,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic_health::ServingStatus;
 
-use crate::app::{App, AppError, Board, Heartbeats, LastReading, LogTails, Nudge, SharedRules, SharedState};
+use crate::app::{
+    App, AppError, Board, Heartbeats, LastReading, LogTails, Nudge, Readiness, SharedReadiness, SharedRules,
+    SharedState,
+};
 use crate::authority::{Authorities, Renewal};
 use crate::config::ServeArgs;
 use crate::domain::behind::StoreState;
@@ -41,7 +44,7 @@ const SERVICES: [&str; 5] = [
     "carrel.v1.PolicyService",
     "carrel.v1.NodeService",
 ];
-/// Load balancers get this long to see NOT_SERVING before connections are refused.
+/// Load balancers get this long to see NOT_SERVING, and 503 of `/readyz`, before connections are refused.
 const DEREGISTER: Duration = Duration::from_millis(200);
 
 /// Serves until `stop` is cancelled.
@@ -82,7 +85,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let (serving, looping, writing) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
-    let (ready_now, ready) = watch::channel(true);
+    let readiness = SharedReadiness::default();
     let idle_stopper = tasks::IdleStopper::new(app.clone(), args.idle_sweep);
     tasks.spawn(idle_stopper.run(idle_due, looping.clone()));
     tasks.spawn(tasks::keep_pulse(app.clone(), looping.clone()));
@@ -95,7 +98,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     tasks.spawn(tasks::watch_leases(app.clone(), looping.clone()));
     tasks.spawn(tasks::release_lost(app.clone(), looping.clone()));
     tasks.spawn(tasks::drop_old(app.clone(), looping.clone()));
-    tasks.spawn(tasks::watch_database(app.clone(), ready_now, looping.clone()));
+    tasks.spawn(tasks::watch_database(app.clone(), readiness.clone(), looping.clone()));
     let writer = app.clone();
     let writer_stop = writing.clone();
     tasks.spawn(async move { writer.write_heartbeats(inbox, writer_stop).await });
@@ -115,7 +118,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
         .add_service(NodeServiceServer::new(Nodes::new(app.clone())));
     let sessions = Sessions::new(app.clone(), serving.clone(), tasks.clone());
     let agents = tonic::service::Routes::new(AgentServiceServer::new(Agents::new(app.clone(), sessions)));
-    let api = serve::router(api, http::routes(ready.clone(), app.state.clone(), telemetry));
+    let api = serve::router(api, http::routes(readiness.clone(), app.state.clone(), telemetry));
     let agents = serve::router(agents, axum::Router::new());
     tasks.spawn(report(serve::serve(listener, api, serving.clone()), "the API"));
     match &authorities {
@@ -131,12 +134,12 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     if let Some(renewal) = renewal {
         tasks.spawn(tasks::keep_authority(renewal, looping.clone()));
     }
-    tasks.spawn(tell_health(reporter.clone(), ready, serving.clone()));
+    tasks.spawn(tell_health(reporter, readiness.subscribe(), serving.clone()));
     let tls = authorities.is_some();
     tracing::info!(listen = %args.listen, agent_listen = %args.agent_listen, tls, %cluster, "serving");
 
     stop.cancelled().await;
-    reporter.set_service_status("", ServingStatus::NotServing).await;
+    readiness.stop();
     tokio::time::sleep(DEREGISTER).await;
     serving.cancel();
     looping.cancel();
@@ -199,21 +202,23 @@ async fn patiently<T, F: Future<Output = Result<T, AppError>>>(
     }
 }
 
-/// gRPC health follows the database.
+/// gRPC health says of every service whether this replica takes calls.
 async fn tell_health(
     reporter: tonic_health::server::HealthReporter,
-    mut ready: watch::Receiver<bool>,
+    mut readiness: watch::Receiver<Readiness>,
     stop: CancellationToken,
 ) {
     loop {
-        let status =
-            if *ready.borrow_and_update() { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status = match *readiness.borrow_and_update() {
+            Readiness::Serving => ServingStatus::Serving,
+            Readiness::DatabaseAway | Readiness::Stopping => ServingStatus::NotServing,
+        };
         for service in SERVICES {
             reporter.set_service_status(service, status).await;
         }
         tokio::select! {
             // Cancel-safe: the newest value is read again.
-            changed = ready.changed() => if changed.is_err() { return },
+            changed = readiness.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
         }
     }

@@ -6,29 +6,33 @@ use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use carrel_common::telemetry::Telemetry;
-use tokio::sync::watch;
 
-use crate::app::SharedState;
+use crate::app::{Readiness, SharedReadiness, SharedState};
 
 #[derive(Clone)]
 struct Shared {
-    ready: watch::Receiver<bool>,
+    readiness: SharedReadiness,
     state: SharedState,
     telemetry: Telemetry,
 }
 
 /// `/healthz`, `/readyz`, `/metrics`.
-pub fn routes(ready: watch::Receiver<bool>, state: SharedState, telemetry: Telemetry) -> Router {
+pub fn routes(readiness: SharedReadiness, state: SharedState, telemetry: Telemetry) -> Router {
     Router::new()
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
-        .with_state(Shared { ready, state, telemetry })
+        .with_state(Shared { readiness, state, telemetry })
 }
 
 async fn readyz(State(shared): State<Shared>) -> impl IntoResponse {
-    if !*shared.ready.borrow() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "the database cannot be reached\n".to_owned());
+    let problem = match shared.readiness.get() {
+        Readiness::Serving => None,
+        Readiness::DatabaseAway => Some("the database cannot be reached\n"),
+        Readiness::Stopping => Some("this replica is shutting down\n"),
+    };
+    if let Some(problem) = problem {
+        return (StatusCode::SERVICE_UNAVAILABLE, problem.to_owned());
     }
     // Callers read and heartbeat as always, so it takes calls; what it does not do is told here, too.
     let behind = shared.state.get().behind.map(|behind| {

@@ -3,13 +3,13 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::run_loop;
-use crate::app::{App, AppError};
+use crate::app::{App, AppError, SharedReadiness};
 
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
 const SECOND: Duration = Duration::from_secs(1);
@@ -110,10 +110,10 @@ pub async fn hand_logs_over(app: App, tasks: TaskTracker, stop: CancellationToke
 }
 
 /// Says whether the database can be reached.
-pub async fn watch_database(app: App, ready: watch::Sender<bool>, stop: CancellationToken) {
+pub async fn watch_database(app: App, readiness: SharedReadiness, stop: CancellationToken) {
     run_loop("watch_database", SECOND, &Notify::new(), stop, || async {
         let reached = app.store.answers().await;
-        ready.send_if_modified(|ready| std::mem::replace(ready, reached.is_ok()) != reached.is_ok());
+        readiness.database(reached.is_ok());
         reached.map(|()| None::<()>)
     })
     .await;

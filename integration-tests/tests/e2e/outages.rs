@@ -8,8 +8,13 @@ use integration_tests::cluster::{Cluster, Options};
 use integration_tests::http;
 use integration_tests::own_docker::OwnDocker;
 use integration_tests::own_postgres::OwnPostgres;
+use integration_tests::process::Signal;
 use integration_tests::settings;
 use tonic::Code;
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt as _;
 
 #[tokio::test]
@@ -157,4 +162,44 @@ async fn the_control_plane_goes_and_comes_back() {
     assert!(cluster.control_plane().terminate().await.success());
     assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
     watch.abort();
+}
+
+#[tokio::test]
+async fn a_control_plane_that_is_told_to_stop_says_so_of_every_service_before_it_refuses_anybody() {
+    const SERVICES: [&str; 5] = [
+        "",
+        "carrel.v1.WorkspaceService",
+        "carrel.v1.EventService",
+        "carrel.v1.PolicyService",
+        "carrel.v1.NodeService",
+    ];
+    let mut cluster = Cluster::start_without_agent(Options::new()).await;
+    let endpoint = Endpoint::from_shared(format!("http://{}", cluster.address())).unwrap();
+    let mut health = HealthClient::new(endpoint.connect().await.unwrap());
+    let mut watches = Vec::new();
+    for service in SERVICES {
+        let request = HealthCheckRequest { service: service.into() };
+        let mut watch = health.watch(request).await.unwrap().into_inner();
+        let said = watch.message().await.unwrap().unwrap().status();
+        assert_eq!(said, ServingStatus::Serving, "{service}");
+        watches.push((service, watch));
+    }
+    let url = format!("http://{}/readyz", cluster.address());
+    let ready = tokio::spawn(async move {
+        loop {
+            match http::get(&url).await.expect("it says so before it refuses") {
+                (503, why) => return why,
+                (status, text) => assert_eq!(status, 200, "{text}"),
+            }
+        }
+    });
+    cluster.control_plane().signal(Signal::TERM);
+    for (service, mut watch) in watches {
+        let said = tokio::time::timeout(Duration::from_secs(2), watch.message()).await;
+        let said = said.expect("it is said").unwrap().expect("before the stream ends").status();
+        assert_eq!(said, ServingStatus::NotServing, "{service}");
+    }
+    assert_eq!(ready.await.unwrap(), "this replica is shutting down\n");
+    drop(health);
+    assert!(cluster.control_plane().wait(Duration::from_secs(10)).await.success());
 }
