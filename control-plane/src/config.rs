@@ -1,5 +1,7 @@
 //! Flags and environment, parsed and checked once.
 
+mod database_url;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,6 +11,7 @@ use carrel_common::model::{Resources, WorkspaceSpec};
 use carrel_common::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
 
+pub use self::database_url::DatabaseUrl;
 use crate::app::Settings;
 use crate::domain::activity::BySignal;
 use crate::domain::idle::IdlePolicy;
@@ -74,27 +77,11 @@ pub struct CaDir {
 /// A stolen certificate is good for a day at most; a node that is off for a night comes back by itself.
 const NODE_CERTIFICATE_TTL: &str = "24h";
 
-/// A database URL, which may hold a password: it is never printed.
-#[derive(Clone)]
-pub struct DatabaseUrl(pub String);
-
-impl std::fmt::Debug for DatabaseUrl {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("***")
-    }
-}
-
-impl std::str::FromStr for DatabaseUrl {
-    type Err = std::convert::Infallible;
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.to_owned()))
-    }
-}
-
 /// Flags of `migrate`.
 #[derive(Debug, Args)]
 pub struct MigrateArgs {
-    /// Where Postgres is: postgres://user@host/database, or with ?host=/socket/directory.
+    /// Where Postgres is: postgres://user@host/database, or with ?host=/socket/directory; on another machine with
+    /// ?sslmode=verify-full&sslrootcert=FILE.
     #[arg(long, env = "CARREL_DATABASE_URL", hide_env_values = true)]
     pub database_url: DatabaseUrl,
 }
@@ -102,7 +89,8 @@ pub struct MigrateArgs {
 /// Flags of `declare-restored`.
 #[derive(Debug, Args)]
 pub struct DeclareRestoredArgs {
-    /// Where Postgres is: postgres://user@host/database, or with ?host=/socket/directory.
+    /// Where Postgres is: postgres://user@host/database, or with ?host=/socket/directory; on another machine with
+    /// ?sslmode=verify-full&sslrootcert=FILE.
     #[arg(long, env = "CARREL_DATABASE_URL", hide_env_values = true)]
     pub database_url: DatabaseUrl,
     /// Say what it would do, and do nothing.
@@ -120,7 +108,8 @@ pub struct DeclareRestoredArgs {
 /// Flags of `serve`.
 #[derive(Debug, Args)]
 pub struct ServeArgs {
-    /// Where Postgres is: postgres://user@host/database, or with ?host=/socket/directory.
+    /// Where Postgres is: postgres://user@host/database, or with ?host=/socket/directory; on another machine with
+    /// ?sslmode=verify-full&sslrootcert=FILE.
     #[arg(long, env = "CARREL_DATABASE_URL", hide_env_values = true)]
     pub database_url: DatabaseUrl,
     /// Connections to Postgres at most.
@@ -282,6 +271,7 @@ impl ServeArgs {
     /// [`BadConfig`] names the flag.
     pub fn check(&self) -> Result<(), BadConfig> {
         let bad = |flag, problem: &str| Err(BadConfig { flag, problem: problem.to_owned() });
+        self.database_url.check()?;
         if !self.dev {
             return bad(
                 "--dev",
@@ -415,9 +405,9 @@ mod tests {
     use super::*;
 
     fn parse(flags: &[&str]) -> ServeArgs {
-        let line = ["control-plane", "serve", "--database-url", "postgres:///x"]
-            .into_iter()
-            .chain(flags.iter().copied());
+        let database = ["--database-url", "postgres:///x"].into_iter();
+        let database = database.filter(|_| !flags.contains(&"--database-url"));
+        let line = ["control-plane", "serve"].into_iter().chain(database).chain(flags.iter().copied());
         match Cli::try_parse_from(line).expect("parses").command {
             Command::Serve(args) => *args,
             Command::Migrate(_) | Command::DeclareRestored(_) | Command::Ca(_) => {
@@ -435,6 +425,13 @@ mod tests {
         let tls = ["--dev", "--ca-dir", "/etc/carrel/ca", "--agent-listen", "10.0.0.1:7301"];
         assert!(parse(&tls).check().is_ok());
         assert!(parse(&[&tls[..], &["--listen", "10.0.0.1:7300"]].concat()).check().is_err());
+    }
+
+    #[test]
+    fn a_database_on_another_machine_is_refused_in_plaintext_also_with_dev() {
+        let refused = parse(&["--dev", "--database-url", "postgres://carrel:word@db.example/carrel"]).check();
+        let refused = refused.expect_err("plaintext").to_string();
+        assert!(refused.starts_with("--database-url: ") && !refused.contains("word"), "{refused}");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::store::{Declared, Store};
 /// # Errors
 /// When the database cannot be reached, has no current schema, or is not one that can be declared so.
 pub async fn declare_restored(args: &DeclareRestoredArgs) -> anyhow::Result<()> {
+    args.database_url.check()?;
     let store = Store::open(&args.database_url.0, 2)?;
     if !store.schema_is_current().await.context("--database-url cannot be used")? {
         anyhow::bail!("the database's schema is not up to date; run `control-plane migrate` first");

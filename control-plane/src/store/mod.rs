@@ -5,6 +5,7 @@
 //! of each node's desired set that it touched, and tells at its commit whom to nudge. Rows never leave this folder.
 
 mod activity;
+mod address;
 mod batch;
 mod beats;
 mod deadlines;
@@ -42,6 +43,7 @@ use time::OffsetDateTime;
 use limited::Pool;
 
 pub use activity::SweepLimits;
+pub use address::check_address;
 pub use batch::Change;
 pub use beats::{Beat, Beaten, Input, Job};
 pub use error::{Result, StoreError};
