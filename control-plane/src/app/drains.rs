@@ -13,15 +13,12 @@ use time::OffsetDateTime;
 use super::node_admin::about;
 use super::settle::settle;
 use super::workspaces::{replay, rfc3339};
-use super::{App, AppError, Call, Result, Rules};
+use super::{App, AppError, Call, Result, Rules, alone};
 use crate::domain::drain::{Drain, falls_into_quiet};
 use crate::domain::event::{Actor, Entry};
 use crate::domain::idle::Look;
 use crate::domain::workspace::{Event, IdleEvidence, State, Workspace};
-use crate::store::{Locked, NodeLoad, Work, WorkspaceQuery};
-
-/// A page of the workspaces of one node: more than any node holds.
-const ALL_OF_A_NODE: u64 = 10_000;
+use crate::store::{Locked, NodeLoad, Work};
 
 /// What is asked of a drain.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,20 +165,22 @@ impl App {
             return Ok(seen);
         }
         for id in self.store.draining_nodes().await? {
-            let query =
-                WorkspaceQuery { states: vec![State::Starting], node: Some(id), ..WorkspaceQuery::default() };
-            for workspace in self.store.list_workspaces(&query, ALL_OF_A_NODE).await? {
-                seen += usize::from(self.cut_start(workspace.uid, id).await?);
-            }
-            let mut work = self.store.begin().await?;
-            let draining = work.lock_node(id).await?.and_then(|node| node.drain);
-            if draining.is_some_and(|drain| drain.drained_at.is_none())
-                && note_if_empty(&mut work, id).await?
-            {
-                seen += 1;
-                self.nudge.ring(&work.commit().await?);
-                tracing::info!(node.id = %id, "node is drained");
-            }
+            seen += alone(id, self.see_to_drain(id).await)?;
+        }
+        Ok(seen)
+    }
+
+    async fn see_to_drain(&self, id: NodeId) -> Result<usize> {
+        let mut seen = 0;
+        for uid in self.store.starting_on(id).await? {
+            seen += usize::from(alone(uid, self.cut_start(uid, id).await)?);
+        }
+        let mut work = self.store.begin().await?;
+        let draining = work.lock_node(id).await?.and_then(|node| node.drain);
+        if draining.is_some_and(|drain| drain.drained_at.is_none()) && note_if_empty(&mut work, id).await? {
+            seen += 1;
+            self.nudge.ring(&work.commit().await?);
+            tracing::info!(node.id = %id, "node is drained");
         }
         Ok(seen)
     }

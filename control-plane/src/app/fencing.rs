@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::node_admin::about;
 use super::settle::settle;
-use super::{App, AppError, Result};
+use super::{App, AppError, Result, alone};
 use crate::domain::activity::Activity;
 use crate::domain::event::{Actor, Entry};
 use crate::domain::lease::{Renewals, Seen};
@@ -110,7 +110,7 @@ impl App {
             return Ok(concerned);
         }
         for node in self.store.releasing_nodes().await? {
-            concerned += self.release_of(node).await?;
+            concerned += alone(node, self.release_of(node).await)?;
         }
         Ok(concerned)
     }
@@ -118,7 +118,7 @@ impl App {
     async fn release_of(&self, node: NodeId) -> Result<usize> {
         let mut concerned = 0;
         for uid in self.store.stranded_on(node).await? {
-            concerned += usize::from(settle!(self.lose(uid, node))?);
+            concerned += usize::from(alone(uid, settle!(self.lose(uid, node)))?);
         }
         self.store.finish_release(node).await?;
         Ok(concerned)

@@ -4,6 +4,7 @@
 //! chooses a gRPC code and nothing here writes SQL.
 
 mod access;
+mod alone;
 mod behind;
 mod deadlines;
 mod drains;
@@ -35,6 +36,7 @@ mod settle;
 mod view;
 mod workspaces;
 
+pub use alone::{Whose, alone};
 pub use behind::SharedState;
 pub use deadlines::Deadline;
 pub use drains::{DrainOrder, Drained};

@@ -1,11 +1,11 @@
 //! Nodes: sessions, heartbeats, silence, desired sets.
 
-use carrel_common::id::NodeId;
+use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{DesiredSet, Health, HeartbeatCount};
 
 use super::enrolment::not_removed;
 use super::node_admin::about;
-use super::{App, AppError, Result};
+use super::{App, AppError, Result, alone};
 use crate::domain::event::{Actor, Entry};
 use crate::domain::node::{Node, NodeState};
 use crate::domain::reconcile::desired_item;
@@ -134,26 +134,30 @@ impl App {
         self.nudge.ring(&work.commit().await?);
         let mut concerned = 0;
         for uid in self.store.workspaces_on(id).await? {
-            let mut work = self.store.begin().await?;
-            let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { continue };
-            if before.node != Some(id) {
-                continue;
-            }
-            // It may have been heard of meanwhile, and have told that this one runs: then nobody would tell so again. Its row is
-            // locked, so that whoever hears of it after this finds it silent, and has it tell everything anew.
-            let now_is = work.lock_node(id).await?;
-            if now_is
-                .is_none_or(|it| it.state != NodeState::Unreachable || it.session_epoch != node.session_epoch)
-            {
-                break;
-            }
-            let (next, log) = before.apply(Event::NodeSilent, now)?;
-            if next != before {
-                concerned += 1;
-                work.save(&before, next, log, now).await?;
-                self.nudge.ring(&work.commit().await?);
-            }
+            concerned += usize::from(alone(uid, self.note_silence(uid, id, node.session_epoch).await)?);
         }
         Ok(concerned)
+    }
+
+    /// What the silence of its node since that session means for a workspace; whether it means anything.
+    async fn note_silence(&self, uid: WorkspaceUid, node: NodeId, session_epoch: i64) -> Result<bool> {
+        let mut work = self.store.begin().await?;
+        let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(false) };
+        if before.node != Some(node) {
+            return Ok(false);
+        }
+        // It may have been heard of meanwhile, and have told that this one runs: then nobody would tell so again. Its row is
+        // locked, so that whoever hears of it after this finds it silent, and has it tell everything anew.
+        let now_is = work.lock_node(node).await?;
+        if now_is.is_none_or(|it| it.state != NodeState::Unreachable || it.session_epoch != session_epoch) {
+            return Ok(false);
+        }
+        let (next, log) = before.apply(Event::NodeSilent, now)?;
+        if next == before {
+            return Ok(false);
+        }
+        work.save(&before, next, log, now).await?;
+        self.nudge.ring(&work.commit().await?);
+        Ok(true)
     }
 }

@@ -5,7 +5,7 @@ use carrel_common::model::{Container, StopReason, Verdict};
 
 use super::settle::settle;
 use super::workspaces::replay;
-use super::{App, AppError, Call, Result};
+use super::{App, AppError, Call, Result, alone};
 use crate::domain::behind::Evidence;
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::orphan::{self, judge, may_adopt};
@@ -95,11 +95,13 @@ impl App {
     /// What is to be done with everything that a node reports; what it no longer reports is forgotten.
     ///
     /// # Errors
-    /// [`AppError`]; then nothing is to be done with any of them.
+    /// The database; then nothing is to be done with any of them.
     pub async fn judge_report(&self, node: NodeId, containers: &[Container]) -> Result<Vec<Judged>> {
         let mut judged = Vec::with_capacity(containers.len());
         for container in containers {
-            let (verdict, reason) = settle!(self.judge_once(node, container))?;
+            let once = settle!(self.judge_once(node, container)).map(Some);
+            // Of one that is left out the node hears nothing, and leaves it alone.
+            let Some((verdict, reason)) = alone(container.workspace, once)? else { continue };
             self.metrics.orphan(verdict);
             tracing::warn!(
                 node.id = %node, workspace.id = %container.workspace, generation = container.generation.0,

@@ -10,7 +10,7 @@ use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{Resources, StatusReason};
 use time::OffsetDateTime;
 
-use super::{App, AppError, Result};
+use super::{App, AppError, Result, alone};
 use crate::domain::event::Entry;
 use crate::domain::node::NodeState;
 use crate::domain::placement::{self, Fleet, Held, NoPlace, Strategy, Turn, Waiting};
@@ -117,11 +117,7 @@ impl App {
             return Ok(placed);
         }
         for uid in self.store.purges_waiting(PURGES).await? {
-            match self.place_purge(uid).await {
-                Ok(done) => placed += usize::from(done),
-                Err(error) if error.is_conflict() => {}
-                Err(error) => return Err(error),
-            }
+            placed += usize::from(alone(uid, self.place_purge(uid).await)?);
         }
         let (all, now) = self.store.waiting().await?;
         let mut line = Vec::with_capacity(all.len());
@@ -162,13 +158,25 @@ impl App {
             match self.claim_many(chunk).await {
                 Ok(claimed) => done.extend(claimed),
                 Err(error) if error.is_conflict() => self.metrics.lost_race(),
-                Err(error) => return Err(error),
+                Err(error) if error.is_passing() => return Err(error),
+                // It is about one of them: that one alone stays where it is.
+                Err(_) => {
+                    for win in chunk {
+                        done.extend(alone(win.0, self.claim_many(std::slice::from_ref(win)).await)?);
+                    }
+                }
             }
         }
         for chunk in waits.chunks(AT_ONCE) {
             match self.have_wait(chunk).await {
-                Err(error) if !error.is_conflict() => return Err(error),
-                Ok(()) | Err(_) => {}
+                Err(error) if error.is_conflict() => {}
+                Err(error) if error.is_passing() => return Err(error),
+                Err(_) => {
+                    for wait in chunk {
+                        alone(wait.0, self.have_wait(std::slice::from_ref(wait)).await)?;
+                    }
+                }
+                Ok(()) => {}
             }
         }
         let left: Vec<_> = line.into_iter().filter(|w| !done.contains(&w.uid)).chain(hidden).collect();

@@ -11,7 +11,7 @@ use super::greeting::Greeting;
 use super::node_admin::about;
 use super::orphans::Known;
 use super::settle::settle;
-use super::{App, Result};
+use super::{App, Result, alone};
 use crate::domain::event::{Actor, Entry};
 use crate::domain::reconcile::Placement;
 use crate::store::Locked;
@@ -33,7 +33,7 @@ impl App {
             match settle!(self.take_in(node, container)) {
                 Ok(taken) => adopted += i64::from(taken),
                 // It stays as it is and is told as an orphan: one odd container must not keep the node without orders.
-                Err(error) if error.is_conflict() => {
+                Err(error) if error.is_conflict() || !error.is_passing() => {
                     tracing::error!(%error, student.id = %container.student, container = container.container_id, "not adopted");
                 }
                 Err(error) => return Err(error),
@@ -43,7 +43,7 @@ impl App {
         for (placement, _) in placements.map(|(_, placements)| placements).unwrap_or_default() {
             let is_there = |c: &Container| c.workspace == placement.workspace && c.pair() == placement.pair();
             if !greeting.containers.iter().any(is_there) {
-                missing += i64::from(settle!(self.miss(&placement))?);
+                missing += i64::from(alone(placement.workspace, settle!(self.miss(&placement)))?);
             }
         }
         let mut work = self.store.begin().await?;

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::failing::Outcomes;
 use super::settle::settle;
-use super::{App, AppError, IdleView, Result, WorkspaceView};
+use super::{App, AppError, IdleView, Result, WorkspaceView, alone};
 use crate::domain::event::{Actor, Entry};
 use crate::domain::workspace::{Event, Step, Workspace};
 use crate::store::{Locked, Replay, StoreError, Work, WorkspaceQuery};
@@ -296,20 +296,32 @@ impl App {
         Ok((self.view(found).await?, next))
     }
 
-    /// Ends a stay that is too long.
+    /// Ends the stays that are too long; how many.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn end_all_overdue(&self) -> Result<usize> {
+        let mut ended = 0;
+        for uid in self.store.overdue(&self.settings.stays).await? {
+            ended += usize::from(alone(uid, self.end_overdue(uid).await)?);
+        }
+        Ok(ended)
+    }
+
+    /// Ends a stay that is too long; false when it is not, or nothing may be decided.
     ///
     /// # Errors
     /// [`AppError`].
-    pub async fn end_overdue(&self, uid: WorkspaceUid) -> Result<()> {
+    pub async fn end_overdue(&self, uid: WorkspaceUid) -> Result<bool> {
         let mut work = self.store.begin().await?;
-        let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(()) };
-        let Some(longest) = before.longest_stay(&self.settings.stays) else { return Ok(()) };
+        let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(false) };
+        let Some(longest) = before.longest_stay(&self.settings.stays) else { return Ok(false) };
         if now < before.state_since + longest {
-            return Ok(());
+            return Ok(false);
         }
         // The clock may have been set, or nobody could tell of its end: the next sign of life moves its beginning.
         if self.rules_in(&mut work).await?.is_none() {
-            return Ok(());
+            return Ok(false);
         }
         let mut outcomes = Outcomes::default();
         let event = self.end_or_elsewhere(&mut work, &before, Event::Overdue, now, &mut outcomes).await?;
@@ -318,7 +330,7 @@ impl App {
         work.save(&before, next, log, now).await?;
         self.note_outcomes(&mut work, before.node, outcomes).await?;
         self.nudge.ring(&work.commit().await?);
-        Ok(())
+        Ok(true)
     }
 }
 

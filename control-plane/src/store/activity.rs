@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use super::beats::newer;
 use super::entity::value;
 use super::error::{Result, StoreError};
+use super::readable::readable;
 use super::{Store, Work, sql};
 use crate::domain::activity::{Acked, Activity, Awake, BySignal};
 use crate::domain::workspace::{Warning, Workspace};
@@ -197,9 +198,7 @@ impl Store {
         let values = values.into_iter().chain([limits.held.as_secs_f64().into(), ids.into()]);
         let rows = self.db.query_all_raw(sql(&query, values)).await.map_err(&sorted)?;
         let read = |row: &QueryResult| Ok((clocked(row)?, activity(row)?));
-        // One that cannot be read keeps nobody else from being looked at.
-        let told = |error: &StoreError| tracing::error!(%error, "a workspace is left out of the sweep");
-        let found = rows.iter().filter_map(|row| read(row).inspect_err(told).ok()).collect();
+        let found = readable(rows.iter().map(|row| (row.try_get("", "id").ok(), read(row))));
         Ok((found, self.now().await?))
     }
 }
@@ -233,7 +232,8 @@ impl Store {
             ))
             .await
             .map_err(StoreError::sort("read what runs on a node"))?;
-        let found = rows.iter().map(|row| Ok((clocked(row)?, activity(row)?))).collect::<Result<_>>()?;
+        let read = |row: &QueryResult| Ok((clocked(row)?, activity(row)?));
+        let found = readable(rows.iter().map(|row| (row.try_get("", "id").ok(), read(row))));
         Ok((found, self.now().await?))
     }
 

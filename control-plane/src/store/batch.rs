@@ -8,6 +8,7 @@ use serde_json::json;
 use time::OffsetDateTime;
 
 use super::error::{Result, StoreError};
+use super::readable::readable_workspaces;
 use super::work::told;
 use super::{Work, entity, sql};
 use crate::domain::event::Entry;
@@ -25,7 +26,7 @@ pub struct Change {
 }
 
 impl Work {
-    /// Locks workspaces as [`Work::lock`] does, in the order of their ids; those that are gone are left out. And the
+    /// Locks workspaces as [`Work::lock`] does, in the order of their ids; those that are gone, or cannot be read, are left out. And the
     /// database's time.
     ///
     /// # Errors
@@ -48,7 +49,7 @@ impl Work {
             .await
             .map_err(&sorted)?;
         let now = self.now().await?;
-        Ok((models.into_iter().map(TryInto::try_into).collect::<Result<_>>()?, now))
+        Ok((readable_workspaces(models), now))
     }
 
     /// Writes what steps made of locked workspaces, as [`Work::save`] does with one. Steps that open or close a workspace

@@ -7,6 +7,7 @@ use sea_orm::{ConnectionTrait, DbErr, QueryResult};
 
 use super::entity::value;
 use super::error::{Result, StoreError};
+use super::readable::readable;
 use super::{Store, Work, sql};
 use crate::domain::lease::{Renewals, Seen};
 use crate::domain::node::NodeState;
@@ -52,7 +53,8 @@ impl Store {
             .ok_or_else(|| StoreError::Corrupt { table: "nodes", problem: "no answer".into() })?;
         let timeline = first.try_get("", "timeline").map_err(StoreError::sort(operation))?;
         let is_node = |row: &&QueryResult| matches!(row.try_get::<Option<uuid::Uuid>>("", "id"), Ok(Some(_)));
-        Ok((timeline, rows.iter().filter(is_node).map(seen).collect::<Result<_>>()?))
+        let nodes = rows.iter().filter(is_node).map(|row| (row.try_get("", "id").ok(), seen(row)));
+        Ok((timeline, readable(nodes)))
     }
 
     /// A node's renewals and state; `None`: there is no such node, or it is taken out.

@@ -6,6 +6,7 @@ use sea_orm::{ConnectionTrait, QueryResult};
 
 use super::entity::value;
 use super::error::{Result, StoreError};
+use super::readable::readable;
 use super::{Work, sql};
 use crate::domain::node::NodeState;
 use crate::domain::placement::{Candidate, FAILURES_COUNT_FOR, Service};
@@ -110,7 +111,7 @@ impl Work {
             .query_all_raw(sql(CANDIDATES, values))
             .await
             .map_err(StoreError::sort("read the nodes"))?;
-        rows.iter().map(|row| candidate(row, limits)).collect()
+        Ok(readable(rows.iter().map(|row| (row.try_get("", "id").ok(), candidate(row, limits)))))
     }
 
     /// Every node as a placement sees it, not locked; of the images on it those that are asked for.

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use super::entity::value;
 use super::error::{Result, StoreError};
+use super::readable::readable;
 use super::{Store, sql};
 use crate::domain::placement::{HeldContainer, Outlook, RELEASES_COUNT_FOR, Waiting};
 use crate::domain::workspace::Attempts;
@@ -85,7 +86,7 @@ impl Store {
             ))
             .await
             .map_err(StoreError::sort("read the queue"))?;
-        let mut line = rows.iter().map(in_line).collect::<Result<Vec<_>>>()?;
+        let mut line = readable(rows.iter().map(|row| (row.try_get("", "id").ok(), in_line(row))));
         if !line.is_empty() {
             let mut held = self.held_containers().await?;
             line.iter_mut().for_each(|one| one.held = held.remove(&one.waiting.uid));
@@ -182,7 +183,7 @@ impl Store {
         let rows = self
             .db
             .query_all_raw(sql(
-                "SELECT w.student_id, w.course_id, greatest(w.ready_at, w.resumed_at, a.lms_input_at, a.editor_input_at, a.keep_working_at)
+                "SELECT w.id, w.student_id, w.course_id, greatest(w.ready_at, w.resumed_at, a.lms_input_at, a.editor_input_at, a.keep_working_at)
                             AS basis_at
                  FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id
                  WHERE w.state = 'RUNNING' AND w.ready_at IS NOT NULL AND w.extended_until IS NULL
@@ -191,16 +192,15 @@ impl Store {
             ))
             .await
             .map_err(&get)?;
-        rows.iter()
-            .map(|row| {
-                let student: String = row.try_get("", "student_id").map_err(&get)?;
-                let course: Option<String> = row.try_get("", "course_id").map_err(&get)?;
-                Ok(NextIdle {
-                    student: value("workspaces", student.into())?,
-                    course: course.map(|course| value("workspaces", course.into())).transpose()?,
-                    basis_at: row.try_get("", "basis_at").map_err(&get)?,
-                })
+        let read = |row: &QueryResult| {
+            let student: String = row.try_get("", "student_id").map_err(&get)?;
+            let course: Option<String> = row.try_get("", "course_id").map_err(&get)?;
+            Ok(NextIdle {
+                student: value("workspaces", student.into())?,
+                course: course.map(|course| value("workspaces", course.into())).transpose()?,
+                basis_at: row.try_get("", "basis_at").map_err(&get)?,
             })
-            .collect()
+        };
+        Ok(readable(rows.iter().map(|row| (row.try_get("", "id").ok(), read(row)))))
     }
 }

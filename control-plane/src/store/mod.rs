@@ -27,6 +27,7 @@ mod nodes;
 mod orphans;
 mod placements;
 mod pulse;
+mod readable;
 mod requests;
 mod restored;
 mod rules;

@@ -11,6 +11,7 @@ use super::entity;
 use super::error::{Result, StoreError};
 use super::fleet::CandidateLimits;
 use super::nodes::node;
+use super::readable::readable_workspaces;
 use super::{Store, Work, sql};
 use crate::domain::node::Node;
 use crate::domain::placement::FAILURES_COUNT_FOR;
@@ -168,17 +169,15 @@ impl Work {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn placed_on(&mut self, id: NodeId) -> Result<Vec<Workspace>> {
-        entity::Entity::find()
+        let models = entity::Entity::find()
             .filter(Expr::cust_with_values(
                 "workspaces.id IN (SELECT workspace_id FROM placements WHERE node_id = $1 AND released_at IS NULL)",
                 [id.0],
             ))
             .all(&self.tx)
             .await
-            .map_err(StoreError::sort("read a node's workspaces"))?
-            .into_iter()
-            .map(TryInto::try_into)
-            .collect()
+            .map_err(StoreError::sort("read a node's workspaces"))?;
+        Ok(readable_workspaces(models))
     }
 
     /// Begins the drain of a locked node, or gives it another deadline.

@@ -140,6 +140,19 @@ impl Store {
         .await
     }
 
+    /// Workspaces that start on a node.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn starting_on(&self, node: NodeId) -> Result<Vec<WorkspaceUid>> {
+        self.uids(
+            "SELECT id FROM workspaces WHERE node_id = $1 AND state = 'STARTING' ORDER BY id",
+            [node.0.into()],
+            "read what starts on a node",
+        )
+        .await
+    }
+
     pub(super) async fn uids(
         &self,
         query: &str,

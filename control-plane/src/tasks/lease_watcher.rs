@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::run_loop;
-use crate::app::{App, AppError};
+use crate::app::{App, AppError, alone};
 use crate::domain::lease::Watcher;
 
 /// A workspace moves late by one look at most; so many looks fit into the wait for it.
@@ -30,11 +30,11 @@ pub async fn watch_leases(app: App, stop: CancellationToken) {
         };
         app.metrics.replacements_held(findings.held.len());
         for node in &findings.held {
-            app.hold_replacement(*node).await?;
+            alone(*node, app.hold_replacement(*node).await)?;
         }
         let mut fenced = 0;
         for (node, renewals) in findings.due {
-            fenced += usize::from(app.fence_node(node, renewals).await?);
+            fenced += usize::from(alone(node, app.fence_node(node, renewals).await)?);
         }
         Ok::<_, AppError>((fenced > 0).then_some(fenced))
     })

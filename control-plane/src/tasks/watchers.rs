@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::run_loop;
-use crate::app::{App, AppError, SharedReadiness};
+use crate::app::{App, AppError, SharedReadiness, alone};
 
 const HALF_A_SECOND: Duration = Duration::from_millis(500);
 const SECOND: Duration = Duration::from_secs(1);
@@ -27,11 +27,7 @@ pub async fn place_waiting(app: App, stop: CancellationToken) {
 /// Ends stays in moving states that are too long.
 pub async fn end_overdue(app: App, stop: CancellationToken) {
     run_loop("end_overdue", SECOND, &Notify::new(), stop, || async {
-        let overdue = app.store.overdue(&app.settings.stays).await?;
-        for uid in &overdue {
-            app.end_overdue(*uid).await?;
-        }
-        Ok::<_, AppError>((!overdue.is_empty()).then_some(overdue.len()))
+        app.end_all_overdue().await.map(|ended| (ended > 0).then_some(ended))
     })
     .await;
 }
@@ -56,7 +52,7 @@ pub async fn give_up_nodes(app: App, stop: CancellationToken) {
         }
         let mut concerned = 0;
         for node in &silent {
-            concerned += app.give_up_node(*node).await?;
+            concerned += alone(*node, app.give_up_node(*node).await)?;
         }
         Ok::<_, AppError>((concerned > 0).then_some(concerned))
     })

@@ -27,4 +27,5 @@ mod reports;
 mod requests;
 mod restored;
 mod rig;
+mod spoiled;
 mod together;
