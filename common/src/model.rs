@@ -427,8 +427,6 @@ pub enum Verdict {
     Stop,
     /// An operator's word: stop it whatever is known, and however many at once.
     StopByOrder,
-    /// It was taken into the store.
-    Adopt,
     /// Leave it alone.
     Hold,
 }

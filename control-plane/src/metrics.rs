@@ -115,7 +115,6 @@ impl Metrics {
     pub fn orphan(&self, verdict: Verdict) {
         let name = match verdict {
             Verdict::Stop | Verdict::StopByOrder => "stop",
-            Verdict::Adopt => "adopt",
             Verdict::Hold => "hold",
         };
         self.orphans.add(1, &[KeyValue::new("verdict", name)]);

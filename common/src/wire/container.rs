@@ -50,7 +50,6 @@ impl Verdict {
         let (verdict, by_order) = match self {
             Self::Stop => (P::Stop, false),
             Self::StopByOrder => (P::Stop, true),
-            Self::Adopt => (P::Adopt, false),
             Self::Hold => (P::Hold, false),
         };
         pb::OrphanVerdict { container_id, verdict: verdict.into(), reason: reason.to_owned(), by_order }
@@ -64,7 +63,6 @@ impl TryFrom<&pb::OrphanVerdict> for Verdict {
         match variant::<P>("verdict", m.verdict)? {
             P::Stop if m.by_order => Ok(Self::StopByOrder),
             P::Stop => Ok(Self::Stop),
-            P::Adopt => Ok(Self::Adopt),
             P::Hold => Ok(Self::Hold),
             P::Unspecified => Err(WireError::new("verdict", "must be set")),
         }

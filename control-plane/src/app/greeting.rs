@@ -214,7 +214,7 @@ impl App {
             incarnation: state.incarnation,
             desired_generation: node.desired_generation,
             heartbeats: node.heartbeats,
-            generations: work.generations(keys).await?,
+            generations: work.generations_on(node.id, keys).await?,
         };
         Ok(evidence(&greeting.told(), &known))
     }

@@ -6,9 +6,8 @@ use carrel_common::model::{Container, StopReason, Verdict};
 use super::settle::settle;
 use super::workspaces::replay;
 use super::{App, AppError, Call, Result, alone};
-use crate::domain::behind::Evidence;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::orphan::{self, judge, may_adopt};
+use crate::domain::orphan::{self, may_adopt};
 use crate::domain::reconcile::Placement;
 use crate::domain::workspace::Workspace;
 use crate::store::{Locked, Orphan, Work};
@@ -42,12 +41,13 @@ pub(super) struct Known {
     pub(super) desk: Option<Workspace>,
     pub(super) placement: Option<Placement>,
     newest: Option<Pair>,
+    here: bool,
 }
 
 impl Known {
     /// As it is, the desk locked; a tombstone when there is no desk. A student without one gets none meanwhile: a first start would
-    /// be placed beside what is being left alone here, and an adoption would take it over.
-    pub(super) async fn of(work: &mut Work, container: &Container) -> Result<Self> {
+    /// be placed beside what is being taken in here.
+    pub(super) async fn of(work: &mut Work, node: NodeId, container: &Container) -> Result<Self> {
         let mut uid = work.find_uid(&container.student).await?;
         if uid.is_none() {
             work.lock_student(&container.student).await?;
@@ -59,30 +59,22 @@ impl Known {
         };
         let incarnation = work.state().await?.incarnation;
         let Some(uid) = desk.as_ref().map(|desk| desk.uid) else {
-            return Ok(Self { incarnation, desk, placement: None, newest: None });
+            return Ok(Self { incarnation, desk, placement: None, newest: None, here: false });
         };
         let placement = work.find_placement(uid).await?;
-        Ok(Self { incarnation, desk, placement, newest: work.newest_pair(uid).await? })
+        let newest = work.newest_pair(uid).await?;
+        let here = work.was_placed_on(node, &container.student).await?;
+        Ok(Self { incarnation, desk, placement, newest, here })
     }
 
-    /// What becomes of the container.
-    pub(super) fn judge(&self, container: &Container, node: NodeId) -> (Verdict, &'static str) {
-        let known = orphan::Known {
+    /// As the rules take it.
+    pub(super) fn rules(&self) -> orphan::Known<'_> {
+        orphan::Known {
             incarnation: self.incarnation,
             desk: self.desk.as_ref(),
             placement: self.placement.as_ref(),
             newest: self.newest,
-        };
-        judge(container, node, &known)
-    }
-
-    /// What a container shows that is later than all that the store has given its student.
-    fn outdone_by(&self, container: &Container) -> Evidence {
-        let generation = self.desk.as_ref().map_or(Generation(0), |desk| desk.generation);
-        Evidence::Container {
-            student: container.student.clone(),
-            pair: container.pair(),
-            known: Pair { incarnation: self.incarnation, generation },
+            here: self.here,
         }
     }
 }
@@ -132,20 +124,12 @@ impl App {
         if work.is_to_stop(node, &container.container_id).await? {
             return Ok((Verdict::StopByOrder, BY_ORDER));
         }
-        let known = Known::of(&mut work, container).await?;
-        let (verdict, reason) = known.judge(container, node);
+        let known = Known::of(&mut work, node, container).await?;
+        let (verdict, reason) = orphan::judge(container, &known.rules());
         // What is reported again and again is told once.
-        let news = if verdict == Verdict::Adopt {
-            self.adopt(&mut work, node, container, &known).await?;
-            work.forget_orphan(node, &container.container_id).await?;
-            true
-        } else {
-            work.keep_orphan(node, container, verdict, reason).await?
-        };
-        if news {
+        if work.keep_orphan(node, container, verdict, reason, known.here).await? {
             let kind = match verdict {
                 Verdict::Stop | Verdict::StopByOrder => "orphan.stopped",
-                Verdict::Adopt => "orphan.adopted",
                 Verdict::Hold => "orphan.held",
             };
             let entry = Entry::new(kind, Actor::ControlPlane)
@@ -154,9 +138,6 @@ impl App {
                 .with("generation", container.generation.0)
                 .with("incarnation", container.incarnation);
             work.append(about(node, container), entry).await?;
-        }
-        if reason == orphan::LATER_THAN_THE_STORE {
-            self.note_behind(&mut work, node, &known.outdone_by(container), known.incarnation, 0).await?;
         }
         self.nudge.ring(&work.commit().await?);
         Ok((verdict, reason))
@@ -202,7 +183,7 @@ impl App {
             let orphan = work.find_orphan(node, container_id).await?.ok_or_else(missing)?;
             let container = &orphan.container;
             self.refuse_while_behind(&mut work).await?;
-            let known = Known::of(&mut work, container).await?;
+            let known = Known::of(&mut work, node, container).await?;
             if resolution == Resolution::Adopt {
                 may_adopt(container, known.desk.as_ref(), known.placement.is_some())
                     .map_err(|why| AppError::OrphanCannotBeAdopted { why })?;

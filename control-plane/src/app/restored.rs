@@ -2,10 +2,11 @@
 //!
 //! Done once for each node and incarnation, at the first Hello whose inventory is what Docker answered; until then the node gets no
 //! orders. The copy may have on the node what has ended since, and may not have what was started since; so nothing is ordered by the
-//! copy alone.
+//! copy alone. It is the only moment when a node is believed about what the store has never placed on it: the copy cannot know
+//! better. What another node has told since that it runs is not taken from it.
 
 use carrel_common::id::NodeId;
-use carrel_common::model::{Container, Verdict};
+use carrel_common::model::Container;
 
 use super::greeting::Greeting;
 use super::node_admin::about;
@@ -13,6 +14,7 @@ use super::orphans::Known;
 use super::settle::settle;
 use super::{App, Result, alone};
 use crate::domain::event::{Actor, Entry};
+use crate::domain::orphan::may_take_in;
 use crate::domain::reconcile::Placement;
 use crate::store::Locked;
 
@@ -60,7 +62,7 @@ impl App {
     /// One container: confirmed where the copy has it, or adopted. What is over, or another's, is left to the rules for orphans.
     async fn take_in(&self, node: NodeId, container: &Container) -> Result<bool> {
         let mut work = self.store.begin().await?;
-        let known = Known::of(&mut work, container).await?;
+        let known = Known::of(&mut work, node, container).await?;
         let confirmed = known.placement.as_ref().filter(|placement| {
             placement.node == node
                 && placement.workspace == container.workspace
@@ -68,10 +70,21 @@ impl App {
         });
         if let (Some(placement), Some(before)) = (confirmed, &known.desk) {
             let now = work.now().await?;
-            work.confirm_placement(placement.id).await?;
+            // What does not run proves no place: if it runs on another host by now, that one is believed.
+            if container.running {
+                work.confirm_placement(placement.id).await?;
+            }
             let (next, log) = before.confirmed(container, now);
             work.save(before, next, log, now).await?;
-        } else if known.judge(container, node).0 == Verdict::Adopt {
+            self.nudge.ring(&work.commit().await?);
+            return Ok(true);
+        }
+        let elsewhere = known.placement.as_ref().filter(|placement| placement.node != node);
+        let settled = match elsewhere {
+            Some(placement) => work.is_settled(placement.id).await?,
+            None => false,
+        };
+        if may_take_in(container, node, &known.rules(), settled) {
             self.adopt(&mut work, node, container, &known).await?;
         } else {
             return Ok(false);

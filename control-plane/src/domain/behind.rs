@@ -8,12 +8,12 @@
 //! | accepted a desired set | a version of the node's set that is as high |
 //! | heartbeats acknowledged | counted as many, but for a few: see [`LOST_AT_MOST`] |
 //! | a container, or a fence file, of incarnation i | an incarnation that is as high |
-//! | a container (i, g) of a student the store knows, i being the present incarnation | a generation of that student that is as high |
+//! | a container (i, g) of a student the store has placed on that node, i being the present incarnation | a generation of that student that is as high |
 //! | read a fence file (i, g) before a start, i being the present incarnation | a generation of that student that is as high |
 //! | an identity of this Carrel | a row of the node |
 //!
-//! What is no proof: a container of a student that the store does not know. Somebody may have made it by hand, and a store that
-//! lacks it lacks one of the above as well; alone it is adopted as an orphan. And nothing of an *earlier* incarnation is proof:
+//! What is no proof: a container of a student whom the store does not know, or has never placed on that node. Somebody may have made
+//! it by hand, and a store that lacks it lacks one of the above as well; alone it is an orphan. And nothing of an *earlier* incarnation is proof:
 //! that the store knows less than happened then is what an operator declared.
 
 use std::collections::HashMap;
@@ -81,7 +81,7 @@ pub struct Known {
     pub desired_generation: i64,
     /// The node's heartbeats.
     pub heartbeats: i64,
-    /// The highest generation of each student it knows, deleted ones too; by [`StudentId::key`].
+    /// The highest generation of each student that it has placed on the node, deleted ones too; by [`StudentId::key`].
     pub generations: HashMap<String, Generation>,
 }
 

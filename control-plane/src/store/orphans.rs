@@ -33,7 +33,8 @@ const WITHHELD: &str = "STOP_WITHHELD";
 /// Those that wait for an operator. A stop that is under way is none.
 const OPEN: &str = "SELECT * FROM orphans WHERE resolution IS NULL AND (verdict = 'HOLD' OR withheld)";
 
-/// What a second container of the same student would write beside: all that runs and that no order names, whatever was said of it. What an
+/// What a second container of the same student would write beside: all that runs and that no order names, whatever was said of it, on a
+/// node where the store has placed that student: of others a node keeps nobody waiting. What an
 /// operator, or the store itself, has stopped runs until it is no longer reported. A node that was given up had ended everything
 /// by its lease, or is dead by an operator's word. From the few orphans to their workspaces, never the other way round.
 const HELD: &str = "
@@ -43,7 +44,7 @@ JOIN nodes n ON n.id = o.node_id AND n.removed_at IS NULL AND n.state <> 'FENCED
 CROSS JOIN LATERAL (
     SELECT id FROM workspaces WHERE lower(student_id) = lower(o.student_id) AND deleted_at IS NULL OFFSET 0
 ) w
-WHERE o.running
+WHERE o.running AND o.own
 ORDER BY o.node_id, o.container_id";
 
 fn held_containers(rows: &[QueryResult]) -> Result<HashMap<WorkspaceUid, HeldContainer>> {
@@ -165,7 +166,7 @@ impl Work {
         held_containers(&rows.map_err(StoreError::sort("look for containers that were left alone"))?)
     }
 
-    /// Containers on a node, not given up, that run and that no order names.
+    /// Containers on a node, not given up, that run and keep their student waiting.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -175,7 +176,7 @@ impl Work {
             .tx
             .query_one_raw(sql(
                 "SELECT count(*) AS count FROM orphans o JOIN nodes n ON n.id = o.node_id
-                 WHERE o.node_id = $1 AND o.running AND n.state <> 'FENCED'",
+                 WHERE o.node_id = $1 AND o.running AND o.own AND n.state <> 'FENCED'",
                 [node.0.into()],
             ))
             .await
@@ -200,7 +201,7 @@ impl Work {
         Ok(row.is_some())
     }
 
-    /// Keeps an orphan as it was reported and judged; whether that is news.
+    /// Keeps an orphan as it was reported and judged; whether that is news. `own`: the store has placed its student on the node.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -210,6 +211,7 @@ impl Work {
         container: &Container,
         verdict: Verdict,
         reason: &str,
+        own: bool,
     ) -> Result<bool> {
         let operation = "keep an orphan";
         let verdict = if verdict == Verdict::Hold { "HOLD" } else { "STOP" };
@@ -230,10 +232,10 @@ impl Work {
             .query_one_raw(sql(
                 "WITH known AS (SELECT verdict, reason FROM orphans WHERE node_id = $1 AND container_id = $2)
                  INSERT INTO orphans AS o (node_id, container_id, workspace_id, student_id, generation, incarnation,
-                                           made_by, placement_id, running, verdict, reason, spec)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+                                           made_by, placement_id, running, verdict, reason, spec, own)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
                  ON CONFLICT (node_id, container_id) DO UPDATE
-                 SET running = $9, verdict = $10, reason = $11, spec = $12, withheld = o.verdict = 'STOP' AND $10 = 'STOP'
+                 SET running = $9, verdict = $10, reason = $11, spec = $12, own = $13, withheld = o.verdict = 'STOP' AND $10 = 'STOP'
                  RETURNING NOT EXISTS (SELECT 1 FROM known WHERE (verdict, reason) = ($10, $11)) AS news",
                 [
                     node.0.into(),
@@ -248,6 +250,7 @@ impl Work {
                     verdict.into(),
                     reason.into(),
                     spec.into(),
+                    own.into(),
                 ],
             ))
             .await

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
+use carrel_common::id::{Generation, NodeId, PlacementId, StudentId, WorkspaceUid};
 use carrel_common::model::{DesiredPair, Resources, WorkspaceSpec};
 use sea_orm::{ConnectionTrait, QueryResult};
 
@@ -155,6 +155,23 @@ impl Work {
             .query_one_raw(sql("SELECT 1 AS one FROM placements WHERE id = $1", [id.0.into()]))
             .await
             .map_err(StoreError::sort("find a placement"))?;
+        Ok(row.is_some())
+    }
+
+    /// Whether a student was ever placed on a node, as far as that is kept.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn was_placed_on(&mut self, node: NodeId, student: &StudentId) -> Result<bool> {
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT 1 FROM workspaces w JOIN placements p ON p.workspace_id = w.id AND p.node_id = $1
+                 WHERE lower(w.student_id) = $2 LIMIT 1",
+                [node.0.into(), student.key().into()],
+            ))
+            .await
+            .map_err(StoreError::sort("look whether a student was placed on a node"))?;
         Ok(row.is_some())
     }
 

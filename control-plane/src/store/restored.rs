@@ -262,6 +262,29 @@ impl Work {
             .map_err(StoreError::sort(operation))
     }
 
+    /// The same of those students only that were placed on a node, as far as that is kept.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn generations_on(
+        &mut self,
+        node: NodeId,
+        keys: Vec<String>,
+    ) -> Result<HashMap<String, Generation>> {
+        let operation = "look up who was placed on a node";
+        let rows = self
+            .tx
+            .query_all_raw(sql(
+                "SELECT DISTINCT lower(w.student_id) AS key FROM workspaces w JOIN placements p ON p.workspace_id = w.id
+                 WHERE p.node_id = $1 AND lower(w.student_id) = ANY ($2)",
+                [node.0.into(), keys.into()],
+            ))
+            .await
+            .map_err(StoreError::sort(operation))?;
+        let here = rows.iter().map(|row| row.try_get("", "key")).collect::<std::result::Result<_, _>>();
+        self.generations(here.map_err(StoreError::sort(operation))?).await
+    }
+
     /// The latest pair of a workspace that was ever placed, as far as it is kept.
     ///
     /// # Errors
@@ -297,6 +320,22 @@ impl Work {
             .await
             .map_err(StoreError::sort("confirm a placement"))?;
         Ok(())
+    }
+
+    /// Whether a placement was made in the present incarnation, or its container was found since that began.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn is_settled(&mut self, placement: PlacementId) -> Result<bool> {
+        let row = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT 1 FROM placements p, cluster c WHERE p.id = $1 AND c.incarnation IN (p.incarnation, p.confirmed_in)",
+                [placement.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("look whether a placement is settled"))?;
+        Ok(row.is_some())
     }
 
     /// Whether this workspace may run on a node that has not told yet what it runs, since the store was declared restored:

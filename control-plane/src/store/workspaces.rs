@@ -213,7 +213,7 @@ impl Work {
                 // Also above a container that is held: a lower one would look as if the store had forgotten that.
                 "SELECT max(generation) AS generation FROM (
                      SELECT generation FROM workspaces WHERE lower(student_id) = $1
-                     UNION ALL SELECT generation FROM orphans WHERE lower(student_id) = $1) AS known",
+                     UNION ALL SELECT generation FROM orphans WHERE own AND lower(student_id) = $1) AS known",
                 [make.student.key().into()],
             ))
             .await

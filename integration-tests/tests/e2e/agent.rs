@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use bollard::models::{ContainerCreateBody, HostConfig, PortBinding};
+use carrel_proto::v1::resolve_orphan_request::Resolution;
 use carrel_proto::v1::stop::Reason;
 use carrel_proto::v1::workspace::{State, StatusReason};
 use carrel_proto::v1::{self as pb};
@@ -11,6 +12,8 @@ use integration_tests::client::Client;
 use integration_tests::cluster::{Cluster, Options};
 use integration_tests::docker::Found;
 use integration_tests::settings::{tiny_image, tiny_image_that_is};
+
+use crate::nodes::running_orphan;
 
 /// Waits until the containers of the cluster are as wanted.
 pub(crate) async fn wait_for_containers(
@@ -163,7 +166,7 @@ async fn a_container_of_a_stopped_or_deleted_desk_is_removed() {
 }
 
 #[tokio::test]
-async fn a_container_that_the_store_does_not_know_is_adopted() {
+async fn a_container_that_the_store_does_not_know_is_adopted_by_an_operators_word() {
     let cluster = Cluster::start(Options::new().idle("1h", "1m")).await;
     let client = cluster.client();
     client.start_and_wait("ada").await;
@@ -181,23 +184,20 @@ async fn a_container_that_the_store_does_not_know_is_adopted() {
     );
     let id = imitate(&cluster, &format!("carrel-{uid}-g7"), unknown).await;
     let before = identity(&cluster, &id).await;
-    let start = Instant::now();
-    while client.try_get("eve").await.is_err() {
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "eve is not adopted: {:?}",
-            events(&client, "orphan.held").await
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    let orphan = running_orphan(&client).await;
+    assert_eq!((orphan.container_id.as_str(), orphan.reason.as_str()), (id.as_str(), "NOT_OF_THIS_NODE"));
+    assert!(client.try_get("eve").await.is_err(), "nobody is taken in on a node's word");
+    let adopt = pb::ResolveOrphanRequest {
+        node: orphan.node,
+        container_id: id.clone(),
+        resolution: Resolution::Adopt.into(),
+        reason: "made by hand".into(),
+        ..Default::default()
+    };
+    client.nodes.clone().resolve_orphan(adopt).await.unwrap();
     let adopted = client.wait_for("eve", State::Running).await;
     assert_eq!((adopted.uid, adopted.generation), (uid, 7));
     assert_eq!(identity(&cluster, &id).await, before, "it was not touched");
-    // Events are shown once no older transaction is open anywhere in the Postgres that tests share.
-    while events(&client, "orphan.adopted").await.len() != 1 {
-        assert!(start.elapsed() < Duration::from_secs(20), "nothing tells of it");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
     client.stop_and_wait("eve").await;
     assert_eq!(client.start_and_wait("eve").await.generation, 8);
 }

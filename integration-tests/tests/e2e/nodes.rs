@@ -170,7 +170,7 @@ async fn a_host_that_is_confirmed_dead_gives_its_desks_to_another_at_once() {
 }
 
 /// The orphan that is listed, once it runs: it may have been seen between its creation and its start.
-async fn running_orphan(client: &Client) -> pb::Orphan {
+pub(crate) async fn running_orphan(client: &Client) -> pb::Orphan {
     let start = Instant::now();
     loop {
         let listed = client.nodes.clone().list_orphans(pb::ListOrphansRequest::default()).await;
@@ -221,12 +221,13 @@ async fn a_student_of_whom_a_container_is_held_starts_once_an_operator_had_it_st
     let client = cluster.client();
     client.start_and_wait("ada").await;
     let ours = cluster.containers().await.remove(0);
-    // As on a disk that was copied: a desk of eve's that another node has made.
-    let (node, desk) = ("01a20ea6-5035-70a1-b75a-de1c8e4ecf99", "01a20ea6-5135-7719-906d-f819e911ab71");
+    client.start_and_wait("eve").await;
+    client.stop_and_wait("eve").await;
+    // Of a desk of eve's, who was here, that nobody knows.
+    let desk = "01a20ea6-5135-7719-906d-f819e911ab71";
     let labels = with(
         &ours.labels,
         &[
-            ("carrel.node", node),
             ("carrel.student", "eve"),
             ("carrel.workspace", desk),
             ("carrel.generation", "7"),

@@ -28,4 +28,5 @@ mod requests;
 mod restored;
 mod rig;
 mod spoiled;
+mod strangers;
 mod together;

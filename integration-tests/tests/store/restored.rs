@@ -360,7 +360,7 @@ async fn the_incarnation_rises_above_all_that_was_seen() {
 }
 
 #[tokio::test]
-async fn a_container_later_than_the_store_is_held_and_shows_that_it_went_back() {
+async fn a_container_later_than_the_store_is_held_and_a_hello_with_it_shows_that_it_went_back() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;
     let ada = rig.running(node, "ada").await;
@@ -368,6 +368,8 @@ async fn a_container_later_than_the_store_is_held_and_shows_that_it_went_back() 
     rig.obey(node).await;
     let later = Container { generation: Generation(9), ..containers_of_before(&ada, node) };
     assert_eq!(judge(&rig, node, &later).await, (Verdict::Hold, "LATER_THAN_THE_STORE"));
+    assert_eq!(event(&rig, "store.behind").await, 0, "a report of orphans proves nothing");
+    rig.hello(node, &greeting(&rig, node, vec![later.clone()]).await).await;
     assert!(is_behind(rig.start("ada").await));
     // While it is behind nothing is judged, and nothing is written about it.
     let before = event(&rig, "orphan.held").await;

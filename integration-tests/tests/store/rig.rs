@@ -281,6 +281,23 @@ impl Rig {
         workspace
     }
 
+    /// A workspace that ran on a node, and is stopped.
+    pub(crate) async fn was_on(&self, node: NodeId, student: &str) {
+        self.running(node, student).await;
+        self.stop(student).await;
+        self.obey(node).await;
+        assert_eq!(self.get(student).await.state, State::Stopped);
+    }
+
+    /// A placement of before the student's present desk.
+    pub(crate) async fn placed_once(&self, node: NodeId, student: &str) {
+        let insert = format!(
+            "INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes, incarnation, released_at)
+             SELECT gen_random_uuid(), id, '{node}', 0, spec, 0, 0, 1, now() FROM workspaces WHERE student_id = '{student}'"
+        );
+        self.database.execute(&insert).await;
+    }
+
     pub(crate) async fn end(self) {
         self.stop.cancel();
         self.app.store.close().await;

@@ -170,7 +170,6 @@ impl<R: Runtime> Driver<R> {
         for (container, verdict) in verdicts {
             self.host.metrics.orphan(match verdict {
                 Verdict::Stop | Verdict::StopByOrder => "stop",
-                Verdict::Adopt => "adopt",
                 Verdict::Hold => "hold",
             });
             tracing::info!(container, ?verdict, "verdict on an orphan");

@@ -364,7 +364,6 @@ fn an_orphan_is_removed_only_when_the_verdict_is_stop() {
     let orphan = found(1, 1, Phase::Running);
     for (verdict, actions) in [
         (Verdict::Hold, vec![]),
-        (Verdict::Adopt, vec![]),
         (Verdict::Stop, vec![clear(1, Cause::Orphan, vec![orphan.clone()])]),
     ] {
         let mut world = World::new(vec![], vec![orphan.clone()]);

@@ -60,13 +60,26 @@ fn judged(
     let newest = placed
         .or(newest)
         .map(|(incarnation, generation)| Pair { incarnation, generation: Generation(generation) });
-    let known = Known { incarnation: 2, desk: Some(&desk), placement: placement.as_ref(), newest };
-    judge(&container(found), NODE, &known)
+    let known = Known { incarnation: 2, desk: Some(&desk), placement: placement.as_ref(), newest, here: true };
+    let (found, judged) = (container(found), judge(&container(found), &known));
+    // Where the student was never placed, what is not known to be over is told apart by that alone.
+    let elsewhere = judge(&found, &Known { here: false, ..known });
+    match judged.0 {
+        Verdict::Stop | Verdict::StopByOrder => assert_eq!(elsewhere, judged),
+        Verdict::Hold => assert_eq!(elsewhere, (Verdict::Hold, NOT_OF_THIS_NODE)),
+    }
+    let taken_in = may_take_in(&found, NODE, &known, false);
+    assert_eq!(taken_in, judged.1 == FORGOTTEN);
+    assert!(!may_take_in(&found, NODE, &known, true), "what another node runs is not taken from it");
+    assert!(!may_take_in(&found, NodeId(uuid::Uuid::max()), &known, false), "nor what another node made");
+    judged
 }
+
+const FORGOTTEN: &str = "FORGOTTEN_BY_THE_STORE";
 
 #[test]
 fn the_whole_table() {
-    use Verdict::{Adopt, Hold, Stop};
+    use Verdict::{Hold, Stop};
     let cases = [
         ("of a later incarnation", judged((3, 1), 5, None, None), (Hold, "LATER_THAN_THE_STORE")),
         ("below what is placed", judged((2, 4), 5, Some((2, 5)), None), (Stop, "GENERATION_SUPERSEDED")),
@@ -80,7 +93,7 @@ fn the_whole_table() {
         (
             "forgotten, above what is placed",
             judged((1, 6), 5, Some((1, 5)), None),
-            (Adopt, "FORGOTTEN_BY_THE_STORE"),
+            (Hold, FORGOTTEN),
         ),
         ("below the desk's generation", judged((2, 4), 5, None, None), (Stop, "GENERATION_SUPERSEDED")),
         ("released on proof", judged((2, 5), 5, None, Some((2, 5))), (Stop, "PLACEMENT_RELEASED")),
@@ -93,12 +106,12 @@ fn the_whole_table() {
         (
             "queued in the copy, placed since",
             judged((1, 6), 6, None, Some((1, 5))),
-            (Adopt, "FORGOTTEN_BY_THE_STORE"),
+            (Hold, FORGOTTEN),
         ),
         (
             "stopped in the copy, started since",
             judged((1, 6), 5, None, Some((1, 5))),
-            (Adopt, "FORGOTTEN_BY_THE_STORE"),
+            (Hold, FORGOTTEN),
         ),
         ("the store itself went back", judged((2, 6), 5, None, Some((2, 5))), (Hold, "LATER_THAN_THE_STORE")),
         ("never placed as far as is known", judged((2, 5), 5, None, None), (Hold, "NEVER_PLACED")),
@@ -109,19 +122,23 @@ fn the_whole_table() {
 }
 
 #[test]
-fn a_student_the_store_does_not_know_is_adopted_where_the_container_was_made() {
-    let known = Known { incarnation: 1, desk: None, placement: None, newest: None };
-    let found = container((1, 7));
-    assert_eq!(judge(&found, NODE, &known), (Verdict::Adopt, "UNKNOWN_TO_THE_STORE"));
-    assert_eq!(judge(&found, NodeId(uuid::Uuid::max()), &known), (Verdict::Hold, "MADE_BY_ANOTHER_NODE"));
+fn a_student_the_store_does_not_know_is_taken_in_where_the_container_was_made_before_the_declaration() {
+    let known = Known { incarnation: 2, desk: None, placement: None, newest: None, here: false };
+    for (found, taken_in) in [((1, 7), true), ((2, 7), false), ((3, 1), false)] {
+        let found = container(found);
+        assert_eq!(judge(&found, &known), (Verdict::Hold, NOT_OF_THIS_NODE));
+        assert_eq!(may_take_in(&found, NODE, &known, false), taken_in, "{found:?}");
+        assert!(!may_take_in(&found, NodeId(uuid::Uuid::max()), &known, false));
+    }
 }
 
 #[test]
 fn a_container_of_a_deleted_desk_is_over_unless_it_is_later() {
     let deleted = Workspace { deleted_at: Some(datetime!(2026-03-02 11:00:00 UTC)), ..desk(5) };
-    let known = Known { incarnation: 2, desk: Some(&deleted), placement: None, newest: None };
-    let of = |pair| judge(&container(pair), NODE, &known).0;
-    assert_eq!([of((1, 5)), of((2, 5)), of((1, 6))], [Verdict::Stop, Verdict::Stop, Verdict::Adopt]);
+    let known = Known { incarnation: 2, desk: Some(&deleted), placement: None, newest: None, here: true };
+    let of = |pair| judge(&container(pair), &known).0;
+    assert_eq!([of((1, 5)), of((2, 5)), of((1, 6))], [Verdict::Stop, Verdict::Stop, Verdict::Hold]);
+    assert!(may_take_in(&container((1, 6)), NODE, &known, false));
 }
 
 proptest! {
@@ -136,10 +153,10 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_adopted_beside_something_as_late(
+    fn nothing_is_taken_in_beside_something_as_late(
         found in (1..4_i64, 1..9_i64), generation in 0..9_i64, placed in (1..3_i64, 1..9_i64),
     ) {
-        if judged(found, generation, Some(placed), None).0 == Verdict::Adopt {
+        if judged(found, generation, Some(placed), None).1 == FORGOTTEN {
             prop_assert!(found > placed);
         }
     }

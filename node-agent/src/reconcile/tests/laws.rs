@@ -9,8 +9,8 @@ fn any_phase() -> impl Strategy<Value = Phase> {
 }
 
 fn any_verdict() -> impl Strategy<Value = Option<Verdict>> {
-    use Verdict::{Adopt, Hold, Stop, StopByOrder};
-    proptest::option::of(prop_oneof![Just(Stop), Just(StopByOrder), Just(Adopt), Just(Hold)])
+    use Verdict::{Hold, Stop, StopByOrder};
+    proptest::option::of(prop_oneof![Just(Stop), Just(StopByOrder), Just(Hold)])
 }
 
 /// One of five, so that most worlds have others as well.
