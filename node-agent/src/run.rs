@@ -159,7 +159,7 @@ fn spawn_parts(
 ) {
     let (accepted, from_session) = watch::channel(Accepted::default());
     let (verdicts, from_verdicts) = mpsc::channel(VERDICTS_WAITING);
-    let (orphans, from_orphans) = watch::channel(Vec::new());
+    let (orphans, from_orphans) = watch::channel(None);
     let (engine, from_engine) = watch::channel(EngineState::default());
     let (fenced, from_fences) = watch::channel(FencedOff::default());
     let fences = FenceWatch::new(Arc::clone(&host), from_engine.clone(), from_session.clone(), fenced);

@@ -10,7 +10,7 @@ use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::orphan::{self, may_adopt};
 use crate::domain::reconcile::Placement;
 use crate::domain::workspace::Workspace;
-use crate::store::{Locked, Orphan, Work};
+use crate::store::{Kept, Locked, Orphan, WITHHELD, Work};
 
 /// What was decided about one orphan.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,15 +83,29 @@ fn about(node: NodeId, container: &Container) -> Subject {
     Subject { workspace: Some((container.workspace, container.student.clone())), node: Some(node) }
 }
 
+fn told_of(kind: &'static str, actor: Actor, container: &Container) -> Entry {
+    Entry::new(kind, actor)
+        .with("container_id", container.container_id.as_str())
+        .with("generation", container.generation.0)
+        .with("incarnation", container.incarnation)
+}
+
 impl App {
-    /// What is to be done with everything that a node reports; what it no longer reports is forgotten.
+    /// What is to be done with everything that a node reports; what it no longer reports is forgotten, and told when it was to be
+    /// stopped. `withheld`: those whose stop the node holds back, as there are so many.
     ///
     /// # Errors
     /// The database; then nothing is to be done with any of them.
-    pub async fn judge_report(&self, node: NodeId, containers: &[Container]) -> Result<Vec<Judged>> {
+    pub async fn judge_report(
+        &self,
+        node: NodeId,
+        containers: &[Container],
+        withheld: &[String],
+    ) -> Result<Vec<Judged>> {
         let mut judged = Vec::with_capacity(containers.len());
         for container in containers {
-            let once = settle!(self.judge_once(node, container)).map(Some);
+            let withheld = withheld.contains(&container.container_id);
+            let once = settle!(self.judge_once(node, container, withheld)).map(Some);
             // Of one that is left out the node hears nothing, and leaves it alone.
             let Some((verdict, reason)) = alone(container.workspace, once)? else { continue };
             self.metrics.orphan(verdict);
@@ -101,9 +115,19 @@ impl App {
             );
             judged.push(Judged { container_id: container.container_id.clone(), verdict, reason });
         }
-        let reported = containers.iter().map(|container| container.container_id.clone()).collect();
-        self.store.forget_orphans_but(node, reported).await?;
+        self.forget_unreported(node, containers).await?;
         Ok(judged)
+    }
+
+    async fn forget_unreported(&self, node: NodeId, containers: &[Container]) -> Result<()> {
+        let reported = containers.iter().map(|container| container.container_id.clone()).collect();
+        let mut work = self.store.begin().await?;
+        for (container, reason) in work.forget_orphans_but(node, reported).await? {
+            let entry = told_of("orphan.stopped", Actor::Agent, &container).because(reason);
+            work.append(about(node, &container), entry).await?;
+        }
+        self.nudge.ring(&work.commit().await?);
+        Ok(())
     }
 
     /// What operators want done with the orphans of a node.
@@ -115,7 +139,12 @@ impl App {
         Ok(self.store.orphans_to_stop(node).await?.into_iter().map(stop).collect())
     }
 
-    async fn judge_once(&self, node: NodeId, container: &Container) -> Result<(Verdict, &'static str)> {
+    async fn judge_once(
+        &self,
+        node: NodeId,
+        container: &Container,
+        withheld: bool,
+    ) -> Result<(Verdict, &'static str)> {
         let mut work = self.store.begin().await?;
         if work.state().await?.behind.is_some() {
             // Nothing is known to be over by a store that has forgotten, no order of before counts, and nothing is taken into it.
@@ -126,17 +155,16 @@ impl App {
         }
         let known = Known::of(&mut work, node, container).await?;
         let (verdict, reason) = orphan::judge(container, &known.rules());
+        let held = match verdict {
+            Verdict::Hold => Some(reason),
+            // A stop is told when it was done.
+            Verdict::Stop | Verdict::StopByOrder => withheld.then_some(WITHHELD),
+        };
+        let kept = Kept { verdict, reason, own: known.here, withheld: withheld && verdict == Verdict::Stop };
         // What is reported again and again is told once.
-        if work.keep_orphan(node, container, verdict, reason, known.here).await? {
-            let kind = match verdict {
-                Verdict::Stop | Verdict::StopByOrder => "orphan.stopped",
-                Verdict::Hold => "orphan.held",
-            };
-            let entry = Entry::new(kind, Actor::ControlPlane)
-                .because(reason)
-                .with("container_id", container.container_id.as_str())
-                .with("generation", container.generation.0)
-                .with("incarnation", container.incarnation);
+        let news = work.keep_orphan(node, container, &kept).await?;
+        if let (Some(why), true) = (held, news) {
+            let entry = told_of("orphan.held", Actor::ControlPlane, container).because(why);
             work.append(about(node, container), entry).await?;
         }
         self.nudge.ring(&work.commit().await?);

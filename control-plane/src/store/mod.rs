@@ -55,7 +55,7 @@ pub use line::{InLine, NextIdle};
 pub use log_tails::{Served, StoredPiece, WantedLog};
 pub use node_admin::NodeLoad;
 pub use nodes::NewSession;
-pub use orphans::Orphan;
+pub use orphans::{Kept, Orphan, WITHHELD};
 pub use placements::OrdersState;
 pub use requests::Replay;
 pub use restored::{DeclareError, Declared};

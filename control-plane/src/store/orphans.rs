@@ -27,8 +27,21 @@ pub struct Orphan {
     pub first_seen_at: OffsetDateTime,
 }
 
-/// Shown as the reason when the node held the stop of an orphan back.
-const WITHHELD: &str = "STOP_WITHHELD";
+/// How an orphan was judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept {
+    /// What is to be done.
+    pub verdict: Verdict,
+    /// Why: stable.
+    pub reason: &'static str,
+    /// The store has placed its student on the node.
+    pub own: bool,
+    /// It is to be stopped, and the node holds that back.
+    pub withheld: bool,
+}
+
+/// The reason when the node holds the stop of an orphan back.
+pub const WITHHELD: &str = "STOP_WITHHELD";
 
 /// Those that wait for an operator. A stop that is under way is none.
 const OPEN: &str = "SELECT * FROM orphans WHERE resolution IS NULL AND (verdict = 'HOLD' OR withheld)";
@@ -138,21 +151,6 @@ impl Store {
         let ids = rows.iter().map(|row| row.try_get("", "container_id"));
         ids.collect::<std::result::Result<_, _>>().map_err(StoreError::sort(operation))
     }
-
-    /// Forgets the orphans of a node that are not among `reported`.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub async fn forget_orphans_but(&self, node: NodeId, reported: Vec<String>) -> Result<()> {
-        self.db
-            .execute_raw(sql(
-                "DELETE FROM orphans WHERE node_id = $1 AND container_id <> ALL ($2::text[])",
-                [node.0.into(), reported.into()],
-            ))
-            .await
-            .map_err(StoreError::sort("forget orphans"))?;
-        Ok(())
-    }
 }
 
 impl Work {
@@ -185,6 +183,42 @@ impl Work {
         row.try_get("", "count").map_err(StoreError::sort(operation))
     }
 
+    /// Forgets the orphans of a node that are not among `reported`; of those, the ones that were to be stopped, and why.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn forget_orphans_but(
+        &mut self,
+        node: NodeId,
+        reported: Vec<String>,
+    ) -> Result<Vec<(Container, String)>> {
+        let sorted = StoreError::sort("forget orphans");
+        let rows = self
+            .tx
+            .query_all_raw(sql(
+                "DELETE FROM orphans WHERE node_id = $1 AND container_id <> ALL ($2::text[])
+                 RETURNING *, resolution = 'STOP' AS by_order, verdict = 'STOP' OR resolution = 'STOP' AS stopped",
+                [node.0.into(), reported.into()],
+            ))
+            .await
+            .map_err(&sorted)?;
+        self.touched.queue |= !rows.is_empty();
+        let mut stopped = Vec::new();
+        for row in &rows {
+            let by_order: Option<bool> = row.try_get("", "by_order").map_err(&sorted)?;
+            let was_to_stop: Option<bool> = row.try_get("", "stopped").map_err(&sorted)?;
+            if was_to_stop != Some(true) {
+                continue;
+            }
+            let reason = match by_order {
+                Some(true) => "OPERATOR".to_owned(),
+                Some(false) | None => row.try_get("", "reason").map_err(&sorted)?,
+            };
+            stopped.push((orphan(row)?.container, reason));
+        }
+        Ok(stopped)
+    }
+
     /// Whether an operator wants a container stopped.
     ///
     /// # Errors
@@ -201,19 +235,13 @@ impl Work {
         Ok(row.is_some())
     }
 
-    /// Keeps an orphan as it was reported and judged; whether that is news. `own`: the store has placed its student on the node.
+    /// Keeps an orphan as it was reported and judged; whether that is news.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn keep_orphan(
-        &mut self,
-        node: NodeId,
-        container: &Container,
-        verdict: Verdict,
-        reason: &str,
-        own: bool,
-    ) -> Result<bool> {
+    pub async fn keep_orphan(&mut self, node: NodeId, container: &Container, kept: &Kept) -> Result<bool> {
         let operation = "keep an orphan";
+        let Kept { verdict, reason, own, withheld } = *kept;
         let verdict = if verdict == Verdict::Hold { "HOLD" } else { "STOP" };
         let Container {
             container_id,
@@ -230,13 +258,13 @@ impl Work {
         let row = self
             .tx
             .query_one_raw(sql(
-                "WITH known AS (SELECT verdict, reason FROM orphans WHERE node_id = $1 AND container_id = $2)
-                 INSERT INTO orphans AS o (node_id, container_id, workspace_id, student_id, generation, incarnation,
-                                           made_by, placement_id, running, verdict, reason, spec, own)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+                "WITH known AS (SELECT verdict, reason, withheld FROM orphans WHERE node_id = $1 AND container_id = $2)
+                 INSERT INTO orphans (node_id, container_id, workspace_id, student_id, generation, incarnation,
+                                           made_by, placement_id, running, verdict, reason, spec, own, withheld)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
                  ON CONFLICT (node_id, container_id) DO UPDATE
-                 SET running = $9, verdict = $10, reason = $11, spec = $12, own = $13, withheld = o.verdict = 'STOP' AND $10 = 'STOP'
-                 RETURNING NOT EXISTS (SELECT 1 FROM known WHERE (verdict, reason) = ($10, $11)) AS news",
+                 SET running = $9, verdict = $10, reason = $11, spec = $12, own = $13, withheld = $14
+                 RETURNING NOT EXISTS (SELECT 1 FROM known WHERE (verdict, reason, withheld) = ($10, $11, $14)) AS news",
                 [
                     node.0.into(),
                     container_id.as_str().into(),
@@ -251,6 +279,7 @@ impl Work {
                     reason.into(),
                     spec.into(),
                     own.into(),
+                    withheld.into(),
                 ],
             ))
             .await

@@ -227,11 +227,7 @@ async fn a_student_of_whom_a_container_is_held_starts_once_an_operator_had_it_st
     let desk = "01a20ea6-5135-7719-906d-f819e911ab71";
     let labels = with(
         &ours.labels,
-        &[
-            ("carrel.student", "eve"),
-            ("carrel.workspace", desk),
-            ("carrel.generation", "7"),
-        ],
+        &[("carrel.student", "eve"), ("carrel.workspace", desk), ("carrel.generation", "7")],
     );
     let stray = imitate(&cluster, &format!("carrel-{desk}-g7"), labels).await;
     let orphan = running_orphan(&client).await;

@@ -5,7 +5,13 @@ use control_plane::domain::workspace::State;
 
 use crate::rig::{Rig, call, id};
 
-pub(crate) fn container(name: &str, workspace: WorkspaceUid, student: &str, generation: i64, node: NodeId) -> Container {
+pub(crate) fn container(
+    name: &str,
+    workspace: WorkspaceUid,
+    student: &str,
+    generation: i64,
+    node: NodeId,
+) -> Container {
     Container {
         container_id: name.into(),
         workspace,
@@ -20,7 +26,7 @@ pub(crate) fn container(name: &str, workspace: WorkspaceUid, student: &str, gene
 }
 
 pub(crate) async fn judge(rig: &Rig, node: NodeId, containers: &[Container]) -> Vec<(Verdict, &'static str)> {
-    let judged = rig.app.judge_report(node, containers).await.unwrap();
+    let judged = rig.app.judge_report(node, containers, &[]).await.unwrap();
     judged.into_iter().map(|judged| (judged.verdict, judged.reason)).collect()
 }
 
@@ -83,12 +89,28 @@ async fn a_stop_that_the_node_holds_back_waits_for_an_operator() {
     let ada = rig.running(node, "ada").await;
     rig.stop("ada").await;
     rig.obey(node).await;
-    let over = container("c1", ada.uid, "ada", 1, node);
-    assert_eq!(judge(&rig, node, std::slice::from_ref(&over)).await, [(Verdict::Stop, "PLACEMENT_RELEASED")]);
-    assert_eq!(listed(&rig).await, [], "it is being stopped");
-    judge(&rig, node, &[over]).await;
-    assert_eq!(listed(&rig).await, [("c1".into(), "STOP_WITHHELD".into())]);
+    let over = [container("c1", ada.uid, "ada", 1, node)];
+    let told = async || {
+        let told = "SELECT coalesce(string_agg(kind || ' ' || reason, ', ' ORDER BY id), '') FROM events WHERE kind LIKE 'orphan.%'";
+        rig.database.text(told).await
+    };
+    assert_eq!(judge(&rig, node, &over).await, [(Verdict::Stop, "PLACEMENT_RELEASED")]);
+    assert_eq!(judge(&rig, node, &over).await, [(Verdict::Stop, "PLACEMENT_RELEASED")], "it takes its time");
+    assert_eq!((listed(&rig).await, told().await), (vec![], String::new()), "it is being stopped");
+    for _ in 0..2 {
+        rig.app.judge_report(node, &over, &["c1".into()]).await.unwrap();
+        assert_eq!(listed(&rig).await, [("c1".into(), "STOP_WITHHELD".into())]);
+        assert_eq!(told().await, "orphan.held STOP_WITHHELD");
+    }
+    // It is held back no longer, as others of them are gone; and then once more.
+    judge(&rig, node, &over).await;
+    assert_eq!(listed(&rig).await, []);
+    rig.app.judge_report(node, &over, &["c1".into()]).await.unwrap();
     resolve(&rig, (node, "c1"), Resolution::Stop, false).await.unwrap();
+    assert_eq!(judge(&rig, node, &over).await, [(Verdict::StopByOrder, "OPERATOR")]);
+    judge(&rig, node, &[]).await;
+    let expected = "orphan.held STOP_WITHHELD, orphan.held STOP_WITHHELD, orphan.resolved OPERATOR, orphan.stopped OPERATOR";
+    assert_eq!(told().await, expected);
     let told = "SELECT reason || ' ' || actor FROM events WHERE kind = 'orphan.resolved'";
     assert_eq!(rig.database.text(told).await, "OPERATOR operator");
     rig.end().await;
@@ -100,10 +122,7 @@ async fn an_operator_may_adopt_what_another_node_has_made() {
     let node = rig.node(4).await;
     let uid = WorkspaceUid::new();
     let moved = container("c1", uid, "eve", 7, NodeId::new());
-    assert_eq!(
-        judge(&rig, node, std::slice::from_ref(&moved)).await,
-        [(Verdict::Hold, "NOT_OF_THIS_NODE")]
-    );
+    assert_eq!(judge(&rig, node, std::slice::from_ref(&moved)).await, [(Verdict::Hold, "NOT_OF_THIS_NODE")]);
     resolve(&rig, (node, "c1"), Resolution::Adopt, false).await.unwrap();
     assert_eq!(listed(&rig).await, []);
     rig.obey(node).await;

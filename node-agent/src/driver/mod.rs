@@ -47,6 +47,15 @@ pub struct Accepted {
     pub taken_at: Duration,
 }
 
+/// Containers that no order names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Orphans {
+    /// All of them, sorted by id.
+    pub containers: Vec<Container>,
+    /// Those whose stop the breaker holds back, by id.
+    pub withheld: Vec<String>,
+}
+
 /// How the session and the driver are joined.
 #[derive(Debug)]
 pub struct Links {
@@ -56,8 +65,8 @@ pub struct Links {
     pub verdicts: mpsc::Receiver<Vec<(String, Verdict)>>,
     /// Containers that have to stop, as the share knows later ones.
     pub fenced: watch::Receiver<FencedOff>,
-    /// Containers to report.
-    pub orphans: watch::Sender<Vec<Container>>,
+    /// Containers to report; `None` until the first listings have shown which.
+    pub orphans: watch::Sender<Option<Orphans>>,
     /// What is known of the container engine.
     pub engine: watch::Sender<EngineState>,
     /// Stops that the breaker holds back.
@@ -283,25 +292,29 @@ impl<R: Runtime> Driver<R> {
             memory: &self.memory,
             verdicts: &self.verdicts,
         });
-        let Decisions { actions, orphans, held, relist, withheld, wake_at } = decisions;
+        let Decisions { actions, orphans: containers, partial, held, relist, withheld, wake_at } = decisions;
         self.wake_at = self.wake_at.into_iter().chain(wake_at).min();
         if relist {
             self.lister.soon();
         }
         self.host.metrics.held(held);
-        let news = self.links.withheld.send_if_modified(|told| std::mem::replace(told, withheld) != withheld);
-        if news && withheld > 0 {
-            self.host.metrics.withheld(withheld);
+        let stops = withheld.len();
+        let news = self.links.withheld.send_if_modified(|told| std::mem::replace(told, stops) != stops);
+        if news && stops > 0 {
+            self.host.metrics.withheld(stops);
             tracing::error!(
-                stops = withheld,
+                stops,
                 "so many stops without an order at once: none happens; an operator has to look"
             );
         }
-        self.links.orphans.send_if_modified(|reported| {
-            let changed = *reported != orphans;
-            *reported = orphans;
-            changed
-        });
+        if fresh && !partial {
+            let orphans = Some(Orphans { containers, withheld });
+            self.links.orphans.send_if_modified(|told| {
+                let news = *told != orphans;
+                *told = orphans;
+                news
+            });
+        }
         for action in actions {
             self.start(action, set.pair, taken_at);
         }

@@ -68,7 +68,7 @@ impl Bench {
         let (accepted, from_session) = watch::channel(Accepted::default());
         let (verdicts, from_verdicts) = mpsc::channel(1);
         let (engine_state, state) = watch::channel(EngineState::default());
-        let orphans = watch::Sender::new(Vec::new());
+        let orphans = watch::Sender::new(None);
         let (fenced, from_fences) = watch::channel(FencedOff::default());
         let fences = FenceWatch::new(Arc::clone(&host), state.clone(), from_session.clone(), fenced);
         let links = Links {

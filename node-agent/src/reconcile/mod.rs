@@ -175,6 +175,13 @@ impl View<'_> {
     fn says(&self, found: &Found, verdict: Verdict) -> bool {
         self.verdicts.get(&found.container.container_id) == Some(&verdict)
     }
+
+    /// What was reported once is reported until it is gone, whatever is being done with it.
+    fn report_on<'a>(&self, containers: impl IntoIterator<Item = &'a &'a Found>, out: &mut Decisions) {
+        let told = |found: &&&Found| self.verdicts.contains_key(&found.container.container_id);
+        let told = containers.into_iter().filter(told);
+        out.orphans.extend(told.map(|found| found.container.clone()));
+    }
 }
 
 /// What is to be done.
@@ -182,14 +189,17 @@ impl View<'_> {
 pub struct Decisions {
     /// To do now, sorted by workspace.
     pub actions: Vec<Action>,
-    /// To report to the control plane: in no item, of a higher pair than known, or made of another spec. Sorted by id.
+    /// To report to the control plane: in no item, of a higher pair than known, or made of another spec; also what is being stopped.
+    /// Sorted by id.
     pub orphans: Vec<Container>,
+    /// Some were not in the listing before, and are not among `orphans` yet: that is no whole report.
+    pub partial: bool,
     /// Of those, how many are left alone although an item names their workspace.
     pub held: usize,
     /// Whether another listing would allow more: it may follow at once.
     pub relist: bool,
-    /// Orphan stops held back by the breaker; 0 when it did not trip.
-    pub withheld: usize,
+    /// Orphans whose stop the breaker holds back, by id, sorted; none when it did not trip.
+    pub withheld: Vec<String>,
     /// The earliest moment at which something put off is due.
     pub wake_at: Option<Duration>,
 }
@@ -212,6 +222,7 @@ pub fn diff(view: &View<'_>) -> Decisions {
     orphans(view, workspaces, &found, &mut out);
     out.actions.sort_by_key(Action::workspace);
     out.orphans.sort_by(|a, b| a.container_id.cmp(&b.container_id));
+    out.withheld.sort();
     out
 }
 
@@ -223,11 +234,16 @@ pub fn refuses(seen_at: Duration, basis_age: Duration, taken_at: Duration) -> bo
 
 fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Decisions) {
     let stopped = matches!(item.run, Run::Stopped { .. });
+    let no_order = |found: &&&Found| {
+        let (pair, ordered) = (found.container.pair(), item.pair());
+        pair > ordered || (pair == ordered && !stopped && found.spec_digest != item.spec.digest())
+    };
     if let Some(task) = view.in_flight.get(&item.workspace) {
         let fenced = view.lease == Standing::Over || containers.iter().any(|found| is_over(view, found));
         if matches!(task, InFlight::Bring(pair) if stopped || fenced || *pair != item.pair()) {
             out.actions.push(Action::Cancel { workspace: item.workspace });
         }
+        view.report_on(containers.iter().filter(no_order), out);
         return;
     }
     let memory = view.memory.get(&item.workspace);
@@ -239,6 +255,9 @@ fn one(view: &View<'_>, item: &DesiredItem, containers: &[&Found], out: &mut Dec
         // The store went back in time, or this set did: nothing of this workspace is touched.
         hold(view, item.workspace, &held, out);
         return;
+    }
+    if stale {
+        view.report_on(containers.iter().filter(no_order), out);
     }
     if put_off(view, memory.filter(|memory| memory.pair == item.pair()), out) {
         return;
@@ -299,7 +318,7 @@ fn hold(view: &View<'_>, workspace: WorkspaceUid, held: &[&&Found], out: &mut De
         clear_when_sure(view, workspace, Cause::Orphan, &ordered, out);
     }
     out.held += left.len();
-    out.orphans.extend(left.into_iter().map(|found| found.container.clone()));
+    out.orphans.extend(held.iter().map(|found| found.container.clone()));
 }
 
 fn bring(
@@ -381,15 +400,14 @@ fn orphans(
     for (workspace, containers) in found {
         let memory = view.memory.get(workspace);
         let stale = memory.is_some_and(|memory| memory.at >= view.listing.taken_at);
-        if stale || view.in_flight.contains_key(workspace) {
-            continue;
-        }
-        if put_off(view, memory, out) {
+        if stale || view.in_flight.contains_key(workspace) || put_off(view, memory, out) {
+            view.report_on(containers, out);
             continue;
         }
         let fenced: Vec<&&Found> = containers.iter().filter(|found| is_over(view, found)).collect();
         if !fenced.is_empty() {
             out.actions.push(clear(*workspace, Cause::Fenced, &fenced));
+            view.report_on(containers, out);
             continue;
         }
         if !view.session_fresh {
@@ -398,11 +416,12 @@ fn orphans(
         let (seen, new): (Vec<&Found>, Vec<&Found>) =
             containers.iter().partition(|found| view.seen_before.contains(&found.container.container_id));
         out.relist |= !new.is_empty();
+        out.partial |= !new.is_empty();
+        out.orphans.extend(seen.iter().map(|found| found.container.clone()));
         let says = |verdict| move |found: &&Found| view.says(found, verdict);
         let (ordered, rest): (Vec<&Found>, Vec<&Found>) =
             seen.into_iter().partition(says(Verdict::StopByOrder));
-        let (stop, rest): (Vec<&Found>, Vec<&Found>) = rest.into_iter().partition(says(Verdict::Stop));
-        out.orphans.extend(rest.into_iter().map(|found| found.container.clone()));
+        let stop: Vec<&Found> = rest.into_iter().filter(says(Verdict::Stop)).collect();
         // One action for a workspace at a time: what else is to go of it goes next.
         if !ordered.is_empty() {
             out.actions.push(clear(*workspace, Cause::Orphan, &ordered.iter().collect::<Vec<_>>()));
@@ -413,8 +432,8 @@ fn orphans(
     let (few, share) = BREAKER;
     if over.len() > few.max(workspaces / share) {
         // An operator has to see them.
-        out.withheld = over.len();
-        out.orphans.extend(over.into_iter().flat_map(|(_, stop)| stop).map(|found| found.container.clone()));
+        let stops = over.into_iter().flat_map(|(_, stop)| stop);
+        out.withheld.extend(stops.map(|found| found.container.container_id.clone()));
     } else {
         out.actions.extend(over.into_iter().map(|(action, _)| action));
     }

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use carrel_common::id::ProcessId;
-use carrel_common::model::{Container, Verdict};
+use carrel_common::model::Verdict;
 use carrel_common::wire::WireError;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use tonic::{Code, Status};
 
 use self::backoff::{Backoff, Ended, in_haste};
 use crate::driver::host::Host;
-use crate::driver::{Accepted, EngineState};
+use crate::driver::{Accepted, EngineState, Orphans};
 use crate::enroll::{Identity, causes};
 use crate::facts::{HostFacts, Told};
 use crate::runtime::Runtime;
@@ -53,7 +53,7 @@ pub struct Session<R> {
     /// Verdicts, for the driver.
     pub verdicts: mpsc::Sender<Vec<(String, Verdict)>>,
     /// Containers to report, from the driver.
-    pub orphans: watch::Receiver<Vec<Container>>,
+    pub orphans: watch::Receiver<Option<Orphans>>,
     /// What is known of the container engine, from the driver.
     pub engine: watch::Receiver<EngineState>,
     /// Stops that the breaker holds back, from the driver.

@@ -24,7 +24,7 @@ use super::backoff::in_haste;
 use super::images::ImagesTold;
 use super::{Ending, Session, logs};
 use crate::activity::Seen;
-use crate::driver::Accepted;
+use crate::driver::{Accepted, Orphans};
 use crate::enroll::{Identity, Proof};
 use crate::facts;
 use crate::fence::Terms;
@@ -358,7 +358,10 @@ impl<R: Runtime> Live<'_, R> {
     }
 
     fn desired(&mut self, offered: DesiredSet) -> Result<(), Ending> {
-        let holds = self.session.accepted.borrow().set.clone();
+        let Accepted { set: holds, fresh, .. } = self.session.accepted.borrow().clone();
+        if !fresh {
+            self.session.orphans.mark_changed();
+        }
         let floor = self.session.witness.testimony().accepted;
         match judge(holds.as_deref(), floor, &offered) {
             Offer::Take => {
@@ -455,7 +458,12 @@ impl<R: Runtime> Live<'_, R> {
     }
 
     fn orphans(&mut self) -> Result<(), Ending> {
-        let containers: Vec<Container> = self.session.orphans.borrow_and_update().clone();
+        let orphans = self.session.orphans.borrow_and_update().clone();
+        // By the set of a session before this one they may be named.
+        let Some(Orphans { containers, withheld }) = orphans.filter(|_| self.session.accepted.borrow().fresh)
+        else {
+            return Ok(());
+        };
         // That there are none is told as well, once: the control plane forgets what is no longer reported. Only Docker can
         // know it.
         let none = containers.is_empty();
@@ -464,7 +472,7 @@ impl<R: Runtime> Live<'_, R> {
         }
         self.told_no_orphans = none;
         let containers = containers.into_iter().map(Into::into).collect();
-        self.send(Up::Orphans(pb::OrphanReport { containers }))
+        self.send(Up::Orphans(pb::OrphanReport { containers, withheld }))
     }
 
     fn log(&mut self, request: pb::LogRequest) -> Result<(), Ending> {

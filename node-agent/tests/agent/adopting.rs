@@ -3,6 +3,7 @@
 use carrel_common::model::{DesiredItem, Observed, WorkspaceSpec};
 use carrel_proto::v1::orphan_verdict::Verdict;
 
+use crate::control_plane::Heard;
 use crate::rig::{Rig, desk, docker, image, later, stopped};
 
 async fn adopted_after(rig: &mut Rig, item: &DesiredItem) -> (Vec<String>, Vec<String>) {
@@ -97,7 +98,7 @@ async fn a_higher_generation_than_known_is_held_and_reported() {
     let id = rig.plant(&later(&ada, 5));
     rig.control_plane.want(vec![ada.clone()]);
     rig.start_agent().await;
-    let reported = |heard: &crate::control_plane::Heard| {
+    let reported = |heard: &Heard| {
         heard.orphans.iter().flat_map(|report| &report.containers).any(|c| c.container_id == id).then_some(())
     };
     rig.control_plane.hear("a report on it", reported).await;
@@ -114,25 +115,36 @@ async fn an_unknown_container_is_left_alone_until_the_control_plane_says_stop() 
     let orphan = desk("ada", "test");
     let id = rig.plant(&orphan);
     rig.start_agent().await;
-    let reports =
-        |n: usize| move |heard: &crate::control_plane::Heard| (heard.orphans.len() >= n).then_some(());
+    let reports = |n: usize| {
+        move |heard: &Heard| {
+            let told = heard.orphans.iter().filter(|report| !report.containers.is_empty());
+            (told.count() >= n).then_some(())
+        }
+    };
     rig.control_plane.hear("a report", reports(1)).await;
     assert_eq!(rig.containers(), std::slice::from_ref(&id), "held");
     rig.control_plane.answer_orphans(Some(Verdict::Stop));
     rig.control_plane.hang_up();
     rig.control_plane.hear("another report", reports(2)).await;
-    while rig.containers().contains(&id) {
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    let none =
+        |heard: &Heard| heard.orphans.last().is_some_and(|last| last.containers.is_empty()).then_some(());
+    rig.control_plane.hear("that it is gone", none).await;
+    assert_eq!(rig.containers(), Vec::<String>::new(), "told until then");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_stops_without_an_order_at_once_do_not_happen() {
     let mut rig = Rig::stopped(|_| {}).await;
     rig.control_plane.answer_orphans(Some(Verdict::Stop));
-    let ids: Vec<String> = (0..4).map(|n| rig.plant(&desk(&format!("s{n}"), "test"))).collect();
+    let mut ids: Vec<String> = (0..4).map(|n| rig.plant(&desk(&format!("s{n}"), "test"))).collect();
     rig.start_agent().await;
-    rig.control_plane.hear("a report", |heard| (!heard.orphans.is_empty()).then_some(())).await;
+    let told = |heard: &Heard| {
+        heard.orphans.last().map(|last| last.withheld.clone()).filter(|told| !told.is_empty())
+    };
+    let withheld = rig.control_plane.hear("which stops are held back", told).await;
+    ids.sort();
+    assert_eq!(withheld, ids);
+    rig.control_plane.hear("how many", |heard| (heard.withheld.last() == Some(&4)).then_some(())).await;
     let beats = rig.control_plane.heard(|heard| heard.heartbeats.len());
     rig.control_plane.hear("time pass", |heard| (heard.heartbeats.len() > beats + 6).then_some(())).await;
     assert_eq!(rig.containers().len(), ids.len());
@@ -149,7 +161,7 @@ async fn containers_of_others_are_never_touched() {
     let ada = desk("ada", "test");
     rig.control_plane.want(vec![ada.clone()]);
     rig.running(&ada).await;
-    assert_eq!(rig.control_plane.heard(|heard| heard.orphans.len()), 0);
+    assert!(rig.control_plane.heard(|heard| heard.orphans.iter().all(|report| report.containers.is_empty())));
     for id in [&foreign, &plain] {
         assert_eq!(docker(&["inspect", "--format", "{{.State.Running}}", id]), "true");
     }
@@ -165,7 +177,8 @@ async fn a_container_made_of_another_spec_is_reported_and_left_alone() {
     other.spec = WorkspaceSpec { probe_path: "/other".into(), ..other.spec };
     rig.control_plane.want(vec![other.clone()]);
     rig.start_agent().await;
-    rig.control_plane.hear("a report", |heard| (!heard.orphans.is_empty()).then_some(())).await;
+    let told = |heard: &Heard| heard.orphans.iter().any(|report| !report.containers.is_empty()).then_some(());
+    rig.control_plane.hear("a report on it", told).await;
     assert_eq!(rig.containers(), std::slice::from_ref(&id));
     rig.control_plane.want(vec![stopped(&other)]);
     rig.gone(&other).await;

@@ -28,6 +28,7 @@ pub(crate) struct Heard {
     pub(crate) observations: Vec<Observation>,
     pub(crate) heartbeats: Vec<pb::Heartbeat>,
     pub(crate) orphans: Vec<pb::OrphanReport>,
+    pub(crate) withheld: Vec<i32>,
     pub(crate) refused: Vec<pb::DesiredRefused>,
     pub(crate) pieces: Vec<pb::LogPiece>,
     pub(crate) idle_acks: Vec<i64>,
@@ -347,7 +348,7 @@ impl State {
             }
             Up::LogPiece(piece) => self.heard.pieces.push(piece),
             Up::IdleStateAck(ack) => self.heard.idle_acks.push(ack.sequence),
-            Up::Withheld(_) => {}
+            Up::Withheld(withheld) => self.heard.withheld.push(withheld.stops),
             Up::DesiredRefused(refused) => self.heard.refused.push(refused),
         }
     }

@@ -60,7 +60,8 @@ fn judged(
     let newest = placed
         .or(newest)
         .map(|(incarnation, generation)| Pair { incarnation, generation: Generation(generation) });
-    let known = Known { incarnation: 2, desk: Some(&desk), placement: placement.as_ref(), newest, here: true };
+    let known =
+        Known { incarnation: 2, desk: Some(&desk), placement: placement.as_ref(), newest, here: true };
     let (found, judged) = (container(found), judge(&container(found), &known));
     // Where the student was never placed, what is not known to be over is told apart by that alone.
     let elsewhere = judge(&found, &Known { here: false, ..known });
@@ -90,11 +91,7 @@ fn the_whole_table() {
         ),
         ("what is placed elsewhere", judged((2, 5), 5, Some((2, 5)), None), (Hold, "ANOTHER_IS_PLACED")),
         ("above what is placed", judged((2, 6), 5, Some((2, 5)), None), (Hold, "LATER_THAN_THE_STORE")),
-        (
-            "forgotten, above what is placed",
-            judged((1, 6), 5, Some((1, 5)), None),
-            (Hold, FORGOTTEN),
-        ),
+        ("forgotten, above what is placed", judged((1, 6), 5, Some((1, 5)), None), (Hold, FORGOTTEN)),
         ("below the desk's generation", judged((2, 4), 5, None, None), (Stop, "GENERATION_SUPERSEDED")),
         ("released on proof", judged((2, 5), 5, None, Some((2, 5))), (Stop, "PLACEMENT_RELEASED")),
         ("released on proof before", judged((1, 5), 5, None, Some((1, 5))), (Stop, "PLACEMENT_RELEASED")),
@@ -103,16 +100,8 @@ fn the_whole_table() {
             judged((1, 9), 6, None, Some((2, 6))),
             (Stop, "GENERATION_SUPERSEDED"),
         ),
-        (
-            "queued in the copy, placed since",
-            judged((1, 6), 6, None, Some((1, 5))),
-            (Hold, FORGOTTEN),
-        ),
-        (
-            "stopped in the copy, started since",
-            judged((1, 6), 5, None, Some((1, 5))),
-            (Hold, FORGOTTEN),
-        ),
+        ("queued in the copy, placed since", judged((1, 6), 6, None, Some((1, 5))), (Hold, FORGOTTEN)),
+        ("stopped in the copy, started since", judged((1, 6), 5, None, Some((1, 5))), (Hold, FORGOTTEN)),
         ("the store itself went back", judged((2, 6), 5, None, Some((2, 5))), (Hold, "LATER_THAN_THE_STORE")),
         ("never placed as far as is known", judged((2, 5), 5, None, None), (Hold, "NEVER_PLACED")),
     ];

@@ -63,7 +63,7 @@ fn the_breaker_holds_nothing_back_of_it() {
     let containers: Vec<_> = (0..10).map(|n| found(n, 1, Phase::Running)).collect();
     let mut world = World::new(vec![], containers);
     world.over = (0..10).map(|n| id(n, 1)).collect();
-    assert_eq!((world.diff().actions.len(), world.diff().withheld), (10, 0));
+    assert_eq!((world.diff().actions.len(), world.diff().withheld.len()), (10, 0));
 }
 
 #[test]
