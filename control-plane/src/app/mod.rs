@@ -50,7 +50,7 @@ pub use line::{Board, Line, LinePlace};
 pub use logs::{LogOrder, LogPart, LogTails, Tail};
 pub use nodes::HeartbeatOutcome;
 pub use nudge::{IdleDue, Nudge};
-pub use orphans::{Judged, Resolution};
+pub use orphans::{Judged, Resolution, Resolved};
 pub use pulse::LastReading;
 pub use readiness::{Readiness, SharedReadiness};
 pub use remote_logs::LogHandover;

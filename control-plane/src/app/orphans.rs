@@ -2,6 +2,7 @@
 
 use carrel_common::id::{Generation, NodeId, Pair, PlacementId};
 use carrel_common::model::{Container, StopReason, Verdict};
+use serde::{Deserialize, Serialize};
 
 use super::settle::settle;
 use super::workspaces::replay;
@@ -30,6 +31,15 @@ pub enum Resolution {
     Stop,
     /// Take it into the store.
     Adopt,
+}
+
+/// What became of an orphan by an operator's word, or would become.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resolved {
+    /// The container as it was.
+    pub orphan: Orphan,
+    /// The student's workspace as it is then; `None`: there is none.
+    pub workspace: Option<Workspace>,
 }
 
 /// The reason of an operator's verdict.
@@ -190,7 +200,7 @@ impl App {
         Ok((found, next))
     }
 
-    /// Does with an orphan what an operator says.
+    /// Does with an orphan what an operator says; with `validate_only` it says what that would be, and does nothing.
     ///
     /// # Errors
     /// [`AppError::OrphanNotFound`], [`AppError::OrphanCannotBeAdopted`]; the database.
@@ -201,7 +211,7 @@ impl App {
         resolution: Resolution,
         why: &str,
         validate_only: bool,
-    ) -> Result<Orphan> {
+    ) -> Result<Resolved> {
         let once = || async {
             let mut work = self.store.begin().await?;
             if let Some(answer) = replay(&mut work, call).await? {
@@ -218,18 +228,15 @@ impl App {
             }
             // After the workspace, in the order of locks; somebody may have been first.
             work.lock_orphan(node, container_id).await?.ok_or_else(missing)?;
-            if validate_only {
-                return Ok(orphan);
-            }
-            let word = match resolution {
+            let (word, workspace) = match resolution {
                 Resolution::Stop => {
                     work.stop_orphan(node, container_id).await?;
-                    "STOP"
+                    ("STOP", known.desk.filter(|desk| desk.deleted_at.is_none()))
                 }
                 Resolution::Adopt => {
-                    self.adopt(&mut work, node, container, &known).await?;
+                    let adopted = self.adopt(&mut work, node, container, &known).await?;
                     work.forget_orphan(node, container_id).await?;
-                    "ADOPT"
+                    ("ADOPT", adopted)
                 }
             };
             let entry = Entry::new("orphan.resolved", Actor::Operator)
@@ -239,12 +246,17 @@ impl App {
                 .with("generation", container.generation.0)
                 .with("why", why);
             work.append(about(node, container), entry).await?;
+            let resolved = Resolved { orphan, workspace };
+            if validate_only {
+                // As it would be: nothing of it is committed.
+                return Ok(resolved);
+            }
             if let Some(request) = call.request_id {
-                work.answer(call.rpc, request, &orphan).await?;
+                work.answer(call.rpc, request, &resolved).await?;
             }
             self.nudge.ring(&work.commit().await?);
             tracing::warn!(node.id = %node, container.id = container_id, resolution = word, "an operator resolved an orphan");
-            Ok(orphan)
+            Ok(resolved)
         };
         settle!(once())
     }
@@ -257,7 +269,7 @@ impl App {
         node: NodeId,
         container: &Container,
         known: &Known,
-    ) -> Result<()> {
+    ) -> Result<Option<Workspace>> {
         let now = work.now().await?;
         if let Some(placement) = &known.placement {
             work.release_placement(placement, None).await?;
@@ -274,7 +286,7 @@ impl App {
         };
         let make = Workspace::new(container.workspace, container.student.clone(), Generation(0), spec, now);
         let uid = work.find_or_make(make).await?;
-        let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(()) };
+        let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(None) };
         let (next, log) = before.adopted(container, node, now);
         // The share and the container know the placement by its name: a container that is adopted keeps it.
         let placement = match container.placement {
@@ -283,7 +295,6 @@ impl App {
             Some(_) | None => PlacementId::new(),
         };
         work.insert_placement_as(placement, Some(container.incarnation), &next, node).await?;
-        work.save(&before, next, log, now).await?;
-        Ok(())
+        Ok(Some(work.save(&before, next, log, now).await?))
     }
 }

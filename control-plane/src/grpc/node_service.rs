@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use super::status::bad_field;
 use super::{node_convert as convert, parse, to_status};
-use crate::app::{App, DrainOrder, Drained};
+use crate::app::{App, DrainOrder, Drained, Resolved};
 
 /// The service.
 #[derive(Debug, Clone)]
@@ -181,8 +181,12 @@ impl NodeService for Nodes {
         let content = [&request.node, &request.container_id, &what, why, only(request.validate_only)];
         let call = parse::call("ResolveOrphan", &request.request_id, &content).map_err(bad_field)?;
         let which = (node, request.container_id.as_str());
-        let orphan = self.app.resolve_orphan(&call, which, resolution, why, request.validate_only).await;
-        let orphan = Some(convert::orphan(orphan.map_err(to_status)?));
-        Ok(Response::new(pb::ResolveOrphanResponse { orphan }))
+        let resolved = self.app.resolve_orphan(&call, which, resolution, why, request.validate_only).await;
+        let Resolved { orphan, workspace } = resolved.map_err(to_status)?;
+        let shown = self.app.view(workspace.into_iter().collect()).await.map_err(to_status)?.pop();
+        Ok(Response::new(pb::ResolveOrphanResponse {
+            orphan: Some(convert::orphan(orphan)),
+            workspace: shown.map(super::convert::workspace),
+        }))
     }
 }

@@ -1,6 +1,6 @@
 use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
 use carrel_common::model::{Container, StatusReason, Verdict};
-use control_plane::app::{AppError, Orphan, Resolution};
+use control_plane::app::{AppError, Resolution, Resolved};
 use control_plane::domain::workspace::State;
 
 use crate::rig::{Rig, call, id};
@@ -40,7 +40,7 @@ async fn resolve(
     which: (NodeId, &str),
     resolution: Resolution,
     only: bool,
-) -> control_plane::app::Result<Orphan> {
+) -> control_plane::app::Result<Resolved> {
     rig.app.resolve_orphan(&call("ResolveOrphan"), which, resolution, "looked at it", only).await
 }
 
@@ -123,7 +123,18 @@ async fn an_operator_may_adopt_what_another_node_has_made() {
     let uid = WorkspaceUid::new();
     let moved = container("c1", uid, "eve", 7, NodeId::new());
     assert_eq!(judge(&rig, node, std::slice::from_ref(&moved)).await, [(Verdict::Hold, "NOT_OF_THIS_NODE")]);
-    resolve(&rig, (node, "c1"), Resolution::Adopt, false).await.unwrap();
+    let would = resolve(&rig, (node, "c1"), Resolution::Adopt, true).await.unwrap();
+    let desk = would.workspace.clone().unwrap();
+    let seen = (desk.uid, desk.generation, desk.state, desk.node);
+    assert_eq!(seen, (uid, Generation(7), State::Starting, Some(node)), "what would be");
+    assert_eq!(listed(&rig).await.len(), 1, "it was only asked");
+    assert!(matches!(rig.app.get(&id("eve")).await, Err(AppError::WorkspaceNotFound(_))));
+    assert_eq!(
+        rig.database.text("SELECT count(*)::text FROM events WHERE kind = 'orphan.resolved'").await,
+        "0"
+    );
+    let done = resolve(&rig, (node, "c1"), Resolution::Adopt, false).await.unwrap();
+    assert_eq!((&done.orphan, done.workspace.unwrap().uid), (&would.orphan, uid));
     assert_eq!(listed(&rig).await, []);
     rig.obey(node).await;
     let eve = rig.get("eve").await;
@@ -191,6 +202,8 @@ async fn a_student_of_whom_a_container_is_held_is_placed_nowhere_until_it_is_gon
     let view = rig.app.get(&id("ada")).await.unwrap();
     assert_eq!((view.queue_position, view.ready_at), (0, None));
 
+    let would = resolve(&rig, (node, "c0ffee"), Resolution::Stop, true).await.unwrap();
+    assert_eq!(would.workspace.unwrap().status_reason, Some(StatusReason::ContainerHeld), "who waits for it");
     // An operator's word is not yet the proof.
     resolve(&rig, (node, "c0ffee"), Resolution::Stop, false).await.unwrap();
     assert_eq!(rig.app.place_waiting().await.unwrap(), 0);
