@@ -331,6 +331,8 @@ pub struct Observation {
     pub pull_percent: u8,
     /// With `StorageFenced`: what the share says is the latest.
     pub share_pair: Option<Pair>,
+    /// With `share_pair`: the placement that the share names; `None` when it names none.
+    pub share_placement: Option<PlacementId>,
 }
 
 impl Observation {

@@ -394,6 +394,7 @@ impl From<Observation> for pb::Observation {
             traceparent: o.traceparent,
             pull_percent: i32::from(o.pull_percent),
             share_pair: o.share_pair.map(Into::into),
+            share_placement_id: o.share_placement.map(|id| id.to_string()).unwrap_or_default(),
             ..Self::default()
         };
         match o.state {
@@ -476,6 +477,9 @@ impl TryFrom<pb::Observation> for Observation {
             pull_percent: u8::try_from(m.pull_percent.min(100))
                 .map_err(|_| WireError::new("observation.pull_percent", "must be 0 to 100"))?,
             share_pair: m.share_pair.map(Into::into),
+            share_placement: (!m.share_placement_id.is_empty())
+                .then(|| parse("observation.share_placement_id", &m.share_placement_id))
+                .transpose()?,
         })
     }
 }

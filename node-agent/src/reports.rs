@@ -10,6 +10,8 @@ use carrel_common::id::{Generation, Pair, WorkspaceUid};
 use carrel_common::model::{Observation, Observed};
 use tokio::sync::Notify;
 
+use crate::storage::fence_file::Token;
+
 /// An observation before it has its place in the sequence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -28,7 +30,7 @@ pub struct Report {
     /// Share of the image that is here, 0 to 100; with PULLING.
     pub pull_percent: u8,
     /// With `StorageFenced`: what the share says is the latest.
-    pub share_pair: Option<Pair>,
+    pub share: Option<Token>,
 }
 
 impl Report {
@@ -42,7 +44,7 @@ impl Report {
             image_digest: String::new(),
             traceparent: String::new(),
             pull_percent: 0,
-            share_pair: None,
+            share: None,
         }
     }
 }
@@ -86,16 +88,8 @@ impl Reports {
         let mut inner = self.lock();
         let sequence = inner.next;
         inner.next += 1;
-        let Report {
-            state,
-            exit_code,
-            oom_killed,
-            message,
-            image_digest,
-            traceparent,
-            pull_percent,
-            share_pair,
-        } = report;
+        let Report { state, exit_code, oom_killed, message, image_digest, traceparent, pull_percent, share } =
+            report;
         let observation = Observation {
             workspace,
             generation: pair.generation,
@@ -108,7 +102,8 @@ impl Reports {
             image_digest,
             traceparent,
             pull_percent,
-            share_pair,
+            share_pair: share.map(|later| later.pair),
+            share_placement: share.and_then(|later| later.placement),
         };
         let entry = Entry { observation, seen_at: None, sent: false, acked: false };
         inner.latest.insert((workspace, pair), entry);

@@ -77,6 +77,7 @@ fn what_the_share_says_comes_back_as_it_went() {
         traceparent: String::new(),
         pull_percent: 0,
         share_pair: Some(Pair { incarnation: 2, generation: Generation(9) }),
+        share_placement: Some(PlacementId::new()),
     };
     assert_eq!(Observation::try_from(pb::Observation::from(seen.clone())), Ok(seen));
 }

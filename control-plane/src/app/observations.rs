@@ -159,7 +159,8 @@ impl App {
 }
 
 /// The latest pair that this store has given the student, when the share says that there is a later one than its node was
-/// told of. What is later than that this store has never given: it has gone back in time.
+/// told of. What is later than that, or of a placement that this store never made, it has not given: it has gone back in time, and
+/// then there is none.
 async fn given(
     work: &mut Work,
     desk: &Workspace,
@@ -173,10 +174,22 @@ async fn given(
     let key = desk.student.key();
     let generation = work.generations(vec![key.clone()]).await?.remove(&key).unwrap_or(desk.generation);
     let given = Pair { incarnation, generation };
-    if let Some(evidence) = Evidence::of_share(&desk.student, share, given) {
-        outcomes.behind = Some((evidence, incarnation));
+    let mut evidence = Evidence::of_share(&desk.student, share, given);
+    // Of an earlier pair than its own no agent gives way; and the store forgets the placements of desks that are no more.
+    let own = if seen.incarnation == 0 { Pair { incarnation, ..seen.pair() } } else { seen.pair() };
+    if let (None, Some(placement)) = (&evidence, seen.share_placement)
+        && share >= own
+        && !work.placement_is_known(placement).await?
+    {
+        evidence = Evidence::of_twin(&desk.student, share, placement, incarnation);
     }
-    Ok(Some(given))
+    Ok(match evidence {
+        Some(evidence) => {
+            outcomes.behind = Some((evidence, incarnation));
+            None
+        }
+        None => Some(given),
+    })
 }
 
 /// What a report means for the workspace, if it means anything: it is about the generation that holds the placement.
@@ -223,8 +236,8 @@ fn concerns(
     Some(Event::Report(report))
 }
 
-/// The generation that the share knows, when the next one of this store would be later. What is later than all that this store
-/// has `given` is none of its own: it went back in time itself, and no number that it could count on to helps.
+/// The generation that the share knows, when the next one of this store would be later. What this store has not `given` is none of
+/// its own: it went back in time itself, and no number that it could count on to helps.
 fn latest(seen: &Observation, given: Option<Pair>) -> Option<Generation> {
     seen.share_pair.filter(|pair| given.is_some_and(|given| *pair <= given)).map(|pair| pair.generation)
 }

@@ -10,6 +10,7 @@
 //! | a container, or a fence file, of incarnation i | an incarnation that is as high |
 //! | a container (i, g) of a student the store has placed on that node, i being the present incarnation | a generation of that student that is as high |
 //! | read a fence file (i, g) before a start, i being the present incarnation | a generation of that student that is as high |
+//! | read a fence file of a placement before a start, of the present incarnation | made that placement |
 //! | an identity of this Carrel | a row of the node |
 //!
 //! What is no proof: a container of a student whom the store does not know, or has never placed on that node. Somebody may have made
@@ -19,7 +20,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use carrel_common::id::{ClusterId, Generation, NodeId, Pair, StudentId};
+use carrel_common::id::{ClusterId, Generation, NodeId, Pair, PlacementId, StudentId};
 use carrel_common::model::{Container, DesiredPair, HeartbeatCount};
 use time::OffsetDateTime;
 
@@ -120,6 +121,15 @@ pub enum Evidence {
         /// The latest that the store has given.
         known: Pair,
     },
+    /// The share holds a placement of the present incarnation that the store has not made.
+    Placement {
+        /// The student whose fence file it is.
+        student: StudentId,
+        /// The file's pair.
+        pair: Pair,
+        /// The file's placement.
+        placement: PlacementId,
+    },
     /// A node of this Carrel that the store does not know.
     Node {
         /// The Carrel that it says it belongs to, when that is not the store's: then the database is new.
@@ -135,7 +145,9 @@ impl Evidence {
         match self {
             Self::Set { accepted, .. } => accepted.incarnation,
             Self::Heartbeats { acked, .. } => acked.incarnation,
-            Self::Container { pair, .. } | Self::Share { pair, .. } => pair.incarnation,
+            Self::Container { pair, .. } | Self::Share { pair, .. } | Self::Placement { pair, .. } => {
+                pair.incarnation
+            }
             Self::Node { .. } => 0,
         }
     }
@@ -143,6 +155,21 @@ impl Evidence {
     /// A fence file shows a later pair than the store has ever given the student.
     pub fn of_share(student: &StudentId, pair: Pair, given: Pair) -> Option<Self> {
         (pair > given).then(|| Self::Share { student: student.clone(), pair, known: given })
+    }
+
+    /// The same, or an earlier one, was given to a placement that a store of this `incarnation` does not know: it was forgotten, and
+    /// what was given since may have been given twice. Of an earlier incarnation that is what was declared.
+    pub fn of_twin(
+        student: &StudentId,
+        pair: Pair,
+        placement: PlacementId,
+        incarnation: i64,
+    ) -> Option<Self> {
+        (pair.incarnation == incarnation).then(|| Self::Placement {
+            student: student.clone(),
+            pair,
+            placement,
+        })
     }
 
     /// A desired set was refused by an agent that holds a newer one.
@@ -170,6 +197,10 @@ impl fmt::Display for Evidence {
             Self::Share { student, pair, known } => {
                 write!(f, "the share holds {pair} for student {student}, and the store has given {known}")
             }
+            Self::Placement { student, pair, placement } => write!(
+                f,
+                "the share holds {pair} for student {student}, of placement {placement}, which the store has not made"
+            ),
             Self::Node { cluster: None, containers } => {
                 write!(f, "the store does not know this node, which has {containers} containers")
             }

@@ -70,7 +70,11 @@ impl<'a> Agent<'a> {
     }
 
     /// Takes the newest set, and reports; that a start gave way to an earlier container of the same student, too.
-    async fn obey(&mut self, shares: &BTreeMap<StudentId, Vec<Pair>>, chance: &mut Chance) {
+    async fn obey(
+        &mut self,
+        shares: &BTreeMap<StudentId, Vec<(Pair, Option<PlacementId>)>>,
+        chance: &mut Chance,
+    ) {
         let set = self.rig.app.desired_set(self.node).await.unwrap();
         self.accepted = self.accepted.max(Some(set.pair));
         self.ordered = set.items.iter().map(name).collect();
@@ -106,10 +110,10 @@ impl<'a> Agent<'a> {
     }
 
     /// What it has of each student, as the share would have it.
-    fn pairs(&self) -> BTreeMap<StudentId, Vec<Pair>> {
-        let mut pairs: BTreeMap<_, Vec<Pair>> = BTreeMap::new();
+    fn pairs(&self) -> BTreeMap<StudentId, Vec<(Pair, Option<PlacementId>)>> {
+        let mut pairs: BTreeMap<_, Vec<_>> = BTreeMap::new();
         for container in &self.containers {
-            pairs.entry(container.student.clone()).or_default().push(container.pair());
+            pairs.entry(container.student.clone()).or_default().push((container.pair(), container.placement));
         }
         pairs
     }

@@ -44,6 +44,7 @@ fn still_running(desk: &Workspace) -> Observation {
         traceparent: String::new(),
         pull_percent: 0,
         share_pair: None,
+        share_placement: None,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use carrel_common::id::{Generation, NodeId, Pair, StudentId, WorkspaceUid};
+use carrel_common::id::{Generation, NodeId, Pair, PlacementId, StudentId, WorkspaceUid};
 use carrel_common::model::{
     Health, NodeFacts, Observation, Observed, Resources, Run, Signal, StatusReason, WorkspaceSpec,
 };
@@ -218,7 +218,7 @@ impl Rig {
     }
 
     /// A start, or what ran, gave way to a later container that the share knows.
-    pub(crate) async fn give_way(&self, node: NodeId, desk: &Workspace, share: Pair) {
+    pub(crate) async fn give_way(&self, node: NodeId, desk: &Workspace, share: (Pair, Option<PlacementId>)) {
         self.give_way_of(node, desk.uid, desk.generation, share).await;
     }
 
@@ -228,7 +228,7 @@ impl Rig {
         node: NodeId,
         uid: WorkspaceUid,
         generation: Generation,
-        share: Pair,
+        share: (Pair, Option<PlacementId>),
     ) {
         let epoch = self.epoch(node).await;
         let state = Observed::Failed(StatusReason::StorageFenced);
@@ -242,7 +242,7 @@ impl Rig {
         uid: WorkspaceUid,
         generation: Generation,
         state: Observed,
-        share_pair: Option<Pair>,
+        share: Option<(Pair, Option<PlacementId>)>,
     ) -> control_plane::app::Result<()> {
         let observation = Observation {
             workspace: uid,
@@ -256,7 +256,8 @@ impl Rig {
             image_digest: "sha256:1".into(),
             traceparent: String::new(),
             pull_percent: 0,
-            share_pair,
+            share_pair: share.map(|(pair, _)| pair),
+            share_placement: share.and_then(|(_, placement)| placement),
         };
         self.app.observe(node, session_epoch, &[observation]).await.map(|_| ())
     }
@@ -290,12 +291,14 @@ impl Rig {
     }
 
     /// A placement of before the student's present desk.
-    pub(crate) async fn placed_once(&self, node: NodeId, student: &str) {
+    pub(crate) async fn placed_once(&self, node: NodeId, student: &str) -> PlacementId {
+        let placement = PlacementId::new();
         let insert = format!(
             "INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes, incarnation, released_at)
-             SELECT gen_random_uuid(), id, '{node}', 0, spec, 0, 0, 1, now() FROM workspaces WHERE student_id = '{student}'"
+             SELECT '{placement}', id, '{node}', 0, spec, 0, 0, 1, now() FROM workspaces WHERE student_id = '{student}'"
         );
         self.database.execute(&insert).await;
+        placement
     }
 
     pub(crate) async fn end(self) {

@@ -220,9 +220,9 @@ impl<'a, R: Runtime> Bring<'a, R> {
         self.phase("fence", begun);
         match claim {
             Ok(Claim::Held) => Ok(()),
-            Ok(Claim::Fenced(pair)) => {
+            Ok(Claim::Fenced(later)) => {
                 self.host.metrics.fenced("start");
-                Err(failure::fenced(pair).into())
+                Err(failure::fenced(later).into())
             }
             Err(problem) => Err(failure::storage(problem).into()),
         }
@@ -432,16 +432,10 @@ impl<'a, R: Runtime> Bring<'a, R> {
     }
 
     fn failed(&self, failure: Failure) -> Outcome {
-        let Failure { reason, message, exit_code, oom_killed, share_pair } = failure;
+        let Failure { reason, message, exit_code, oom_killed, share } = failure;
         tracing::warn!(?reason, ?exit_code, oom_killed, "failed: {message}");
         self.host.metrics.started(failure::label(reason));
-        self.report(Report {
-            exit_code,
-            oom_killed,
-            message,
-            share_pair,
-            ..Report::of(Observed::Failed(reason))
-        });
+        self.report(Report { exit_code, oom_killed, message, share, ..Report::of(Observed::Failed(reason)) });
         Outcome::Settled(Settled::Failed)
     }
 }

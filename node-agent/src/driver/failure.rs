@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use carrel_common::id::Pair;
 use carrel_common::model::{DesiredItem, StatusReason};
 
 use crate::reconcile::crash::Budget;
 use crate::runtime::{Inspected, RuntimeError};
+use crate::storage::fence_file::Token;
 
 /// A start that was given up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,12 +16,12 @@ pub(super) struct Failure {
     pub(super) exit_code: Option<i32>,
     pub(super) oom_killed: bool,
     /// What the share says is the latest, when that is why.
-    pub(super) share_pair: Option<Pair>,
+    pub(super) share: Option<Token>,
 }
 
 impl Failure {
     pub(super) fn of(reason: StatusReason, message: String) -> Self {
-        Self { reason, message, exit_code: None, oom_killed: false, share_pair: None }
+        Self { reason, message, exit_code: None, oom_killed: false, share: None }
     }
 }
 
@@ -40,11 +40,11 @@ pub(super) fn lease(error: &std::io::Error) -> Failure {
     )
 }
 
-/// `pair`: of the container that was started later.
-pub(super) fn fenced(pair: Pair) -> Failure {
+/// `later`: the container that was started later.
+pub(super) fn fenced(later: Token) -> Failure {
     let message =
         "A newer session of yours has your files, so this one does not run. Press Start to go on here.";
-    Failure { share_pair: Some(pair), ..Failure::of(StatusReason::StorageFenced, message.into()) }
+    Failure { share: Some(later), ..Failure::of(StatusReason::StorageFenced, message.into()) }
 }
 
 pub(super) fn desk(problem: &str) -> Failure {

@@ -8,7 +8,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use carrel_common::id::Pair;
 use carrel_common::model::{Container, DesiredSet};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,8 +21,8 @@ use crate::storage::fences::{Asking, Claim};
 /// Writes that were cut off leave a small file each: there is no hurry.
 const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
-/// Containers that gave way, with the pair that the share has instead of theirs.
-pub type FencedOff = BTreeMap<String, Pair>;
+/// Containers that gave way, with what the share has instead of theirs.
+pub type FencedOff = BTreeMap<String, Token>;
 
 /// The task.
 #[derive(Debug)]
@@ -129,7 +128,7 @@ impl<R: Runtime> FenceWatch<R> {
         let trouble = claims.iter().find_map(|claim| claim.as_ref().err()).cloned();
         self.troubled(trouble);
         let fenced = which.iter().zip(&claims).filter_map(|((container, _), claim)| match claim {
-            Ok(Claim::Fenced(pair)) => Some((container.container_id.clone(), *pair)),
+            Ok(Claim::Fenced(later)) => Some((container.container_id.clone(), *later)),
             Ok(Claim::Held) | Err(_) => None,
         });
         let found: FencedOff = fenced.collect();

@@ -399,7 +399,7 @@ impl<R: Runtime> Driver<R> {
                 };
                 (workspace, pair, InFlight::Remove, self.tasks.spawn(task.instrument(span)))
             }
-            Action::Fence { container, pair: later } => {
+            Action::Fence { container, later } => {
                 let (workspace, pair) = (container.workspace, container.pair());
                 let span = tracing::info_span!("workspace.fence", workspace.id = %workspace, generation = %pair.generation, node.id = %host.scope.node);
                 let task = async move {

@@ -12,6 +12,7 @@ use crate::logs;
 use crate::reconcile::{Cause, Settled};
 use crate::reports::Report;
 use crate::runtime::{Inspected, Runtime, RuntimeError};
+use crate::storage::fence_file::Token;
 
 /// Between SIGTERM and SIGKILL where no order says how long: time enough to save a file.
 const GRACE: Duration = Duration::from_secs(10);
@@ -173,21 +174,21 @@ async fn purge<R: Runtime>(host: &Host<R>, item: &DesiredItem) -> Result<bool, S
 
 /// Stops a container at once, as the share knows of a later one, and says so; it is removed when it is ordered. No grace: two that
 /// write are worse than what one of them had not saved.
-pub(super) async fn fence<R: Runtime>(host: &Host<R>, container: &Container, pair: Pair) -> Settled {
+pub(super) async fn fence<R: Runtime>(host: &Host<R>, container: &Container, later: Token) -> Settled {
     tracing::error!(
         generation = %container.generation, incarnation = container.incarnation, container = container.container_id,
-        later = ?pair, "the share knows a later container of this student; this one is stopped"
+        later = ?later.pair, "the share knows a later container of this student; this one is stopped"
     );
     if let Err(error) = host.runtime.ensure_stopped(&container.container_id, Duration::ZERO).await {
         tracing::warn!(%error, "the stop did not work; trying again");
         return retry(host);
     }
     host.metrics.fenced("running");
-    let Failure { reason, message, share_pair, .. } = failure::fenced(pair);
+    let Failure { reason, message, share, .. } = failure::fenced(later);
     host.reports.report(
         container.workspace,
         container.pair(),
-        Report { message, share_pair, ..Report::of(Observed::Failed(reason)) },
+        Report { message, share, ..Report::of(Observed::Failed(reason)) },
     );
     Settled::Failed
 }

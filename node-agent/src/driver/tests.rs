@@ -319,13 +319,13 @@ async fn more_starts_than_may_go_on_at_once_all_end() {
 
 impl Bench {
     /// As another host says on the share that `later` is the student's container now.
-    fn elsewhere(&self, item: &DesiredItem, later: i64) -> Pair {
+    fn elsewhere(&self, item: &DesiredItem, later: i64) -> Token {
         let pair = Pair { incarnation: 1, generation: Generation(later) };
         let base = Base::open(self.host.storage.base(), self.host.scope.cluster).expect("ours");
         let fences = Fences::open(&base, "elsewhere").expect("opened");
         let token = Token { pair, placement: Some(PlacementId::new()) };
         assert_eq!(fences.claim(&item.student, &token).expect("claimed"), Claim::Held);
-        pair
+        token
     }
 }
 
@@ -337,7 +337,7 @@ async fn a_start_is_refused_while_the_share_knows_a_later_container() {
     bench.want(vec![ada.clone()]);
     let failed = bench.until(&ada, |state| matches!(state, Observed::Failed(_))).await;
     assert_eq!(failed.state, Observed::Failed(StatusReason::StorageFenced));
-    assert_eq!(failed.share_pair, Some(later));
+    assert_eq!((failed.share_pair, failed.share_placement), (Some(later.pair), later.placement));
     assert_eq!(bench.engine.calls("start"), 0);
     // The control plane goes above it.
     bench.want(vec![stopped(&ada)]);
@@ -358,7 +358,8 @@ async fn what_runs_is_stopped_once_the_share_knows_a_later_container_and_others_
     let later = bench.elsewhere(&ada, 2);
     let failed = bench.until(&ada, |state| matches!(state, Observed::Failed(_))).await;
     assert_eq!(failed.state, Observed::Failed(StatusReason::StorageFenced));
-    assert_eq!((failed.share_pair, bench.engine.calls("stop")), (Some(later), 1));
+    assert_eq!((failed.share_pair, failed.share_placement), (Some(later.pair), later.placement));
+    assert_eq!(bench.engine.calls("stop"), 1);
     assert_eq!(bench.engine.calls("remove"), 0, "that is for an order");
 }
 

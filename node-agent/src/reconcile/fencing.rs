@@ -6,10 +6,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use carrel_common::id::{Pair, WorkspaceUid};
+use carrel_common::id::WorkspaceUid;
 
 use super::{Action, InFlight, Listing, Memory, Settled};
 use crate::runtime::Phase;
+use crate::storage::fence_file::Token;
 
 /// What is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -18,8 +19,8 @@ pub struct Fencing<'a> {
     pub now: Duration,
     /// The newest listing.
     pub listing: &'a Listing,
-    /// Containers that gave way, with the pair that the share has instead of theirs.
-    pub fenced: &'a BTreeMap<String, Pair>,
+    /// Containers that gave way, with what the share has instead of theirs.
+    pub fenced: &'a BTreeMap<String, Token>,
     /// What is being worked on.
     pub in_flight: &'a BTreeMap<WorkspaceUid, InFlight>,
     /// What is remembered.
@@ -43,7 +44,7 @@ pub fn fencing(view: &Fencing<'_>) -> Fenced {
     let mut seen = BTreeSet::new();
     for found in view.listing.containers.iter().filter(|found| found.phase == Phase::Running) {
         let container = &found.container;
-        let Some(pair) = view.fenced.get(&container.container_id) else { continue };
+        let Some(later) = view.fenced.get(&container.container_id) else { continue };
         if !seen.insert(container.workspace) {
             continue;
         }
@@ -64,7 +65,7 @@ pub fn fencing(view: &Fencing<'_>) -> Fenced {
             // That task may have stopped it.
             out.relist = true;
         } else {
-            out.actions.push(Action::Fence { container: container.clone(), pair: *pair });
+            out.actions.push(Action::Fence { container: container.clone(), later: *later });
         }
     }
     out.actions.sort_by_key(Action::workspace);

@@ -19,6 +19,7 @@ use carrel_common::model::{Container, DesiredItem, DesiredPair, DesiredSet, Run,
 
 use crate::fence::lease::Standing;
 use crate::runtime::{Found, Phase};
+use crate::storage::fence_file::Token;
 
 /// All of our containers at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -126,7 +127,7 @@ pub enum Action {
         /// The container.
         container: Container,
         /// What the share has.
-        pair: Pair,
+        later: Token,
     },
     /// The task in flight works for an order that is over: it is to end at its next safe point.
     Cancel {

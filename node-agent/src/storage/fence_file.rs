@@ -25,8 +25,8 @@ pub enum Verdict {
     Ours,
     /// Nothing, or an earlier container: say our own, and read again.
     Write,
-    /// A later container, or another one of the same pair: not to be started, and to be stopped.
-    Fenced(Pair),
+    /// A later container, or another one of the same pair: this one is not to be started, and to be stopped.
+    Fenced(Token),
 }
 
 /// What the reader that runs or starts `own` does about `found`; `None`: there is no file.
@@ -34,9 +34,9 @@ pub fn verdict(own: &Token, found: Option<&Token>) -> Verdict {
     let Some(found) = found else { return Verdict::Write };
     match found.pair.cmp(&own.pair) {
         std::cmp::Ordering::Less => Verdict::Write,
-        std::cmp::Ordering::Greater => Verdict::Fenced(found.pair),
+        std::cmp::Ordering::Greater => Verdict::Fenced(*found),
         std::cmp::Ordering::Equal => match (own.placement, found.placement) {
-            (Some(ours), Some(theirs)) if ours != theirs => Verdict::Fenced(found.pair),
+            (Some(ours), Some(theirs)) if ours != theirs => Verdict::Fenced(*found),
             (Some(_), None) => Verdict::Write,
             (Some(_) | None, _) => Verdict::Ours,
         },

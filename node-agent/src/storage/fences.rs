@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use carrel_common::id::{Pair, StudentId};
+use carrel_common::id::StudentId;
 use rustix::fs::{AtFlags, Dir, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
@@ -33,8 +33,8 @@ const LOOKS: usize = 4;
 pub enum Claim {
     /// It is the last one started: the file names it.
     Held,
-    /// Another one is; this is its pair.
-    Fenced(Pair),
+    /// Another one is: this.
+    Fenced(Token),
 }
 
 /// What is asked for one container that runs.
@@ -77,7 +77,7 @@ impl Fences {
         for _ in 0..LOOKS {
             match verdict(own, self.read(&name)?.as_ref()) {
                 Verdict::Ours => return Ok(Claim::Held),
-                Verdict::Fenced(pair) => return Ok(Claim::Fenced(pair)),
+                Verdict::Fenced(later) => return Ok(Claim::Fenced(later)),
                 Verdict::Write => self.write(&name, own)?,
             }
         }
@@ -93,7 +93,7 @@ impl Fences {
             return self.claim(&asking.student, &asking.own);
         }
         Ok(match verdict(&asking.own, self.latest(&asking.student)?.as_ref()) {
-            Verdict::Fenced(pair) => Claim::Fenced(pair),
+            Verdict::Fenced(later) => Claim::Fenced(later),
             Verdict::Ours | Verdict::Write => Claim::Held,
         })
     }

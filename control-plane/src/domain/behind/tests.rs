@@ -92,6 +92,7 @@ fn says_what_it_saw() {
             told(evidence(&Told { accepted: None, acked: None, containers: &holds }, &known())),
             told(Evidence::of_share(&ada, file, of_ada)),
             told(Evidence::of_share(&ada, Pair { incarnation: 2, ..file }, of_ada)),
+            told(Evidence::of_twin(&ada, of_ada, PlacementId(uuid), 2)),
             told(Evidence::of_refusal(set(2, 40), set(2, 41))),
             Evidence::Node { cluster: None, containers: 3 }.to_string(),
             Evidence::Node { cluster: Some(ClusterId(uuid)), containers: 3 }.to_string(),
@@ -99,6 +100,7 @@ fn says_what_it_saw() {
         .join("\n")
     );
     assert_eq!(Evidence::of_share(&ada, file, file), None);
+    assert_eq!(Evidence::of_twin(&ada, of_ada, PlacementId(uuid), 3), None, "that was declared");
     assert_eq!(Evidence::of_refusal(set(2, 41), set(2, 41)), None);
 }
 

@@ -1,11 +1,11 @@
-use carrel_common::id::{Generation, NodeId};
+use carrel_common::id::{Generation, NodeId, Pair};
 use carrel_common::model::Container;
 
 use super::*;
 use crate::runtime::Found;
 
 const NOW: Duration = Duration::from_secs(100);
-const LATER: Pair = Pair { incarnation: 1, generation: Generation(9) };
+const LATER: Token = Token { pair: Pair { incarnation: 1, generation: Generation(9) }, placement: None };
 
 fn uid(n: u128) -> WorkspaceUid {
     WorkspaceUid(format!("00000000-0000-0000-0000-{n:012}").parse().expect("a UUID"))
@@ -29,7 +29,7 @@ fn container(workspace: u128, phase: Phase) -> Found {
 #[derive(Default)]
 struct World {
     containers: Vec<Found>,
-    fenced: BTreeMap<String, Pair>,
+    fenced: BTreeMap<String, Token>,
     in_flight: BTreeMap<WorkspaceUid, InFlight>,
     memory: BTreeMap<WorkspaceUid, Memory>,
 }
@@ -63,7 +63,7 @@ impl World {
 
 fn stop() -> Fenced {
     let container = container(1, Phase::Running).container;
-    Fenced { actions: vec![Action::Fence { container, pair: LATER }], ..Fenced::default() }
+    Fenced { actions: vec![Action::Fence { container, later: LATER }], ..Fenced::default() }
 }
 
 #[test]

@@ -35,9 +35,9 @@ proptest! {
 
     #[test]
     fn what_fenced_it_is_told_and_is_never_earlier(own in any_token(), found in any_token()) {
-        if let Verdict::Fenced(pair) = verdict(&own, Some(&found)) {
-            prop_assert_eq!(pair, found.pair);
-            prop_assert!(pair >= own.pair);
+        if let Verdict::Fenced(later) = verdict(&own, Some(&found)) {
+            prop_assert_eq!(later, found);
+            prop_assert!(later.pair >= own.pair);
         }
     }
 }
@@ -45,7 +45,7 @@ proptest! {
 #[test]
 fn the_incarnation_counts_before_the_generation() {
     assert_eq!(verdict(&token(2, 1, 1), Some(&token(1, 9, 2))), Verdict::Write);
-    let fenced = Verdict::Fenced(Pair { incarnation: 2, generation: Generation(1) });
+    let fenced = Verdict::Fenced(token(2, 1, 2));
     assert_eq!(verdict(&token(1, 9, 1), Some(&token(2, 1, 2))), fenced);
 }
 

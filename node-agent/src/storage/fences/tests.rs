@@ -2,7 +2,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::Barrier;
 
-use carrel_common::id::{ClusterId, Generation, PlacementId, WorkspaceUid};
+use carrel_common::id::{ClusterId, Generation, Pair, PlacementId, WorkspaceUid};
 
 use super::*;
 use crate::storage::marker;
@@ -71,8 +71,8 @@ fn a_later_container_takes_over_and_an_earlier_one_or_a_twin_is_told_of_it() {
     let (a, b) = (share.seen_by("a"), share.seen_by("b"));
     assert_eq!(a.claim(&ada(), &first).expect("claimed"), Claim::Held);
     assert_eq!(b.claim(&ada(), &second).expect("claimed"), Claim::Held);
-    assert_eq!(a.claim(&ada(), &first).expect("told"), Claim::Fenced(second.pair));
-    assert_eq!(a.claim(&ada(), &twin).expect("told"), Claim::Fenced(second.pair));
+    assert_eq!(a.claim(&ada(), &first).expect("told"), Claim::Fenced(second));
+    assert_eq!(a.claim(&ada(), &twin).expect("told"), Claim::Fenced(second));
     assert_eq!(b.claim(&ada(), &second).expect("claimed"), Claim::Held);
 }
 
@@ -84,7 +84,7 @@ fn the_word_of_an_earlier_container_that_arrives_late_is_taken_back() {
     assert_eq!(b.claim(&ada(), &late).expect("claimed"), Claim::Held);
     a.write("ada", &early).expect("as a write that had hung");
     assert_eq!(b.claim(&ada(), &late).expect("claimed"), Claim::Held);
-    assert_eq!(a.claim(&ada(), &early).expect("told"), Claim::Fenced(late.pair));
+    assert_eq!(a.claim(&ada(), &early).expect("told"), Claim::Fenced(late));
 }
 
 #[test]
@@ -181,6 +181,7 @@ fn one_that_may_not_write_reads_only() {
     let reader = Asking { student: ada(), own: nobodys, may_write: false };
     assert_eq!(fences.ask(&reader).expect("read"), Claim::Held, "nothing later is known");
     assert_eq!(fences.latest(&ada()).expect("read"), Some(ordered), "the one that was ordered stands");
-    fences.claim(&ada(), &token(10)).expect("claimed");
-    assert_eq!(fences.ask(&reader).expect("read"), Claim::Fenced(token(10).pair));
+    let later = token(10);
+    fences.claim(&ada(), &later).expect("claimed");
+    assert_eq!(fences.ask(&reader).expect("read"), Claim::Fenced(later));
 }
