@@ -2,15 +2,16 @@
 
 use crate::rules::Mutant;
 use crate::state::{Agent, Claim, Host, Message, Start, State};
-use crate::steps::{BROKEN, Fleet, Step};
+use crate::steps::{BROKEN, Fleet, Step, Word};
 
 impl Fleet {
     pub(crate) fn take(&self, state: &mut State, step: Step) {
         match step {
             Step::Tick => {
                 state.now += 1;
-                // A start that is under way ends with the lease.
-                if !state.lease_holds(BROKEN) {
+                // A start that is under way ends with the lease; but a write that hangs may still come.
+                let writes = matches!(state.hosts[BROKEN].start, Start::Checked(_));
+                if !state.lease_holds(BROKEN) && !writes {
                     state.hosts[BROKEN].start = Start::Idle;
                 }
             }
@@ -64,10 +65,15 @@ impl Fleet {
                 }
             }
             Step::Deliver(message) => self.deliver(state, message),
-            Step::Write(host) => {
+            Step::Check(host) => {
                 let (claim, _) = state.hosts[host].order.expect("there is an order");
+                state.hosts[host].start = Start::Checked(claim);
+            }
+            Step::Write(host) => {
+                let Start::Checked(claim) = state.hosts[host].start else { return };
                 state.share = Some(claim);
-                state.hosts[host].start = Start::Written(claim);
+                let goes_on = state.lease_holds(host) && state.hosts[host].order == Some((claim, true));
+                state.hosts[host].start = if goes_on { Start::Written(claim) } else { Start::Idle };
             }
             Step::ReadBack(host) => {
                 let Start::Written(claim) = state.hosts[host].start else { return };
@@ -100,7 +106,14 @@ impl Fleet {
                     state.hosts[host].acked_gone = Some(claim);
                 }
             }
-            Step::LookAtShare(host) => state.end_container(host, true),
+            Step::LookAtShare(host) => {
+                let claim = state.hosts[host].container.expect("it runs");
+                if state.share_says(claim) == Word::Fenced {
+                    state.end_container(host, true);
+                } else if state.hosts[host].order == Some((claim, true)) {
+                    state.share = Some(claim);
+                }
+            }
             Step::LeaseEnds => {
                 let told = state.hosts[BROKEN].agent == Agent::Up;
                 state.end_container(BROKEN, told);
@@ -119,7 +132,11 @@ impl Fleet {
             }
             Step::Cut | Step::Freeze | Step::Die | Step::Restart | Step::Clone | Step::GoBack => {
                 state.faults += 1;
-                fault(state, step);
+                match step {
+                    // Its Docker, its hardware, or the life of the one that it is a clone of gives it away.
+                    Step::Clone if !self.has(Mutant::CloneAccepted) => state.clone_refused = true,
+                    _ => fault(state, step),
+                }
             }
         }
     }

@@ -10,6 +10,8 @@
 //! It is written from the protocol, not from the code: a second statement of the same promises, small enough to try every
 //! order of events. `state` says what there is, `steps` what can happen and `effects` what that changes, `rules` what the design demands and which of the
 //! demands a mutant leaves out: for each of those the checker has to find the accident.
+//!
+//! Some 17 million states in all, of which the largest check has 8.5 million: 70 s on two busy cores.
 
 #![cfg(test)]
 

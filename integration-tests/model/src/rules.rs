@@ -18,6 +18,8 @@ pub(crate) enum Mutant {
     LeaseFromReceipt,
     /// A start goes on although the share holds the same pair of another placement, or a higher one.
     LowerPairAccepted,
+    /// A start that is under way goes on when its session ends.
+    LaunchedCutOff,
     /// A silent host's workspace is placed anew without the fence.
     PlaceBeforeRelease,
     /// A clone of the host, with an empty Docker, may take the session over, and its empty inventory counts as proof.

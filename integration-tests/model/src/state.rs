@@ -48,6 +48,8 @@ pub(crate) enum Agent {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Start {
     Idle,
+    /// The fence file was read and has nothing later. What is written next may overwrite what came between, and may come late.
+    Checked(Claim),
     /// The fence file was written.
     Written(Claim),
     /// It was read back and is ours.
@@ -111,6 +113,8 @@ pub(crate) struct State {
     /// What the student wants running, whatever the store has forgotten.
     pub(crate) truly_wanted: Option<Claim>,
     pub(crate) killed_without_reason: bool,
+    /// A clone of the broken host was refused.
+    pub(crate) clone_refused: bool,
     /// An acked report that the store does not hold, though it never went back.
     pub(crate) lost_report: bool,
 }

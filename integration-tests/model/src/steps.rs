@@ -108,6 +108,7 @@ pub(crate) enum Step {
     SendHeartbeat,
     SendOrder(usize),
     Deliver(Message),
+    Check(usize),
     Write(usize),
     Refused(usize),
     ReadBack(usize),
@@ -135,6 +136,15 @@ impl State {
 
     pub(crate) fn connected(&self, host: usize) -> bool {
         self.hosts[host].session == Some(self.store.session[host])
+    }
+
+    /// What the share says to a claim.
+    pub(crate) fn share_says(&self, claim: Claim) -> Word {
+        match self.share {
+            Some(found) if found == claim => Word::Ours,
+            Some(found) if found.pair() >= claim.pair() => Word::Fenced,
+            Some(_) | None => Word::Write,
+        }
     }
 
     /// What the desired set of a host says.
@@ -185,9 +195,15 @@ impl State {
     }
 }
 
-/// Whether the share lets a claim start.
-fn share_allows(share: Option<Claim>, claim: Claim) -> bool {
-    share.is_none_or(|found| found.pair() < claim.pair() || found == claim)
+/// What the share says to a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Word {
+    /// It is the last one started.
+    Ours,
+    /// Nothing, or of an earlier one: it says its own again.
+    Write,
+    /// Of a later one, or of another one of the same pair: it gives way.
+    Fenced,
 }
 
 impl Model for Fleet {
@@ -234,6 +250,7 @@ impl Model for Fleet {
             placements: 0,
             truly_wanted: None,
             killed_without_reason: false,
+            clone_refused: false,
             lost_report: false,
         }]
     }
@@ -273,6 +290,9 @@ impl Model for Fleet {
             // That there is something to be kept: without these a model in which nothing ever runs would pass.
             Property::sometimes("it runs on the broken host", |_, state: &State| {
                 state.hosts[BROKEN].container.is_some()
+            }),
+            Property::sometimes("a clone is refused", |fleet: &Self, state: &State| {
+                state.clone_refused || !fleet.breaks || fleet.has(Mutant::CloneAccepted)
             }),
             Property::sometimes("it runs on the steady host", |_, state: &State| {
                 state.hosts[STEADY].container.is_some()
@@ -349,21 +369,26 @@ impl Fleet {
         if host.gone.is_some() && host.session.is_some() {
             steps.push(Step::TellGone(index));
         }
-        if host.container.is_some_and(|claim| !share_allows(state.share, claim)) {
+        if host.container.is_some_and(|claim| state.share_says(claim) != Word::Ours) {
             steps.push(Step::LookAtShare(index));
         }
+        // However late: it is under way.
+        if let Start::Checked(_) = host.start {
+            steps.push(Step::Write(index));
+        }
         let Some((claim, run)) = host.order else { return };
+        let stands = host.session.is_some() || self.has(Mutant::LaunchedCutOff);
         let over = host.gone == Some(claim) || host.acked_gone == Some(claim);
         match host.start {
             Start::Idle if run && host.container.is_none() && !over && lease_holds => {
-                let taken = share_allows(state.share, claim) || self.has(Mutant::LowerPairAccepted);
-                steps.push(if taken { Step::Write(index) } else { Step::Refused(index) });
+                let taken = state.share_says(claim) != Word::Fenced || self.has(Mutant::LowerPairAccepted);
+                steps.push(if taken { Step::Check(index) } else { Step::Refused(index) });
             }
             Start::Written(_) => steps.push(Step::ReadBack(index)),
-            Start::ReadBack(claim) if lease_holds && host.order == Some((claim, true)) => {
+            Start::ReadBack(claim) if lease_holds && stands && host.order == Some((claim, true)) => {
                 steps.push(Step::Launch(index));
             }
-            Start::Idle | Start::ReadBack(_) => {}
+            Start::Idle | Start::Checked(_) | Start::ReadBack(_) => {}
         }
         let superseded = host.container.is_some_and(|found| found.pair() < claim.pair());
         if superseded || (!run && !over) {
@@ -411,10 +436,7 @@ impl Fleet {
             steps.push(Step::Cut);
         }
         if self.breaks && host.agent == Agent::Up {
-            steps.extend([Step::Freeze, Step::Die, Step::Restart]);
-            if self.has(Mutant::CloneAccepted) {
-                steps.push(Step::Clone);
-            }
+            steps.extend([Step::Freeze, Step::Die, Step::Restart, Step::Clone]);
         }
         if self.goes_back && state.old.is_some() && !state.went_back {
             steps.push(Step::GoBack);

@@ -65,6 +65,11 @@ fn a_host_that_takes_a_lower_or_equal_pair_from_the_share_writes_beside_the_new_
 }
 
 #[test]
+fn a_start_that_goes_on_when_its_session_has_ended_runs_beside_one_that_wrote_at_the_same_moment() {
+    is_caught(Fleet::of_a_restored_store(), Mutant::LaunchedCutOff, SINGLE_WRITER);
+}
+
+#[test]
 fn placing_before_the_release_brings_a_second_writer() {
     is_caught(Fleet::of_broken_hosts(), Mutant::PlaceBeforeRelease, SINGLE_WRITER);
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use carrel_common::id::{NodeId, Pair, StudentId};
+use carrel_common::id::{NodeId, Pair, PlacementId, StudentId};
 use carrel_common::model::{Container, DesiredItem, DesiredPair, Health, HeartbeatCount, Observed, Run};
 use control_plane::app::{App, AppError, Greeting, HeartbeatOutcome};
 use integration_tests::chance::Chance;

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use carrel_common::model::{DesiredItem, Observed, Run, Stage, StatusReason};
 use carrel_common::telemetry;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
+use super::Accepted;
 use super::failure::{self, Failure};
 use super::host::Host;
 use super::images::Pull;
@@ -47,6 +49,8 @@ pub(super) struct Bring<'a, R> {
     pub(super) host: &'a Host<R>,
     pub(super) item: DesiredItem,
     pub(super) cancel: CancellationToken,
+    /// Whether the session stands in which it was ordered.
+    pub(super) accepted: watch::Receiver<Accepted>,
     /// The first exit found is not the program's fault: Docker or the host went down.
     pub(super) forgiven: bool,
     /// What is remembered within this start.
@@ -321,7 +325,9 @@ impl<'a, R: Runtime> Bring<'a, R> {
 
     /// Starts a container and finds where it is reached: one call each.
     async fn start(&self, id: String) -> Result<Step, End> {
-        if self.cancel.is_cancelled() {
+        // Cut off, a host starts nothing: what it was about to start may be given to another by a store that forgot it. The fence
+        // file alone would let both run until the next look, as it is read and written in two steps.
+        if self.cancel.is_cancelled() || !self.accepted.borrow().fresh {
             return Err(End::Cancelled);
         }
         match self.host.leased(&id).await {

@@ -107,6 +107,8 @@ struct Driver<R> {
     forgiven: BTreeSet<String>,
     listing: Option<Listing>,
     seen_before: BTreeSet<String>,
+    /// The session that stands was given containers to report, or that there are none.
+    reports: bool,
     /// When a workspace that was put off is due, by the monotonic clock.
     wake_at: Option<Duration>,
     /// What holds before a set has come.
@@ -129,6 +131,7 @@ pub async fn run<R: Runtime>(host: Arc<Host<R>>, links: Links, stop: Cancellatio
         forgiven: BTreeSet::new(),
         listing: None,
         seen_before: BTreeSet::new(),
+        reports: false,
         wake_at: None,
         no_set: Arc::new(DesiredSet::new(DesiredPair { incarnation: 0, generation: 0 }, Vec::new())),
     };
@@ -307,10 +310,12 @@ impl<R: Runtime> Driver<R> {
                 "so many stops without an order at once: none happens; an operator has to look"
             );
         }
+        self.reports &= fresh;
         if fresh && !partial {
             let orphans = Some(Orphans { containers, withheld });
+            let anew = !std::mem::replace(&mut self.reports, true);
             self.links.orphans.send_if_modified(|told| {
-                let news = *told != orphans;
+                let news = anew || *told != orphans;
                 *told = orphans;
                 news
             });
@@ -362,9 +367,10 @@ impl<R: Runtime> Driver<R> {
                     From::Nothing | From::Created(_) | From::Running(_) => false,
                 };
                 let span = span_of(&item, &from, host.scope.node);
-                let cancel = cancel.clone();
+                let (cancel, accepted) = (cancel.clone(), self.links.accepted.clone());
                 let task = async move {
-                    let bring = Bring { host: &host, item, cancel, forgiven, so_far: SoFar::default() };
+                    let so_far = SoFar::default();
+                    let bring = Bring { host: &host, item, cancel, accepted, forgiven, so_far };
                     (workspace, pair, bring.run(from).await)
                 };
                 let task = self.tasks.spawn(task.instrument(span));

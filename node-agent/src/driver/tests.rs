@@ -106,6 +106,11 @@ impl Bench {
         self.accepted.send_replace(Accepted { set, fresh: true, taken_at });
     }
 
+    /// The session ends.
+    pub(super) fn cut_off(&self) {
+        self.accepted.send_modify(|accepted| accepted.fresh = false);
+    }
+
     /// The first report from now on about `item` that `is` holds of.
     pub(super) async fn until(&mut self, item: &DesiredItem, is: impl Fn(&Observed) -> bool) -> Observation {
         let wait = async {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use carrel_common::model::{Container, DesiredSet, Health, Verdict};
+use carrel_common::model::{DesiredSet, Health, Verdict};
 use carrel_common::wire::{WireError, span_of};
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::agent_service_client::AgentServiceClient;
@@ -358,10 +358,7 @@ impl<R: Runtime> Live<'_, R> {
     }
 
     fn desired(&mut self, offered: DesiredSet) -> Result<(), Ending> {
-        let Accepted { set: holds, fresh, .. } = self.session.accepted.borrow().clone();
-        if !fresh {
-            self.session.orphans.mark_changed();
-        }
+        let holds = self.session.accepted.borrow().set.clone();
         let floor = self.session.witness.testimony().accepted;
         match judge(holds.as_deref(), floor, &offered) {
             Offer::Take => {

@@ -1,5 +1,7 @@
 //! Pulls against the fake engine, whose pulls come through in halves when a test says so.
 
+use std::time::Duration;
+
 use carrel_common::model::{DesiredItem, Observed, Stage, StatusReason};
 
 use crate::driver::tests::{Bench, desk};
@@ -34,6 +36,24 @@ async fn many_starts_wait_for_one_pull_and_tell_how_far_it_is() {
         bench.until_told(desk, |state| matches!(state, Observed::Running { .. })).await;
     }
     assert_eq!(bench.engine.calls("pull"), 1);
+}
+
+#[tokio::test]
+async fn a_start_whose_session_ends_meanwhile_waits_for_the_first_set_of_the_next_one() {
+    let mut bench = Bench::new();
+    bench.engine_is(true).await;
+    let ada = far("ada");
+    bench.want(vec![ada.clone()]);
+    bench.until_told(&ada, is_pulling).await;
+    bench.cut_off();
+    bench.engine.let_through(2);
+    while bench.engine.calls("create") == 0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(bench.engine.calls("start"), 0, "it may be given to another host at this moment");
+    bench.want(vec![ada.clone()]);
+    bench.until_told(&ada, |state| matches!(state, Observed::Running { .. })).await;
 }
 
 #[tokio::test]
