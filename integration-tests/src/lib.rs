@@ -4,7 +4,8 @@
 //! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill,
 //! `gated_share` a file server that it may hang, `registry` an image registry that it may slow down; `rig` is a fleet of
 //! hosts on this machine, `writes` the check that a file never had two writers at once, and `inputs` what a test keeps of
-//! what students did, with its judge; `collector` keeps the spans they send; `machine` a whole Debian with systemd; `printed` reads the commands of our documents.
+//! what students did, with its judge; `collector` keeps the spans they send; `machine` a whole Debian with systemd; `printed` reads the commands of our documents; `bench` is what
+//! the benchmarks share.
 //! Everything made is removed again
 //! when its value is dropped, also when a test panics. A harness that cannot do its work panics and says why: there is
 //! nobody to return an error to.
@@ -13,6 +14,7 @@
     reason = "a harness reads the real time, its environment, and spawns freely"
 )]
 
+pub mod bench;
 pub mod callers;
 pub mod chance;
 pub mod client;

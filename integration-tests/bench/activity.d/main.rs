@@ -11,6 +11,7 @@ mod policy;
 mod singles;
 mod sweep;
 
+use integration_tests::bench::assert_durable;
 use integration_tests::own_postgres::OwnPostgres;
 use integration_tests::settings;
 
@@ -35,10 +36,7 @@ async fn run(parts: Vec<String>) -> bool {
     let running = settings::number("CARREL_BENCH_RUNNING", 100_000);
     let postgres = OwnPostgres::start().await;
     let desks = Desks::start(&postgres, running).await;
-    for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
-        let value = desks.text(&format!("SELECT current_setting('{setting}')")).await;
-        assert_eq!(value, "on", "{setting}: the figures are of a durable Postgres");
-    }
+    assert_durable(desks.database()).await;
     println!("{running} running workspaces");
     let mut met = true;
     for part in parts {

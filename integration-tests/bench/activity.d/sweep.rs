@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use carrel_proto::v1::workspace::State;
 use control_plane::domain::activity::BySignal;
 use control_plane::store::{Store, SweepLimits};
 
@@ -31,11 +32,11 @@ async fn milliseconds(store: &Store) -> f64 {
 }
 
 pub(crate) async fn measure(desks: &Desks) -> bool {
-    let store = Store::open(&desks.database_url(), 2).expect("a store");
+    let store = Store::open(&desks.database().url(), 2).expect("a store");
     milliseconds(&store).await;
     let alone = milliseconds(&store).await;
     let stopped = desks.running * 4;
-    desks.fill(desks.running + 1, desks.running + stopped, "STOPPED").await;
+    desks.fill(desks.running + 1, desks.running + stopped, State::Stopped).await;
     let beside = milliseconds(&store).await;
     store.close().await;
     let met = alone <= TARGET && beside <= TARGET;

@@ -6,35 +6,19 @@ use std::time::Instant;
 
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::agent_service_client::AgentServiceClient;
+use carrel_proto::v1::workspace::State;
 use futures_util::StreamExt as _;
+use integration_tests::bench::fill;
+use integration_tests::bench::replica::Replica;
 use sqlx::postgres::PgPoolOptions;
 use tokio::task::JoinSet;
 
 use crate::agent::Agent;
 use crate::desks::{Desk, Desks};
-use crate::replica::Replica;
 use crate::tally::Tally;
 
 /// Enrolments at once.
 const ENROLMENTS: usize = 16;
-
-/// `$1`: node, `$2`: first number, `$3`: last number. As if the node had brought them up before.
-const FILL: &str = "
-WITH made AS (
-    INSERT INTO workspaces (id, student_id, course_id, state, state_since, desired, generation, version, status_message, spec,
-                            image_digest, endpoint, force, created_at, started_at, ready_at, updated_at, traceparent, node_id, last_node_id)
-    SELECT gen_random_uuid(), 'student-' || n, 'course-' || n % 100, 'RUNNING', now(), 'RUNNING', 1, 1, '',
-           '{\"image\": \"carrel/workspace:dev\", \"resources\": {\"cpu_millicores\": 1000, \"memory_bytes\": 1073741824, \"pids\": 512},
-             \"probe_port\": 8080, \"probe_path\": \"/healthz\"}',
-           '', '127.0.0.1:1', false, now(), now(), now(), now(), '', $1, $1
-    FROM generate_series($2::bigint, $3::bigint) AS n
-    RETURNING id, student_id, spec
-), active AS (
-    INSERT INTO workspace_activity (workspace_id, closed, generation, lms_input_at) SELECT id, false, 1, now() FROM made
-)
-INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes, incarnation)
-SELECT gen_random_uuid(), id, $1, 1, spec, 1000, 1073741824, 1 FROM made
-RETURNING workspace_id, id, (SELECT student_id FROM made WHERE made.id = workspace_id)";
 
 pub(crate) struct Fleet {
     tally: Arc<Tally>,
@@ -59,8 +43,9 @@ impl Fleet {
         let tally = Arc::new(Tally::default());
         let (mut all, mut tasks) = (Vec::new(), JoinSet::new());
         for (number, facts, identity) in enrolled {
-            let desks =
-                Arc::new(Mutex::new(Desks::new(fill(&pool, &identity.node_id, number, desks_each).await)));
+            let desks = Arc::new(Mutex::new(Desks::new(
+                desks_of(&pool, &identity.node_id, number, desks_each).await,
+            )));
             all.push(Arc::clone(&desks));
             let agent = Agent {
                 endpoint: replica.agents(),
@@ -86,16 +71,12 @@ impl Fleet {
     }
 }
 
-async fn fill(pool: &sqlx::PgPool, node: &str, number: u32, desks: u32) -> BTreeMap<String, Desk> {
+async fn desks_of(pool: &sqlx::PgPool, node: &str, number: u32, desks: u32) -> BTreeMap<String, Desk> {
     let first = i64::from(number) * i64::from(desks) + 1;
-    let rows: Vec<(uuid::Uuid, uuid::Uuid, String)> = sqlx::query_as(FILL)
-        .bind(node.parse::<uuid::Uuid>().expect("a node's id"))
-        .bind(first)
-        .bind(first + i64::from(desks) - 1)
-        .fetch_all(pool)
-        .await
-        .expect("workspaces");
-    let desk = |(uid, placement, student): (uuid::Uuid, uuid::Uuid, String)| {
+    let numbers = [first, first + i64::from(desks) - 1];
+    let node = node.parse().expect("a node's id");
+    let rows = fill::fill(pool, node, numbers, State::Running).await;
+    let desk = |(uid, placement, student): fill::Placed| {
         let desk = Desk {
             student,
             generation: 1,

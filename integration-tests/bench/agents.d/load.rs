@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::workspace_service_client::WorkspaceServiceClient;
+use integration_tests::bench::replica::Replica;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::replica::Replica;
 use crate::tally::middle_and_tail;
 
 /// A desk that was stopped is started again one step later.
@@ -29,7 +29,7 @@ impl Load {
 }
 
 pub(crate) fn begin(replica: &Replica, desks: u64) -> Load {
-    let (client, stop) = (replica.workspaces(), CancellationToken::new());
+    let (client, stop) = (WorkspaceServiceClient::new(replica.channel()), CancellationToken::new());
     let task = tokio::spawn(come_and_go(client, desks, stop.clone()));
     Load { stop, task }
 }

@@ -7,16 +7,16 @@ mod agent;
 mod desks;
 mod fleet;
 mod load;
-mod replica;
 mod tally;
 
 use std::time::{Duration, Instant};
 
+use integration_tests::bench::assert_durable;
+use integration_tests::bench::replica::Replica;
 use integration_tests::own_postgres::OwnPostgres;
 use integration_tests::settings;
 
 use crate::fleet::Fleet;
-use crate::replica::Replica;
 
 /// Workspaces an agent holds at the beginning.
 const DESKS: u32 = 100;
@@ -57,11 +57,8 @@ async fn main() {
 async fn measure(agents: u32, watched: Duration) -> Figures {
     eprintln!("{agents} agents with {DESKS} workspaces each");
     let postgres = OwnPostgres::start().await;
-    let mut replica = Replica::start(&postgres).await;
-    for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
-        let value = replica.database().text(&format!("SELECT current_setting('{setting}')")).await;
-        assert_eq!(value, "on", "{setting}: the figures are of a durable Postgres");
-    }
+    let mut replica = Replica::start(&postgres, &[]).await;
+    assert_durable(replica.database()).await;
     let fleet = Fleet::start(&replica, agents, DESKS).await;
     let tally = fleet.tally();
     tally.until_standing(agents, Duration::from_secs(120)).await;

@@ -150,6 +150,15 @@ impl Host {
         self.namespace.reaches(address, within).await
     }
 
+    /// Runs something on a thread in this host's network, with a runtime of its own.
+    pub async fn within<T, F>(&self, make: impl FnOnce() -> F + Send + 'static) -> T
+    where
+        T: Send + 'static,
+        F: Future<Output = T>,
+    {
+        self.namespace.within(make).await
+    }
+
     // The network.
 
     /// Pulls its plug: nothing goes in or out.

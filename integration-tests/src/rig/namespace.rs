@@ -85,7 +85,7 @@ impl Namespace {
     }
 
     /// Runs something in its network, on a thread of its own, since a thread is in one network at a time.
-    async fn within<T, F>(&self, make: impl FnOnce() -> F + Send + 'static) -> T
+    pub(crate) async fn within<T, F>(&self, make: impl FnOnce() -> F + Send + 'static) -> T
     where
         T: Send + 'static,
         F: Future<Output = T>,

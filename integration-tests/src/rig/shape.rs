@@ -19,9 +19,18 @@ impl Shape {
     /// So many hosts and replicas, with the tiny image and quick timers. UNREACHABLE after 3 s; a lease of F 30 s, S 2 s, M 4 s, so
     /// that what lasts less than a lease does so on a slow machine, too.
     pub fn new(hosts: u8, replicas: usize) -> Self {
-        let images = vec![settings::tiny_image()];
         let options =
             Options::new().flag("fence-after", "30s").flag("stop-budget", "2s").flag("lease-margin", "4s");
+        Self::with(hosts, replicas, options)
+    }
+
+    /// So many hosts and replicas with the tiny image; everything else as both binaries have it by default.
+    pub fn production(hosts: u8, replicas: usize) -> Self {
+        Self::with(hosts, replicas, Options::production().image(&settings::tiny_image()))
+    }
+
+    fn with(hosts: u8, replicas: usize, options: Options) -> Self {
+        let images = vec![settings::tiny_image()];
         Self { hosts, replicas, options, images, live_restore: true, own_clocks: false, gated_share: false }
     }
 

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 /// The times of both ways.
-#[derive(Default)]
-pub(crate) struct Figures {
-    pub(crate) bare: Vec<Duration>,
-    pub(crate) carrel: Vec<Duration>,
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// By the bare Docker API.
+    pub bare: Vec<Duration>,
+    /// Through Carrel.
+    pub carrel: Vec<Duration>,
 }
 
 /// The value that `share` of all do not exceed.
@@ -27,12 +29,21 @@ fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1000.0
 }
 
+/// In milliseconds; what is long in seconds.
+pub fn shown(time: Duration) -> String {
+    if time < Duration::from_secs(10) {
+        format!("{:.0} ms", millis(time))
+    } else {
+        format!("{:.1} s", time.as_secs_f64())
+    }
+}
+
 impl Figures {
     /// Prints a table; whether p50 is at most `ratio` times bare Docker's, or at most `allowance` above it.
-    pub(crate) fn print(&self, what: &str, ratio: f64, allowance: Option<Duration>) -> bool {
+    pub fn print(&self, what: &str, ratio: f64, allowance: Option<Duration>) -> bool {
         println!("\n{what}\n\n| | n | p10 | p50 | p90 | max |\n|---|---|---|---|---|---|");
         for (name, times) in [("bare Docker", &self.bare), ("Carrel", &self.carrel)] {
-            let cell = |share| format!("{:.0} ms", millis(quantile(times, share)));
+            let cell = |share| shown(quantile(times, share));
             println!(
                 "| {name} | {} | {} | {} | {} | {} |",
                 times.len(),

@@ -3,20 +3,16 @@
 //! One start through Carrel: StartWorkspace for a student who has no desk yet, RUNNING on a watch that is open already,
 //! CreateAccess, one GET that answers 200. One start without: create, start, inspect for the port, and the agent's probe
 //! loop, with the HostConfig of a container that Carrel made. What is made is removed before the next one begins.
-#![expect(clippy::disallowed_methods, reason = "it measures")]
-
-mod bare;
-mod carrel;
-mod figures;
 
 use std::time::Duration;
 
+use integration_tests::bench::assert_durable;
+use integration_tests::bench::bare::{Bare, answers};
+use integration_tests::bench::class::Class;
+use integration_tests::bench::figures::Figures;
+use integration_tests::client::Client;
 use integration_tests::cluster::{Cluster, Options};
 use integration_tests::settings;
-
-use crate::bare::Bare;
-use crate::carrel::Carrel;
-use crate::figures::Figures;
 
 /// A class presses Start.
 const AT_ONCE: usize = 20;
@@ -31,14 +27,12 @@ async fn run() {
     let bursts = usize::try_from(settings::number("CARREL_BENCH_BURSTS", 5)).expect("a count");
     let image = settings::optional("CARREL_BENCH_IMAGE").unwrap_or_else(settings::workspace_image);
     let cluster = Cluster::start(Options::production().image(&image)).await;
-    for setting in ["fsync", "synchronous_commit", "full_page_writes"] {
-        let value = cluster.database().text(&format!("SELECT current_setting('{setting}')")).await;
-        assert_eq!(value, "on", "{setting}: the figures are of a durable Postgres");
-    }
-    let mut carrel = Carrel::new(&cluster);
+    assert_durable(cluster.database()).await;
+    let mut carrel = Class::new(cluster.client());
     // The first starts of a daemon and of an agent are like no other; the bare way learns its HostConfig from one.
-    carrel.start_many(2).await;
-    let bare = Bare::like(&carrel.example().await, &cluster).await;
+    carrel.start_many(2, Duration::ZERO, open).await;
+    let example = cluster.containers().await.into_iter().find(|found| found.running).expect("one runs");
+    let bare = Bare::like(&example.id, cluster.docker(), cluster.dir().join("bare"), AT_ONCE).await;
     carrel.stop_all().await;
     bare.start_many(2).await;
     bare.stop_all().await;
@@ -49,7 +43,7 @@ async fn run() {
         for turn in 0..2 {
             // Who begins changes, so that neither always finds the machine as the other left it.
             if (round + turn) % 2 == 0 {
-                single.carrel.push(carrel.start_many(1).await);
+                single.carrel.push(carrel.start_many(1, Duration::ZERO, open).await.took);
                 carrel.stop_all().await;
             } else {
                 single.bare.push(bare.start_many(1).await);
@@ -64,7 +58,7 @@ async fn run() {
     for round in 0..bursts {
         for turn in 0..2 {
             if (round + turn) % 2 == 0 {
-                burst.carrel.push(carrel.start_many(AT_ONCE).await);
+                burst.carrel.push(carrel.start_many(AT_ONCE, Duration::ZERO, open).await.took);
                 carrel.stop_all().await;
             } else {
                 burst.bare.push(bare.start_many(AT_ONCE).await);
@@ -80,6 +74,13 @@ async fn run() {
     ];
     drop(cluster);
     std::process::exit(if met == [true, true] { 0 } else { 1 });
+}
+
+/// What the LMS does next: asks for the address and sends the browser there.
+async fn open(client: Client, student: String) {
+    let url = client.access(&student).await;
+    let address = url.trim_start_matches("http://").split(['/', '?']).next().expect("an address");
+    assert!(answers(address).await, "{url} does not answer");
 }
 
 fn progress(done: usize, all: usize) {

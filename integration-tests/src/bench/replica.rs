@@ -1,30 +1,33 @@
-//! The control plane that is measured.
+//! A control plane that is measured: one replica, over a fresh database of a Postgres.
 
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use carrel_proto::v1::workspace_service_client::WorkspaceServiceClient;
-use integration_tests::database::Database;
-use integration_tests::own_postgres::OwnPostgres;
-use integration_tests::process::Process;
-use integration_tests::{http, settings};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
-pub(crate) struct Replica {
+use crate::database::Database;
+use crate::own_postgres::OwnPostgres;
+use crate::process::Process;
+use crate::{http, settings};
+
+/// The replica. Killed when dropped.
+#[derive(Debug)]
+pub struct Replica {
     database: Database,
     process: Process,
     address: String,
     agents: String,
+    flags: Vec<String>,
     dir: TempDir,
 }
 
 impl Replica {
-    pub(crate) async fn start(postgres: &OwnPostgres) -> Self {
+    /// Starts it with these flags of `serve` besides, and waits until it is ready.
+    pub async fn start(postgres: &OwnPostgres, flags: &[&str]) -> Self {
         let database = Database::create(&postgres.url()).await;
-        let program = settings::binary("control-plane");
-        let migrated = Command::new(&program)
+        let migrated = Command::new(settings::binary("control-plane"))
             .args(["migrate", "--database-url", &database.url()])
             .status()
             .expect("migrate");
@@ -32,8 +35,9 @@ impl Replica {
         let dir = tempfile::tempdir().expect("a directory");
         let [address, agents] =
             [settings::free_port(), settings::free_port()].map(|port| format!("127.0.0.1:{port}"));
-        let process = spawn(&program, &database, &address, &agents, &dir);
-        let replica = Self { database, process, address, agents, dir };
+        let flags: Vec<_> = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let process = spawn(&database, &address, &agents, &flags, &dir);
+        let replica = Self { database, process, address, agents, flags, dir };
         let from = Instant::now();
         while !http::is_ok(&format!("http://{}/readyz", replica.address)).await {
             assert!(from.elapsed() < Duration::from_secs(30), "not ready:\n{}", replica.log_tail());
@@ -42,32 +46,34 @@ impl Replica {
         replica
     }
 
-    pub(crate) fn kill_and_start(&mut self) {
+    /// Kills it and starts it again, without waiting for it.
+    pub fn kill_and_start(&mut self) {
         self.process.kill();
-        let program = settings::binary("control-plane");
-        self.process = spawn(&program, &self.database, &self.address, &self.agents, &self.dir);
+        self.process = spawn(&self.database, &self.address, &self.agents, &self.flags, &self.dir);
     }
 
-    pub(crate) fn database(&self) -> &Database {
+    /// Its database.
+    pub fn database(&self) -> &Database {
         &self.database
     }
 
     /// Where agents dial.
-    pub(crate) fn agents(&self) -> Endpoint {
+    pub fn agents(&self) -> Endpoint {
         Endpoint::from_shared(format!("http://{}", self.agents)).expect("an address").tcp_nodelay(true)
     }
 
-    pub(crate) fn workspaces(&self) -> WorkspaceServiceClient<Channel> {
+    /// A new connection of a caller.
+    pub fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address)).expect("an address");
-        WorkspaceServiceClient::new(endpoint.connect_lazy())
+        endpoint.tcp_nodelay(true).connect_lazy()
     }
 
-    pub(crate) fn log_tail(&self) -> String {
+    fn log_tail(&self) -> String {
         self.process.log_tail(40)
     }
 
     /// Time on a processor so far, user and system, in ticks of 10 ms.
-    pub(crate) fn busy(&self) -> Duration {
+    pub fn busy(&self) -> Duration {
         let stat = self.proc("stat");
         let fields: Vec<&str> = stat.rsplit_once(") ").expect("a stat").1.split(' ').collect();
         let ticks: u64 = [11, 12].map(|at: usize| fields[at].parse::<u64>().expect("ticks")).iter().sum();
@@ -75,12 +81,12 @@ impl Replica {
     }
 
     /// Memory that it has now, MiB.
-    pub(crate) fn memory(&self) -> f64 {
+    pub fn memory(&self) -> f64 {
         self.status("VmRSS:")
     }
 
     /// The most it had, MiB.
-    pub(crate) fn peak_memory(&self) -> f64 {
+    pub fn peak_memory(&self) -> f64 {
         self.status("VmHWM:")
     }
 
@@ -96,16 +102,11 @@ impl Replica {
     }
 }
 
-fn spawn(
-    program: &std::path::Path,
-    database: &Database,
-    address: &str,
-    agents: &str,
-    dir: &TempDir,
-) -> Process {
-    let mut command = Command::new(program);
+fn spawn(database: &Database, address: &str, agents: &str, flags: &[String], dir: &TempDir) -> Process {
+    let mut command = Command::new(settings::binary("control-plane"));
     command
         .args(["serve", "--dev", "--log=warn", "--database-url", &database.url(), "--listen", address])
-        .args(["--agent-listen", agents]);
+        .args(["--agent-listen", agents])
+        .args(flags);
     Process::spawn("control-plane", &mut command, &dir.path().join("log"))
 }

@@ -4,7 +4,7 @@
 //! of the line to the last commit. Also what one start costs beside all of these.
 #![expect(clippy::disallowed_methods, clippy::unwrap_used, reason = "it measures, and a failure ends it")]
 
-#[path = "../tests/store/rig.rs"]
+#[path = "../../tests/store/rig.rs"]
 #[allow(dead_code, reason = "the tests of the store use all of it")]
 mod rig;
 

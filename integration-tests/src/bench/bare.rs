@@ -7,15 +7,19 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use bollard::models::{ContainerCreateBody, HostConfig};
-use integration_tests::cluster::Cluster;
-use integration_tests::docker::{Docker, Found};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::sync::Semaphore;
+
+use crate::docker::Docker;
 
 const PORT: &str = "8080/tcp";
 
 /// Makes containers like one that Carrel made.
-pub(crate) struct Bare {
-    docker: Docker,
+#[derive(Debug)]
+pub struct Bare {
+    docker_host: String,
+    /// What an agent lets go on at once.
+    starts: Semaphore,
     image: String,
     env: Vec<String>,
     host_config: HostConfig,
@@ -25,14 +29,15 @@ pub(crate) struct Bare {
 }
 
 impl Bare {
-    /// Takes over everything that bears on the time from an example: user, environment, HostConfig.
-    pub(crate) async fn like(example: &Found, cluster: &Cluster) -> Self {
-        let inspected = cluster.docker().inspect(&example.id).await;
+    /// Takes over everything that bears on the time from an example on this Docker: user, environment, HostConfig. Students' directories
+    /// are made in `files`; so many creations and starts go on at once.
+    pub async fn like(example: &str, docker: &Docker, files: PathBuf, at_once: usize) -> Self {
+        let inspected = docker.inspect(example).await;
         let config = inspected.config.expect("a configuration");
-        let files = cluster.dir().join("bare");
         std::fs::create_dir(&files).expect("a directory");
         Self {
-            docker: cluster.docker().clone(),
+            docker_host: docker.host().to_owned(),
+            starts: Semaphore::new(at_once),
             image: config.image.expect("an image"),
             env: config
                 .env
@@ -48,13 +53,22 @@ impl Bare {
     }
 
     /// The time until so many containers, made at once, all answer.
-    pub(crate) async fn start_many(&self, count: usize) -> Duration {
+    pub async fn start_many(&self, count: usize) -> Duration {
+        let docker = self.docker().await;
         let begun = Instant::now();
-        futures_util::future::join_all((0..count).map(|_| self.start())).await;
+        futures_util::future::join_all((0..count).map(|_| self.start(&docker))).await;
         begun.elapsed()
     }
 
-    async fn start(&self) {
+    /// A client that has a connection: its connections end with the runtime that made them, so none is kept.
+    async fn docker(&self) -> Docker {
+        let docker = Docker::at(&self.docker_host);
+        assert!(docker.answers().await, "no Docker at {}", self.docker_host);
+        docker
+    }
+
+    async fn start(&self, docker: &Docker) {
+        let permit = self.starts.acquire().await.expect("never closed");
         let number = self.made.fetch_add(1, Ordering::Relaxed);
         // A student's first start makes the directory, here as there.
         let dir = self.files.join(number.to_string());
@@ -73,12 +87,13 @@ impl Bare {
             host_config: Some(host_config),
             ..Default::default()
         };
-        let id = self.docker.run(&format!("carrel-bench-{}-{number}", std::process::id()), body).await;
+        let id = docker.run(&format!("carrel-bench-{}-{number}", std::process::id()), body).await;
         self.running.lock().expect("no panic").push(id.clone());
-        let ports = self.docker.inspect(&id).await.network_settings.and_then(|network| network.ports);
+        let ports = docker.inspect(&id).await.network_settings.and_then(|network| network.ports);
         let binding =
             ports.and_then(|mut ports| ports.remove(PORT).flatten()).and_then(|all| all.into_iter().next());
         let port = binding.and_then(|binding| binding.host_port).expect("a published port");
+        drop(permit);
         let mut pause = Duration::from_millis(20);
         while !answers(&format!("127.0.0.1:{port}")).await {
             tokio::time::sleep(pause).await;
@@ -87,22 +102,25 @@ impl Bare {
     }
 
     /// Removes what was made.
-    pub(crate) async fn stop_all(&self) {
+    pub async fn stop_all(&self) {
+        let docker = self.docker().await;
         let running = std::mem::take(&mut *self.running.lock().expect("no panic"));
-        futures_util::future::join_all(running.iter().map(|id| self.docker.remove(id))).await;
+        futures_util::future::join_all(running.iter().map(|id| docker.remove(id))).await;
     }
 }
 
 impl Drop for Bare {
     fn drop(&mut self) {
         for id in self.running.lock().map(|ids| ids.clone()).unwrap_or_default() {
-            let _ = std::process::Command::new("docker").args(["rm", "--force", &id]).output();
+            let _ = std::process::Command::new("docker")
+                .args(["--host", &self.docker_host, "rm", "--force", &id])
+                .output();
         }
     }
 }
 
 /// One try of the agent's probe: a new connection, `GET /healthz`, the first bytes of a 200.
-pub(crate) async fn answers(address: &str) -> bool {
+pub async fn answers(address: &str) -> bool {
     let ask = async {
         let mut stream = tokio::net::TcpStream::connect(address).await.ok()?;
         let request =
