@@ -2,7 +2,8 @@
 //!
 //! A start is placed at once, in its own transaction, unless somebody waits: then it joins the line, and a pass over the
 //! line places it. A pass reads the nodes once, decides in memory, and claims many places in one transaction, each checked
-//! again under its node's lock.
+//! again under its node's lock. Of starts that come at one moment one is placed alone, and the others join the line: each
+//! would wait for the same node's row until the one before has committed, with a connection of the pool in its hands.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,17 +25,17 @@ const AT_ONCE: usize = 250;
 /// Purges tried in one pass; the rest is tried in the next.
 const PURGES: i64 = 50;
 
-/// A start looks so often for a better node while others are placed at the same moment, as many as a replica has connections;
-/// then it takes what it has.
+/// A start looks so often for a better node while a pass or other replicas place at the same moment; then it takes what it has.
 const LOOKS: usize = 16;
 
 impl App {
     /// Places a workspace that has just been asked for, or has it wait; an error when no node could take it whatever
-    /// becomes free or comes back, so that the caller hears of it.
+    /// becomes free or comes back, so that the caller hears of it. `alone`: no other start is being placed in this process.
     pub(super) async fn place(
         &self,
         work: &mut Work,
         workspace: Workspace,
+        alone: bool,
         now: OffsetDateTime,
     ) -> Result<(Workspace, Vec<Entry>)> {
         if work.may_run_unseen(workspace.uid, self.settings.lease.replace_after).await? {
@@ -42,8 +43,8 @@ impl App {
             let (reason, message) = unseen();
             return Ok(workspace.apply(Event::Wait { reason, message }, now)?);
         }
-        let somebody_waits = work.somebody_waits(workspace.uid, now).await?;
-        match self.claim(work, &workspace, somebody_waits).await? {
+        let joins_the_line = !alone || work.somebody_waits(workspace.uid, now).await?;
+        match self.claim(work, &workspace, joins_the_line).await? {
             Ok(node) => {
                 self.metrics.placed(workspace.started_at, now);
                 Ok(workspace.apply(Event::Place { node }, now)?)
@@ -67,13 +68,13 @@ impl App {
         }
     }
 
-    /// Chooses a node, locks it, looks again, and claims the place. Starts at one moment all see the same best node: who
+    /// Chooses a node, locks it, looks again, and claims the place. Starts at several replicas all see the same best node: who
     /// finds it taken by the time it has the lock goes on to the next, so that they spread as if they had come one by one.
     async fn claim(
         &self,
         work: &mut Work,
         workspace: &Workspace,
-        somebody_waits: bool,
+        joins_the_line: bool,
     ) -> Result<std::result::Result<NodeId, NoPlace>> {
         if let Some(held) = work.held_containers().await?.remove(&workspace.uid) {
             return Ok(Err(NoPlace::ContainerHeld(held)));
@@ -86,7 +87,7 @@ impl App {
         let several_zones = nodes.windows(2).any(|pair| pair[0].zone != pair[1].zone);
         let places = if several_zones { work.places_of_course(ask.course).await? } else { vec![] };
         let mut fleet = Fleet::new(self.settings.placement, nodes, places);
-        if somebody_waits {
+        if joins_the_line {
             return Ok(Err(fleet.place(&ask).err().unwrap_or(NoPlace::NotItsTurn)));
         }
         for look in 1..=LOOKS {

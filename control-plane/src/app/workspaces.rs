@@ -100,8 +100,10 @@ impl App {
                 self.nudge.look_at(uid, now);
             }
         }
+        // Kept until the commit, as the lock of the node's row is.
+        let alone = begins.then(|| self.placed_alone.try_lock().ok()).flatten();
         if begins && next.node.is_none() {
-            let (placed, more) = self.place(&mut work, next, now).await?;
+            let (placed, more) = self.place(&mut work, next, alone.is_some(), now).await?;
             (next, log) = (placed, [log, more].concat());
         }
         let after = work.save(&before, next, log, now).await?;

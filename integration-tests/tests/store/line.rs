@@ -111,9 +111,19 @@ async fn starts_at_one_moment_spread_as_if_they_had_come_one_by_one() {
         nodes.push(rig.node(32).await);
     }
     let names: Vec<_> = (0..40).map(|n| format!("s{n:02}")).collect();
-    let started = futures_util::future::join_all(names.iter().map(|name| rig.start(name))).await;
-    let on = |node| started.iter().filter(|w| w.as_ref().unwrap().node == Some(node)).count();
-    let counts: Vec<_> = nodes.into_iter().map(on).collect();
+    // Half of them at another replica, which places beside this one and beside the pass.
+    let other = rig.replica();
+    let starts = names.iter().enumerate().map(|(n, name)| {
+        let app = if n % 2 == 0 { &rig.app } else { &other };
+        async move { app.start(&call("StartWorkspace"), &id(name), None).await.unwrap() }
+    });
+    futures_util::future::join_all(starts).await;
+    rig.app.place_waiting().await.unwrap();
+    let mut counts = vec![0; nodes.len()];
+    for name in &names {
+        let node = rig.get(name).await.node.expect("there is room for all");
+        counts[nodes.iter().position(|known| *known == node).unwrap()] += 1;
+    }
     assert!(counts.iter().all(|count| (8..=12).contains(count)), "{counts:?}");
     rig.end().await;
 }

@@ -3,6 +3,8 @@ use std::time::Duration;
 use carrel_common::model::{Observed, StatusReason};
 use control_plane::app::{AppError, DrainOrder};
 use control_plane::domain::workspace::State;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use time::OffsetDateTime;
 
 use crate::rig::{GIB, Rig, call, id};
@@ -25,6 +27,7 @@ async fn a_hundred_starts_for_ten_places_overcommit_nothing_and_queue_in_order()
     let node = rig.node(10).await;
     let names: Vec<String> = (0..100).map(|n| format!("s{n:03}")).collect();
     futures_util::future::join_all(names.iter().map(|name| rig.start(name))).await;
+    rig.app.place_waiting().await.unwrap();
     let placed = "SELECT count(*)::text FROM placements WHERE released_at IS NULL";
     assert_eq!(rig.database.text(placed).await, "10");
     let in_line = async || {
@@ -45,6 +48,33 @@ async fn a_hundred_starts_for_ten_places_overcommit_nothing_and_queue_in_order()
     rig.app.place_waiting().await.unwrap();
     assert_eq!(rig.database.text(placed).await, "10");
     assert_eq!(in_line().await, waiting[1..]);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_starts_at_one_moment_one_is_placed_alone_and_the_others_in_one_pass_without_waiting_for_it() {
+    const STARTS: usize = 40;
+    let rig = Rig::new().await;
+    let node = rig.node(64).await;
+    // More than there are connections: were each to wait for the node's row, there would be none left.
+    let mut holding = rig.app.store.begin().await.unwrap();
+    holding.lock_candidates(&[node], &[], rig.app.settings.limits).await.unwrap();
+    let names: Vec<String> = (0..STARTS).map(|n| format!("s{n:03}")).collect();
+    let mut starts: FuturesUnordered<_> = names.iter().map(|name| rig.start(name)).collect();
+    let answered = starts.by_ref().take(STARTS - 1).map(Result::unwrap);
+    let answered: Vec<_> = tokio::time::timeout(Duration::from_secs(4), answered.collect())
+        .await
+        .expect("the others have their answers while one waits for the node");
+    assert!(answered.iter().all(|w| (w.state, w.node) == (State::Pending, None)), "{answered:#?}");
+    drop(holding);
+    let alone = starts.next().await.unwrap().unwrap();
+    drop(starts);
+    assert_eq!((alone.state, alone.node), (State::Starting, Some(node)));
+    assert_eq!(rig.app.place_waiting().await.unwrap(), STARTS - 1);
+    let transactions = "SELECT count(DISTINCT xmin::text)::text FROM placements";
+    assert_eq!(rig.database.text(transactions).await, "2");
+    // It is over: who comes now is placed alone.
+    assert_eq!(rig.start("late").await.unwrap().node, Some(node));
     rig.end().await;
 }
 

@@ -77,7 +77,7 @@ pub enum NoPlace {
     },
     /// No node, ready or not, is large enough even when empty.
     TooLarge,
-    /// Others wait for longer, and there may be a place for one of them.
+    /// Others wait for longer, and there may be a place for one of them; or others are being placed at this moment.
     NotItsTurn,
     /// Whatever is free: something of the student may still write.
     ContainerHeld(HeldContainer),
