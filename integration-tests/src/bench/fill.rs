@@ -28,6 +28,7 @@ pub type Placed = (uuid::Uuid, uuid::Uuid, String);
 
 /// Makes workspaces of the students with these numbers, which run on a node, or were stopped there; those that run.
 pub async fn fill(pool: &PgPool, node: uuid::Uuid, [first, last]: [i64; 2], state: State) -> Vec<Placed> {
-    let rows = sqlx::query_as(FILL).bind(node).bind(first).bind(last).bind(state.as_str_name());
+    let state = state.as_str_name().trim_start_matches("STATE_");
+    let rows = sqlx::query_as(FILL).bind(node).bind(first).bind(last).bind(state);
     rows.fetch_all(pool).await.expect("workspaces")
 }
