@@ -8,7 +8,7 @@ use tempfile::TempDir;
 
 use crate::leftovers::{left_behind, owned_dir};
 use crate::own_clock::OwnClock;
-use crate::process::{Process, Signal, run};
+use crate::process::{Process, Signal, busy, run};
 
 /// Of its directory below /tmp.
 const PREFIX: &str = "cp-";
@@ -136,6 +136,14 @@ impl OwnPostgres {
             // One that has ended meanwhile needs none.
             let _ = rustix::process::kill_process(child, signal);
         }
+    }
+
+    /// Time on a processor so far, of all its processes that live.
+    pub fn busy(&self) -> Duration {
+        let process = self.process.as_ref().expect("Postgres was started");
+        let children =
+            process.children().into_iter().map(|child| busy(child.as_raw_nonzero().get().unsigned_abs()));
+        process.busy() + children.sum::<Duration>()
     }
 
     /// Its clock, when it has its own.

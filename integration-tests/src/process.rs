@@ -48,6 +48,11 @@ impl Process {
         self.child.id()
     }
 
+    /// Its time on a processor so far.
+    pub fn busy(&self) -> Duration {
+        busy(self.id())
+    }
+
     /// Its children, as they are now.
     pub(crate) fn children(&self) -> Vec<Pid> {
         let own = self.id().to_string();
@@ -120,6 +125,16 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Time on a processor so far, user and system, of all threads of a process; none once it has ended.
+pub fn busy(pid: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The command's name may hold blanks and brackets; after it the first field is the third. A tick is 10 ms.
+    let fields: Vec<&str> =
+        stat.rsplit_once(") ").map_or_else(Vec::new, |(_, rest)| rest.split(' ').collect());
+    let ticks = |at: usize| fields.get(at).and_then(|field| field.parse::<u64>().ok()).unwrap_or_default();
+    Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
 /// Runs a command to its end and gives what it printed; panics when it fails.

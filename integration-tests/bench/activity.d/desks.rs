@@ -1,5 +1,7 @@
 //! A control plane over a database full of running workspaces.
 
+use std::time::Duration;
+
 use carrel_proto::v1::policy_service_client::PolicyServiceClient;
 use carrel_proto::v1::workspace::State;
 use carrel_proto::v1::workspace_service_client::WorkspaceServiceClient;
@@ -54,6 +56,11 @@ impl Desks {
 
     pub(crate) fn database(&self) -> &Database {
         self.replica.database()
+    }
+
+    /// Time of the control plane on a processor so far.
+    pub(crate) fn busy(&self) -> Duration {
+        self.replica.busy()
     }
 
     pub(crate) async fn text(&self, query: &str) -> String {

@@ -41,7 +41,7 @@ async fn run(parts: Vec<String>) -> bool {
     let mut met = true;
     for part in parts {
         met &= match part.as_str() {
-            "singles" => singles::measure(&desks).await,
+            "singles" => singles::measure(&desks, &postgres).await,
             "batches" => batches::measure(&desks).await,
             "sweep" => sweep::measure(&desks).await,
             "policy" => policy::measure(&desks).await,

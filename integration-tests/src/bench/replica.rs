@@ -72,12 +72,9 @@ impl Replica {
         self.process.log_tail(40)
     }
 
-    /// Time on a processor so far, user and system, in ticks of 10 ms.
+    /// Time on a processor so far.
     pub fn busy(&self) -> Duration {
-        let stat = self.proc("stat");
-        let fields: Vec<&str> = stat.rsplit_once(") ").expect("a stat").1.split(' ').collect();
-        let ticks: u64 = [11, 12].map(|at: usize| fields[at].parse::<u64>().expect("ticks")).iter().sum();
-        Duration::from_millis(ticks * 10)
+        self.process.busy()
     }
 
     /// Memory that it has now, MiB.
