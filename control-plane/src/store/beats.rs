@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
 use carrel_common::model::{ActivityReport, Signal};
-use sea_orm::{ConnectionTrait, QueryResult, Value};
+use sea_orm::{ConnectionTrait, DbErr, QueryResult, Value};
+use sqlx::Arguments as _;
+use sqlx::postgres::PgArguments;
 use time::OffsetDateTime;
 
 use super::activity::{ACTIVITY, CLOCKED, activity, clocked, refuse};
@@ -82,14 +84,17 @@ pub enum Beaten {
 
 /// Settings under which [`RECORD`] comes to its rows in the order of ids: a nested loop whose outer side is sorted, or is read
 /// by the index. None of the other ways could be the quicker one for a batch anyway, but for a table of a few rows.
-pub(super) const IN_ORDER: [(&str, &str); 4] = [
+///
+/// Planned once: to plan it anew for the values of each batch costs more than to run it for a small one, and finds the same.
+pub(super) const SETTINGS: [(&str, &str); 5] = [
+    ("plan_cache_mode", "force_generic_plan"),
     ("enable_hashjoin", "off"),
     ("enable_mergejoin", "off"),
     ("enable_seqscan", "off"),
     ("enable_bitmapscan", "off"),
 ];
 
-/// Writes in the order of ids ([`IN_ORDER`]), as everybody locks these rows, so that two batches cannot deadlock; to lock them
+/// Writes in the order of ids ([`SETTINGS`]), as everybody locks these rows, so that two batches cannot deadlock; to lock them
 /// first would write each twice, which is a third of the cost. `closed` and the generation are checked on the row as the
 /// update found it, after whoever held it, so that activity is never recorded behind an idle stop's back. A time later than
 /// the present one cannot come out, and none earlier than the recorded one replaces it; but one that lies in the future is by
@@ -191,23 +196,21 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached: then it is not known whether they were recorded.
     pub async fn record_input(&self, input: &[Input]) -> Result<Vec<Beaten>> {
+        let operation = "record activity";
         let keys: Vec<&str> = input.iter().map(|input| input.key.as_str()).collect();
         let ages = |signal| -> Vec<f64> {
             let age = |input: &Input| input.ages.get(signal).map_or(-1.0, |age| age.as_secs_f64());
             input.iter().map(age).collect()
         };
-        let values = [
-            texts(&keys),
-            numbers(input.iter().map(|input| input.generation)).into(),
-            ages(Signal::LmsInput).into(),
-            ages(Signal::EditorInput).into(),
-            ages(Signal::KeepWorking).into(),
-        ];
-        let rows = self
-            .beats
-            .query_all_raw(sql(&RECORD, values))
-            .await
-            .map_err(StoreError::sort("record activity"))?;
+        let mut arguments = PgArguments::default();
+        let added = arguments
+            .add(&keys)
+            .and_then(|()| arguments.add(numbers(input.iter().map(|input| input.generation))))
+            .and_then(|()| arguments.add(ages(Signal::LmsInput)))
+            .and_then(|()| arguments.add(ages(Signal::EditorInput)))
+            .and_then(|()| arguments.add(ages(Signal::KeepWorking)));
+        added.map_err(|error| StoreError::sort(operation)(DbErr::Custom(error.to_string())))?;
+        let rows = self.beats.rows(&RECORD, arguments).await.map_err(StoreError::sort(operation))?;
         let mut answers: Answers = vec![None; input.len()];
         for row in &rows {
             let (place, workspace, activity, now) = recorded(row)?;

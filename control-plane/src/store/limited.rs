@@ -21,11 +21,11 @@ use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 /// Above what Postgres itself allows a statement: as long as it can say anything, it is Postgres that says no.
-const PATIENCE: Duration = Duration::from_secs(35);
+pub(super) const PATIENCE: Duration = Duration::from_secs(35);
 /// For a connection, whoever has it now, or a new one.
-const ACQUIRE: Duration = Duration::from_secs(3);
+pub(super) const ACQUIRE: Duration = Duration::from_secs(3);
 /// Of that, for a connection that was idle to show that it still leads somewhere; then another is made.
-const PING: Duration = Duration::from_secs(1);
+pub(super) const PING: Duration = Duration::from_secs(1);
 
 /// Connections that are used again and again. Each statement takes one for itself.
 #[derive(Debug, Clone)]
@@ -168,11 +168,11 @@ fn query(statement: Statement) -> Query<'static, Postgres, SqlxValues> {
     sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values))
 }
 
-fn runtime(error: sqlx::Error) -> RuntimeErr {
+pub(super) fn runtime(error: sqlx::Error) -> RuntimeErr {
     RuntimeErr::SqlxError(Arc::new(error))
 }
 
-fn silent(problem: &str) -> DbErr {
+pub(super) fn silent(problem: &str) -> DbErr {
     DbErr::Conn(RuntimeErr::Internal(problem.to_owned()))
 }
 

@@ -18,6 +18,7 @@ mod fleet;
 mod housekeeping;
 mod images;
 mod join_tokens;
+mod kept;
 mod limited;
 mod line;
 mod log_tails;
@@ -35,6 +36,7 @@ mod warnings;
 mod work;
 mod workspaces;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DbBackend, Statement, Value};
@@ -67,7 +69,7 @@ pub use workspaces::WorkspaceQuery;
 const MIGRATION_LOCK: i64 = 0x6361_7272_656c;
 
 /// Of the connections, those that write reports of activity: as many as are written at once.
-const BEAT_CONNECTIONS: u32 = 4;
+const BEAT_CONNECTIONS: u16 = 4;
 
 /// A database that takes longer to tell its time serves nobody.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
@@ -80,7 +82,7 @@ const CLOSED_WITHIN: Duration = Duration::from_secs(3);
 pub struct Store {
     db: Pool,
     /// For the statement of `beats` that relies on the order in which it comes to rows.
-    beats: Pool,
+    beats: Arc<kept::Kept>,
 }
 
 fn sql(text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
@@ -116,8 +118,9 @@ impl Store {
                 ("statement_timeout", "30s"),
                 ("max_parallel_workers_per_gather", "0"),
             ]);
-        let beats = Pool::new(options.clone().options(beats::IN_ORDER), BEAT_CONNECTIONS);
-        Ok(Self { db: Pool::new(options, connections.saturating_sub(BEAT_CONNECTIONS).max(2)), beats })
+        let beats = kept::Kept::new(options.clone().options(beats::SETTINGS), BEAT_CONNECTIONS.into());
+        let db = Pool::new(options, connections.saturating_sub(BEAT_CONNECTIONS.into()).max(2));
+        Ok(Self { db, beats: Arc::new(beats) })
     }
 
     /// Brings the schema up to date. Safe when several start at once: one works, the others wait and find it done.
