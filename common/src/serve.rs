@@ -3,6 +3,9 @@
 //! The accept loop is our own, because tonic's cannot speak HTTP/1.1 upgrades nor change its certificate while it runs,
 //! and axum's cannot cut what does not end.
 
+mod direct;
+
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,11 +28,13 @@ use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::server::Connected as _;
-use tower::ServiceExt as _;
+use tower::{Service, ServiceExt as _};
 use tower_http::classify::{GrpcCode, GrpcErrorsAsFailures, SharedClassifier};
 use tower_http::trace::{DefaultOnFailure, TraceLayer};
 
 use crate::telemetry::make_grpc_span;
+
+pub use direct::Direct;
 
 /// Open requests get this long to finish once the server stops.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -45,6 +50,15 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 
 /// gRPC and HTTP as one router. A path of neither is UNIMPLEMENTED to a gRPC caller and a 404 problem to others.
 pub fn router(grpc: Routes, http: axum::Router) -> axum::Router {
+    // Routes bring a fallback of their own, so ours is set after the merge.
+    grpc.into_axum_router().layer(trace()).merge(http).fallback(no_such_route)
+}
+
+/// Makes the span of a request.
+type MakeSpan<B> = fn(&hyper::Request<B>) -> tracing::Span;
+
+/// A span for each gRPC request, and a line in the log for what failed.
+fn trace<B>() -> TraceLayer<SharedClassifier<GrpcErrorsAsFailures>, MakeSpan<B>> {
     // What a caller did wrong is an answer, not a failure of ours.
     let answers = [
         GrpcCode::Cancelled,
@@ -62,11 +76,9 @@ pub fn router(grpc: Routes, http: axum::Router) -> axum::Router {
     ];
     let classifier =
         answers.into_iter().fold(GrpcErrorsAsFailures::new(), GrpcErrorsAsFailures::with_success);
-    let trace = TraceLayer::new(SharedClassifier::new(classifier))
-        .make_span_with(make_grpc_span as fn(&Request) -> tracing::Span)
-        .on_failure(DefaultOnFailure::new().level(tracing::Level::WARN));
-    // Routes bring a fallback of their own, so ours is set after the merge.
-    grpc.into_axum_router().layer(trace).merge(http).fallback(no_such_route)
+    TraceLayer::new(SharedClassifier::new(classifier))
+        .make_span_with(make_grpc_span::<B> as MakeSpan<B>)
+        .on_failure(DefaultOnFailure::new().level(tracing::Level::WARN))
 }
 
 async fn no_such_route(request: Request) -> Response {
@@ -94,21 +106,38 @@ pub fn reflection() -> Result<Routes, tonic_reflection::server::Error> {
     Ok(Routes::new(builder().build_v1()?).add_service(builder().build_v1alpha()?))
 }
 
+/// What can be served: a router, or a [`Direct`].
+pub trait Served:
+    Service<hyper::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> Served for S where
+    S: Service<hyper::Request<Incoming>, Response = Response, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + 'static
+{
+}
+
 /// Serves HTTP/1.1 and HTTP/2 (with prior knowledge) on one port until `stop`; then takes no new connection, lets open
 /// requests finish for up to 5 s, and cuts the rest.
 ///
 /// gRPC handlers find `tonic::transport::server::TcpConnectInfo` in the request's extensions.
 pub async fn serve(
     listener: TcpListener,
-    router: axum::Router,
+    service: impl Served,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     accept(listener, &stop, |stream| {
-        let (router, stop) = (router.clone(), stop.clone());
+        let (service, stop) = (service.clone(), stop.clone());
         async move {
             let peer = stream.connect_info();
             let stamp = move |extensions: &mut Extensions| _ = extensions.insert(peer.clone());
-            connection(stream, router, stamp, stop).await;
+            connection(stream, service, stamp, stop).await;
         }
     })
     .await
@@ -119,12 +148,12 @@ pub async fn serve(
 /// gRPC handlers find the peer's certificates with `tonic::Request::peer_certs`.
 pub async fn serve_tls(
     listener: TcpListener,
-    router: axum::Router,
+    service: impl Served,
     tls: watch::Receiver<Arc<ServerConfig>>,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
     accept(listener, &stop, |stream| {
-        let (router, stop) = (router.clone(), stop.clone());
+        let (service, stop) = (service.clone(), stop.clone());
         let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow()));
         async move {
             let peer = stream.peer_addr().ok();
@@ -139,7 +168,7 @@ pub async fn serve_tls(
                 extensions.insert(peer.get_ref().clone());
                 extensions.insert(peer.clone());
             };
-            connection(stream, router, stamp, stop).await;
+            connection(stream, service, stamp, stop).await;
         }
     })
     .await
@@ -191,11 +220,11 @@ async fn accept<C: Future<Output = ()> + Send + 'static>(
 /// Serves one connection to its end; `stamp` says in each request who the peer is.
 async fn connection<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     stream: S,
-    router: axum::Router,
+    service: impl Served,
     stamp: impl Fn(&mut Extensions) + Clone + Send + 'static,
     stop: CancellationToken,
 ) {
-    let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
+    let service = service.map_request(move |mut request: hyper::Request<Incoming>| {
         stamp(request.extensions_mut());
         request
     });
@@ -296,6 +325,26 @@ mod tests {
             .expect("request");
         let answer = channel.oneshot(request).await.expect("an answer");
         assert_eq!(answer.headers()["grpc-status"], "12");
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "a test has no TaskTracker")]
+    async fn a_service_past_the_router_is_called_and_the_router_has_all_else() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (_reporter, health) = tonic_health::server::health_reporter();
+        let http = axum::Router::new().route("/healthz", get(async || "ok"));
+        let service = Direct::new(health, router(reflection().expect("valid descriptors"), http));
+        tokio::spawn(serve(listener, service, CancellationToken::new()));
+
+        assert_eq!(get_text(address, "/healthz").await, (StatusCode::OK, "ok".into()));
+        let (status, _) = get_text(address, "/grpc.health.v1.Healthy/Check").await;
+        assert_eq!(status, StatusCode::NOT_FOUND, "another service, though its name begins like that one's");
+        let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}")).expect("endpoint");
+        let channel = channel.connect().await.expect("connected");
+        let mut client = tonic_health::pb::health_client::HealthClient::new(channel);
+        let answer = client.check(tonic_health::pb::HealthCheckRequest::default()).await;
+        assert_eq!(answer.expect("an answer").into_inner().status, 1, "SERVING");
     }
 
     #[tokio::test]

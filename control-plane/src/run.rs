@@ -109,17 +109,15 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let mut api = serve::reflection().context("the descriptors cannot be read")?;
     api = api
         .add_service(health)
-        .add_service(WorkspaceServiceServer::new(Workspaces::new(
-            app.clone(),
-            following.clone(),
-            tasks.clone(),
-        )))
-        .add_service(EventServiceServer::new(Events::new(app.clone(), following, tasks.clone())))
+        .add_service(EventServiceServer::new(Events::new(app.clone(), following.clone(), tasks.clone())))
         .add_service(PolicyServiceServer::new(Policies::new(app.clone())))
         .add_service(NodeServiceServer::new(Nodes::new(app.clone())));
+    // Heartbeats are its calls.
+    let workspaces = Workspaces::new(app.clone(), following.clone(), tasks.clone());
     let sessions = Sessions::new(app.clone(), serving.clone(), tasks.clone());
     let agents = tonic::service::Routes::new(AgentServiceServer::new(Agents::new(app.clone(), sessions)));
     let api = serve::router(api, http::routes(readiness.clone(), app.state.clone(), telemetry));
+    let api = serve::Direct::new(WorkspaceServiceServer::new(workspaces), api);
     let agents = serve::router(agents, axum::Router::new());
     tasks.spawn(report(serve::serve(listener, api, serving.clone()), "the API"));
     match &authorities {
