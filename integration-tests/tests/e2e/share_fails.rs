@@ -220,8 +220,13 @@ async fn a_start_that_completes_after_its_student_was_moved_gives_way_without_an
     let (student, ghost) = ghost_start(&cluster, &client).await;
     // Nobody is there to order anything; and meanwhile its student has had a later container on another host, which was stopped.
     cluster.control_plane().kill();
+    let other = uuid::Uuid::new_v4();
     for change in [
         "UPDATE placements SET released_at = now() WHERE released_at IS NULL".to_owned(),
+        format!(
+            "INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes, incarnation, released_at)
+             SELECT '{other}', workspace_id, node_id, 2, spec, cpu_millicores, memory_bytes, incarnation, now() FROM placements"
+        ),
         "UPDATE nodes SET desired_generation = desired_generation + 1".to_owned(),
         format!(
             "UPDATE workspaces SET state = 'STOPPED', desired = 'STOPPED', generation = 2, node_id = NULL, version = version + 1
@@ -231,7 +236,6 @@ async fn a_start_that_completes_after_its_student_was_moved_gives_way_without_an
         cluster.database().execute(&change).await;
     }
     let fences = cluster.share().behind().join("base/.carrel/fence");
-    let other = uuid::Uuid::new_v4();
     let later = format!("{{\"incarnation\":1,\"generation\":2,\"placement\":\"{other}\"}}");
     std::fs::write(fences.join(&student), later).unwrap();
 

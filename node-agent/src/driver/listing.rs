@@ -35,6 +35,8 @@ pub struct EngineState {
     pub problem: Option<String>,
     /// Our containers, by the last listing that worked.
     pub inventory: Vec<Container>,
+    /// When that listing began, by the monotonic clock; `None` while Docker does not answer.
+    pub listed_at: Option<Duration>,
     /// Another daemon answers than the node's: that is the problem.
     pub other_daemon: bool,
     /// When it was last asked with an answer or without, by the monotonic clock; `None` before the first time.
@@ -108,6 +110,7 @@ impl<R: Runtime> Lister<R> {
             problem: self.problem.clone(),
             other_daemon: self.other_daemon,
             inventory,
+            listed_at: listing.map(|listing| listing.taken_at),
             asked_at: self.asked_at,
         };
         true

@@ -170,12 +170,11 @@ impl<R: Runtime> Driver<R> {
         true
     }
 
+    /// A new set, or the end of a session. The cached listing serves the orders of a set at once; a new one finds what is in no
+    /// order, and is what the next session begins with.
     fn new_set(&mut self) {
-        let accepted = self.links.accepted.borrow_and_update();
-        if accepted.fresh {
-            // The cached listing serves the orders of the set at once; a new one finds what is in no order.
-            self.lister.soon();
-        }
+        self.links.accepted.mark_unchanged();
+        self.lister.soon();
     }
 
     fn take_verdicts(&mut self, verdicts: Vec<(String, Verdict)>) {

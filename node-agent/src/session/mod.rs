@@ -64,6 +64,15 @@ pub struct Session<R> {
     pub process: ProcessId,
 }
 
+/// How a session begins.
+#[derive(Debug, Clone, Copy)]
+struct Beginning {
+    /// The first of this process.
+    process_start: bool,
+    /// By the monotonic clock, the end of the one before: nothing is launched after it.
+    since: Duration,
+}
+
 /// The address of a replica, ready to be dialled.
 ///
 /// # Errors
@@ -153,7 +162,7 @@ impl<R: Runtime> Session<R> {
         let mut backoff = Backoff::default();
         // Not all agents of a fleet begin with the replica that stands first in their list.
         let mut attempt = rand::random_range(0..self.endpoints.len());
-        let mut process_start = true;
+        let mut beginning = Beginning { process_start: true, since: Duration::ZERO };
         while !stop.is_cancelled() {
             // What ran under a lease that is over may have been given to another host: it ends before the control plane hears of us.
             if stop.run_until_cancelled(self.host.lease.fenced()).await.is_none() {
@@ -161,12 +170,14 @@ impl<R: Runtime> Session<R> {
             }
             let endpoint = self.endpoints[attempt % self.endpoints.len()].clone();
             attempt += 1;
-            let (ending, stood) = self.one(&endpoint, process_start, &stop).await;
+            let (ending, stood) = self.one(&endpoint, beginning, &stop).await;
+            if stood {
+                beginning = Beginning { process_start: false, since: self.host.clock.monotonic() };
+            }
             self.accepted.send_modify(|accepted| accepted.fresh = false);
             self.host.metrics.session(ending.label());
             if stood {
                 backoff.reset();
-                process_start = false;
             }
             let ended = self.identity.borrow().has_ended(self.host.clock.now());
             // With a certificate that has ended every attempt is refused.

@@ -22,9 +22,9 @@ use super::accept::{Offer, judge};
 use super::activity::ToldActivity;
 use super::backoff::in_haste;
 use super::images::ImagesTold;
-use super::{Ending, Session, logs};
+use super::{Beginning, Ending, Session, logs};
 use crate::activity::Seen;
-use crate::driver::{Accepted, Orphans};
+use crate::driver::{Accepted, EngineState, Orphans};
 use crate::enroll::{Identity, Proof};
 use crate::facts;
 use crate::fence::Terms;
@@ -49,7 +49,7 @@ const ORPHANS_AGAIN: Duration = Duration::from_secs(30);
 /// A stream ends after so many heartbeat intervals without an ack.
 const SILENT_INTERVALS: u32 = 3;
 
-/// Docker is asked before the first Hello, for so long at most.
+/// Docker is asked before a Hello, for so long at most.
 const ENGINE_WITHIN: Duration = Duration::from_secs(3);
 
 struct Live<'a, R> {
@@ -80,11 +80,11 @@ impl<R: Runtime> Session<R> {
     pub(super) async fn one(
         &mut self,
         endpoint: &Endpoint,
-        process_start: bool,
+        beginning: Beginning,
         stop: &CancellationToken,
     ) -> (Ending, bool) {
         let within = in_haste(ATTEMPT, self.host.lease.left());
-        let opening = tokio::time::timeout(within, self.open(endpoint, process_start));
+        let opening = tokio::time::timeout(within, self.open(endpoint, beginning));
         let (mut live, mut down) = match stop.run_until_cancelled(opening).await {
             None => return (Ending::Stopped, false),
             Some(Err(_)) => return (Ending::NoWelcome, false),
@@ -97,14 +97,14 @@ impl<R: Runtime> Session<R> {
     async fn open(
         &mut self,
         endpoint: &Endpoint,
-        process_start: bool,
+        beginning: Beginning,
     ) -> Result<(Live<'_, R>, Streaming<pb::SessionResponse>), Ending> {
         let identity = Arc::clone(&self.identity.borrow());
         let dialled = identity.endpoint(endpoint).map_err(Ending::Unreachable)?;
         let channel = dialled.connect().await.map_err(Ending::Unreachable)?;
         let (up, from_up) = mpsc::channel(WAITING);
         let (log_pieces, from_logs) = mpsc::channel(LOG_PIECES_WAITING);
-        let hello = self.hello(process_start).await;
+        let hello = self.hello(beginning).await;
         up.try_send(message(Up::Hello(hello))).map_err(|_| Ending::Stuck)?;
         let outgoing =
             futures_util::stream::select(ReceiverStream::new(from_up), ReceiverStream::new(from_logs));
@@ -147,18 +147,20 @@ impl<R: Runtime> Session<R> {
         Ok((live, down))
     }
 
-    async fn hello(&mut self, process_start: bool) -> pb::Hello {
-        // Whatever came of it: a node whose Docker is away says Hello, too.
-        let asked = self.engine.wait_for(|engine| engine.asked_at.is_some());
+    async fn hello(&mut self, beginning: Beginning) -> pb::Hello {
+        // All that runs is told: what was launched up to the end of the session before is in a listing that began later. A node
+        // whose Docker is away says Hello, too.
+        let tells_all = |engine: &EngineState| engine.listed_at.is_some_and(|at| at >= beginning.since);
+        let asked = self.engine.wait_for(|engine| engine.problem.is_some() || tells_all(engine));
         let _ = tokio::time::timeout(ENGINE_WITHIN, asked).await;
         let engine = self.engine.borrow().clone();
         let testimony = self.witness.testimony();
         pb::Hello {
             facts: Some(facts::of_node(&self.host_facts, engine.facts.as_ref(), &self.told).into()),
-            inventory_current: engine.problem.is_none() && engine.asked_at.is_some(),
+            inventory_current: engine.problem.is_none() && tells_all(&engine),
             inventory: engine.inventory.into_iter().map(Into::into).collect(),
             accepted: testimony.accepted.map(Into::into),
-            process_start,
+            process_start: beginning.process_start,
             cluster_id: self.host.scope.cluster.to_string(),
             process_id: self.process.to_string(),
             acked: testimony.acked.map(Into::into),
