@@ -39,6 +39,21 @@ async fn an_agent_that_is_killed_and_restarted_adopts_the_same_container() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_launched_just_before_a_session_ended_is_in_the_next_hello() {
+    let rig = Rig::start().await;
+    let mut desks = vec![];
+    for student in ["ada", "bob", "cyd"] {
+        desks.push(desk(student, "test"));
+        rig.control_plane.want(desks.clone());
+        rig.running(&desks[desks.len() - 1]).await;
+        let before = rig.control_plane.heard(|heard| heard.hellos.len());
+        rig.control_plane.hang_up();
+        let told = |heard: &Heard| heard.hellos.get(before).map(|hello| hello.inventory.len());
+        assert_eq!(rig.control_plane.hear("another Hello", told).await, desks.len(), "{student} runs");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_stops_stops_no_container() {
     let mut rig = Rig::start().await;
     let ada = desk("ada", "test");
