@@ -110,7 +110,7 @@ impl Docker {
         if self.inspect(id, 0).await?.is_some() {
             return Ok(false);
         }
-        tracing::info!(container = id, "Docker lists what it does not know");
+        tracing::debug!(container = id, "Docker lists what it does not know");
         end_what_is_left(id).await;
         Ok(true)
     }
