@@ -37,7 +37,7 @@ impl Database {
     }
 
     /// The same, when the server is reached in another way.
-    pub(crate) fn url_in(&self, server: &str) -> String {
+    pub fn url_in(&self, server: &str) -> String {
         let (address, options) = server.split_once('?').unwrap_or((server, ""));
         let (base, _) = address.rsplit_once('/').expect("a URL with a database");
         if options.is_empty() {

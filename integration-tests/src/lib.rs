@@ -2,6 +2,7 @@
 //!
 //! `cluster` starts, kills and freezes them over a database and a base path of their own; `client` talks to them as an
 //! LMS would; `docker` looks at what really runs; `own_docker` and `own_postgres` are servers that a test may kill,
+//! `relay` a way to the latter that it may cut,
 //! `gated_share` a file server that it may hang, `registry` an image registry that it may slow down; `rig` is a fleet of
 //! hosts on this machine, `writes` the check that a file never had two writers at once, and `inputs` what a test keeps of
 //! what students did, with its judge; `collector` keeps the spans they send; `machine` a whole Debian with systemd; `printed` reads the commands of our documents; `bench` is what
@@ -35,6 +36,7 @@ pub mod pki;
 pub mod printed;
 pub mod process;
 pub mod registry;
+pub mod relay;
 pub mod rig;
 pub mod settings;
 pub mod writes;

@@ -100,6 +100,9 @@ pub(super) const SETTINGS: [(&str, &str); 5] = [
 /// the present one cannot come out, and none earlier than the recorded one replaces it; but one that lies in the future is by
 /// a clock that was set back since, and says nothing of which is newer: then it is now. An age below zero is none. What the
 /// answer needs of the workspace is read on the way: a second look at its row would cost a tenth of all.
+///
+/// It may be made twice ([`super::kept`]), which does no harm: no time moves back, input counts from as much later as a new
+/// connection takes, and what was closed in between is refused as all is that comes late.
 static RECORD: LazyLock<String> = LazyLock::new(|| {
     format!(
         "

@@ -1,14 +1,15 @@
 //! Connections for one statement that is made all the time.
 //!
 //! Each is used again as it is: a pool asks a connection before and after every use whether it is still there, which for a
-//! statement that takes less than a millisecond is a good part of what it costs.
+//! statement that takes less than a millisecond is a good part of what it costs. So it is the statement that finds that a
+//! connection has ended; then it is made again on a new one.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sea_orm::{DbErr, QueryResult};
 use sqlx::Connection as _;
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
@@ -33,7 +34,9 @@ impl Kept {
         Self { options, places: Semaphore::new(connections), free: Mutex::default() }
     }
 
-    /// Runs a statement, a transaction of its own, and gives its rows.
+    /// Runs a statement, a transaction of its own, and gives its rows. It has to be one that does no harm when it is made twice:
+    /// of one whose connection ended nobody can tell whether it was committed. So a Postgres that was restarted costs no
+    /// caller an error.
     pub(super) async fn rows(
         &self,
         statement: &'static str,
@@ -41,27 +44,47 @@ impl Kept {
     ) -> Result<Vec<QueryResult>, DbErr> {
         let held = async {
             let place = self.places.acquire().await.map_err(|_| silent("the connections are closed"))?;
-            Ok::<_, DbErr>((place, self.connection().await?))
+            Ok((place, self.kept().await))
         };
-        let (_place, mut connection) =
-            timeout(ACQUIRE, held).await.map_err(|_| silent("no connection in time"))??;
-        let rows = sqlx::query_with(statement, arguments).fetch_all(&mut connection);
-        // Where something failed, or the caller went away, the connection is closed: it may be in the midst of an answer.
-        let rows = timeout(PATIENCE, rows).await.map_err(|_| silent("no answer in time"))?;
-        let rows = rows.map_err(|error| DbErr::Query(runtime(error)))?;
-        self.free().push((connection, Instant::now()));
-        Ok(rows.into_iter().map(QueryResult::from).collect())
+        let (_place, kept) = in_time(held).await?;
+        if let Some(connection) = kept {
+            match self.run(connection, statement, arguments.clone()).await? {
+                // The others ended with it.
+                Err(error) if has_ended(&error) => self.free().clear(),
+                done => return rows(done),
+            }
+        }
+        let connection = in_time(self.connect()).await?;
+        rows(self.run(connection, statement, arguments).await?)
     }
 
-    async fn connection(&self) -> Result<PgConnection, DbErr> {
-        let newest = self.free().pop();
-        if let Some((mut connection, used)) = newest {
-            if used.elapsed() < FRESH || matches!(timeout(PING, connection.ping()).await, Ok(Ok(()))) {
-                return Ok(connection);
-            }
-            // It leads nowhere any more, and the others were used before it.
-            self.free().clear();
+    /// A connection on which something fails, or whose caller goes away, is closed: it may be in the midst of an answer.
+    async fn run(
+        &self,
+        mut connection: PgConnection,
+        statement: &'static str,
+        arguments: PgArguments,
+    ) -> Result<sqlx::Result<Vec<PgRow>>, DbErr> {
+        let done = sqlx::query_with(statement, arguments).fetch_all(&mut connection);
+        let done = timeout(PATIENCE, done).await.map_err(|_| silent("no answer in time"))?;
+        if done.is_ok() {
+            self.free().push((connection, Instant::now()));
         }
+        Ok(done)
+    }
+
+    /// One that was used before, if there is one that leads somewhere.
+    async fn kept(&self) -> Option<PgConnection> {
+        let (mut connection, used) = self.free().pop()?;
+        if used.elapsed() < FRESH || matches!(timeout(PING, connection.ping()).await, Ok(Ok(()))) {
+            return Some(connection);
+        }
+        // The others were used before it.
+        self.free().clear();
+        None
+    }
+
+    async fn connect(&self) -> Result<PgConnection, DbErr> {
         PgConnection::connect_with(&self.options).await.map_err(|error| DbErr::Conn(runtime(error)))
     }
 
@@ -76,5 +99,23 @@ impl Kept {
         for (connection, _) in free {
             connection.close().await.ok();
         }
+    }
+}
+
+async fn in_time<T>(connection: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
+    timeout(ACQUIRE, connection).await.map_err(|_| silent("no connection in time"))?
+}
+
+fn rows(done: sqlx::Result<Vec<PgRow>>) -> Result<Vec<QueryResult>, DbErr> {
+    let rows = done.map_err(|error| DbErr::Query(runtime(error)))?;
+    Ok(rows.into_iter().map(QueryResult::from).collect())
+}
+
+/// Whether the connection has ended. Postgres may have said why: it was told to stop (57P01), or one of its processes died (57P02).
+fn has_ended(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(error) => matches!(error.code().as_deref(), Some("57P01" | "57P02")),
+        _ => false,
     }
 }

@@ -17,7 +17,6 @@ mod cgroups;
 mod host;
 mod namespace;
 mod network;
-mod relay;
 mod replica;
 mod shape;
 mod share;
@@ -36,7 +35,6 @@ pub use self::share::Share;
 
 use self::host::Parts;
 use self::network::Network;
-use self::relay::Relay;
 use crate::callers::Callers;
 use crate::client::Client;
 use crate::cluster::mark_share;
@@ -44,7 +42,8 @@ use crate::database::Database;
 use crate::docker::Found;
 use crate::leftovers::{left_behind, note, owned_dir};
 use crate::own_clock::OwnClock;
-use crate::own_postgres::{OwnPostgres, SOCKET};
+use crate::own_postgres::OwnPostgres;
+use crate::relay::Relay;
 use crate::{pki, settings};
 
 /// Of a rig's directory below /tmp. Short, as what lies below has to be.
@@ -111,9 +110,8 @@ impl Rig {
         for index in 0..shape.replicas {
             let sockets = dir.path().join(format!("pg-{index}"));
             std::fs::create_dir(&sockets).expect("a directory");
-            let way = Relay::new(sockets.join(SOCKET), postgres.socket());
-            let server = format!("postgres://carrel@localhost/postgres?host={}", sockets.display());
-            let mut arguments = vec![format!("--database-url={}", database.url_in(&server))];
+            let way = Relay::new(&sockets, &postgres);
+            let mut arguments = vec![format!("--database-url={}", database.url_in(way.url()))];
             arguments.push(format!("--ca-dir={}", authority.display()));
             arguments.extend(flags(&shape.options.control_plane));
             let environment = shape.options.environment.clone();

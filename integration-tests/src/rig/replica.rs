@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 
 use tonic::transport::Endpoint;
 
-use super::relay::Relay;
 use crate::client::Client;
 use crate::database::Database;
 use crate::own_clock::OwnClock;
 use crate::process::Process;
+use crate::relay::Relay;
 use crate::{http, settings};
 
 /// A replica, which a test may kill, freeze and start again. Killed when dropped.

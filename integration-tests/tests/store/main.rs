@@ -16,6 +16,7 @@ mod fencing;
 mod heartbeats;
 mod idleness;
 mod line;
+mod lost;
 mod migrations;
 mod nodes;
 mod orphans;

@@ -1,12 +1,14 @@
-//! Carries connections from one socket to another, until a test says otherwise. Each replica reaches Postgres through one
-//! of its own, so that it alone can be cut off.
+//! Carries connections to a Postgres of a test's own, until the test says otherwise. Each replica reaches it through one of its
+//! own, so that it alone can be cut off.
 
 use std::os::unix::net::UnixListener as StdListener;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
+
+use crate::own_postgres::{OwnPostgres, SOCKET};
 
 /// What becomes of connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,42 +23,49 @@ enum Mode {
     Lose,
 }
 
-/// A socket that leads to another. Ends when dropped.
+/// A socket that leads to that of a Postgres. Ends when dropped.
 #[derive(Debug)]
-pub(crate) struct Relay {
+pub struct Relay {
     mode: watch::Sender<Mode>,
+    url: String,
 }
 
 impl Relay {
-    /// On a thread of its own: what holds a test up, and be it a command that it waits for, cuts no replica off.
-    pub(crate) fn new(from: PathBuf, to: PathBuf) -> Self {
-        let listener = StdListener::bind(from).expect("a free path");
+    /// In an empty directory, on a thread of its own: what holds a test up, and be it a command that it waits for, cuts nobody off.
+    pub fn new(dir: &Path, postgres: &OwnPostgres) -> Self {
+        let listener = StdListener::bind(dir.join(SOCKET)).expect("a free path");
+        let to = postgres.socket();
         listener.set_nonblocking(true).expect("a socket of ours");
         let (mode, seen) = watch::channel(Mode::Carry);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(serve(listener, to, seen));
         });
-        Self { mode }
+        Self { mode, url: format!("postgres://carrel@localhost/postgres?host={}", dir.display()) }
+    }
+
+    /// Where the server is by this way.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Ends all connections, and new ones at once.
-    pub(crate) fn refuse(&self) {
+    pub fn refuse(&self) {
         self.mode.send_replace(Mode::Refuse);
     }
 
     /// Keeps all connections, and lets nothing through.
-    pub(crate) fn swallow(&self) {
+    pub fn swallow(&self) {
         self.mode.send_replace(Mode::Swallow);
     }
 
-    /// Keeps all connections, and loses what is said on them.
-    pub(crate) fn lose(&self) {
+    /// Keeps all connections, and loses what is said on them; one that has lost something stays silent.
+    pub fn lose(&self) {
         self.mode.send_replace(Mode::Lose);
     }
 
     /// Carries again.
-    pub(crate) fn mend(&self) {
+    pub fn mend(&self) {
         self.mode.send_replace(Mode::Carry);
     }
 }
