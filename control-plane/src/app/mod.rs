@@ -48,7 +48,7 @@ pub use heartbeats::{Heartbeats, Recorded};
 pub use idle::IdleCheck;
 pub use line::{Board, Line, LinePlace};
 pub use logs::{LogOrder, LogPart, LogTails, Tail};
-pub use nodes::HeartbeatOutcome;
+pub use nodes::{HeartbeatOutcome, SentSet};
 pub use nudge::{IdleDue, Nudge};
 pub use orphans::{Judged, Resolution, Resolved};
 pub use pulse::LastReading;

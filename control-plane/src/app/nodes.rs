@@ -1,7 +1,7 @@
 //! Nodes: sessions, heartbeats, silence, desired sets.
 
 use carrel_common::id::{NodeId, WorkspaceUid};
-use carrel_common::model::{DesiredSet, Health, HeartbeatCount};
+use carrel_common::model::{DesiredPair, DesiredSet, Health, HeartbeatCount};
 
 use super::enrolment::not_removed;
 use super::node_admin::about;
@@ -10,7 +10,7 @@ use crate::domain::event::{Actor, Entry};
 use crate::domain::node::{Node, NodeState};
 use crate::domain::reconcile::desired_item;
 use crate::domain::workspace::Event;
-use crate::store::Locked;
+use crate::store::{Locked, PlacedOn};
 
 /// What a heartbeat found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,21 @@ pub enum HeartbeatOutcome {
     BackFromSilence(HeartbeatCount),
     /// Another session of the node took over.
     Superseded,
+}
+
+/// The set that an agent was sent last in a session.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SentSet {
+    /// Its version.
+    pub pair: DesiredPair,
+    /// Over its items.
+    pub digest: String,
+}
+
+impl From<&DesiredSet> for SentSet {
+    fn from(set: &DesiredSet) -> Self {
+        Self { pair: set.pair, digest: set.digest.clone() }
+    }
 }
 
 impl App {
@@ -94,20 +109,37 @@ impl App {
         Ok(())
     }
 
-    /// The complete desired set of a node.
+    /// The desired set of a node, as its agent is told it after it was sent another; `None`: that was the same.
+    ///
+    /// What cannot be read is left out. To the agent that is a container that no order names: it goes on, and is stopped by nobody's
+    /// word, since nothing can be made of its row there either. Such a set has a version of its own, as agents refuse a set that
+    /// says something else under a version that they know: once the row can be read, by this replica or another, all is
+    /// ordered as before.
     ///
     /// # Errors
     /// [`AppError::NodeBanned`] when it was taken out, [`AppError::InventoryAwaited`] while nothing may be ordered there; the
     /// database.
-    pub async fn desired_set(&self, node: NodeId) -> Result<DesiredSet> {
+    pub async fn desired_set(&self, node: NodeId, sent: Option<&SentSet>) -> Result<Option<DesiredSet>> {
         let found = self.store.placements_on(node).await?;
-        let (orders, placements) = found.ok_or(AppError::NodeBanned(node))?;
+        let PlacedOn { orders, placed, whole } = found.ok_or(AppError::NodeBanned(node))?;
         if orders.held {
             return Err(AppError::InventoryAwaited(node));
         }
         let now = self.store.now().await?;
-        let items = placements.iter().map(|(p, w)| desired_item(p, w, self.settings.orders, now)).collect();
-        Ok(DesiredSet::new(orders.pair, items))
+        let items = placed.iter().map(|(p, w)| desired_item(p, w, self.settings.orders, now)).collect();
+        let set = DesiredSet::new(orders.pair, items);
+        if whole {
+            return Ok(Some(set).filter(|set| sent.is_none_or(|sent| sent.pair != set.pair)));
+        }
+        // The version after that of a part is all that followed it.
+        let follows =
+            |sent: &SentSet| DesiredPair { generation: sent.pair.generation + 1, ..sent.pair } == set.pair;
+        if sent.is_some_and(|sent| sent.digest == set.digest && follows(sent)) {
+            return Ok(None);
+        }
+        let pair = self.store.version_of_part(node, set.pair).await?;
+        // Somebody has changed the set since: that is sent, at the next look.
+        Ok(pair.map(|pair| DesiredSet { pair, ..set }))
     }
 
     /// Marks a node that has not been heard of, and what it holds; how many workspaces that concerned.

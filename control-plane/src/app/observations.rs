@@ -8,7 +8,7 @@ use carrel_common::model::{Observation, Observed, Signal, StatusReason};
 use super::failing::Outcomes;
 use super::settle::settle;
 use super::workspaces::rfc3339;
-use super::{App, AppError, Result};
+use super::{App, AppError, Result, alone};
 use crate::domain::activity::Activity;
 use crate::domain::behind::Evidence;
 use crate::domain::event::{Actor, Entry, Subject};
@@ -17,21 +17,13 @@ use crate::domain::workspace::{Event, Report, State, Workspace};
 use crate::store::{Locked, Work};
 
 impl App {
-    /// Commits a batch of reports; what may be acked: the highest sequence of each workspace.
+    /// Commits a batch of reports; what may be acked: the highest sequence of each workspace. A workspace of which nothing can be
+    /// made is left out: the next session tells of it again.
     ///
     /// # Errors
-    /// [`super::AppError`]; then nothing of the batch is committed, and nothing may be acked. A session that another one
-    /// has taken over from is refused: its late reports would undo what the new one told.
+    /// [`super::AppError`]; then nothing more may be acked. A session that another one has taken over from is refused: its late
+    /// reports would undo what the new one told.
     pub async fn observe(
-        &self,
-        node: NodeId,
-        session_epoch: i64,
-        batch: &[Observation],
-    ) -> Result<Vec<(WorkspaceUid, i64)>> {
-        settle!(self.observe_once(node, session_epoch, batch))
-    }
-
-    async fn observe_once(
         &self,
         node: NodeId,
         session_epoch: i64,
@@ -40,7 +32,30 @@ impl App {
         let mut batch: Vec<_> = batch.iter().collect();
         // The order of ids is the order of locks.
         batch.sort_by_key(|o| (o.workspace, o.generation, o.sequence));
-        let news = self.without_repeats(node, batch.clone()).await?;
+        let of_all = |error: &AppError| error.is_passing() || matches!(error, AppError::SessionSuperseded(_));
+        match settle!(self.observe_once(node, session_epoch, &batch)) {
+            Err(error) if !of_all(&error) => {}
+            done => return done,
+        }
+        // It is about one of them: each is looked at by itself.
+        let mut acked = Vec::with_capacity(batch.len());
+        for told in batch.chunk_by(|a, b| a.workspace == b.workspace) {
+            match settle!(self.observe_once(node, session_epoch, told)) {
+                Err(error) if of_all(&error) => return Err(error),
+                done => acked.extend(alone(told[0].workspace, done)?),
+            }
+        }
+        Ok(acked)
+    }
+
+    /// All of them in one transaction, in the order of their workspaces.
+    async fn observe_once(
+        &self,
+        node: NodeId,
+        session_epoch: i64,
+        batch: &[&Observation],
+    ) -> Result<Vec<(WorkspaceUid, i64)>> {
+        let news = self.without_repeats(node, batch.to_vec()).await?;
         let mut work = self.store.begin().await?;
         let (mut changes, mut outcomes) = (Vec::new(), Outcomes::default());
         for observation in &news {

@@ -25,8 +25,8 @@ impl App {
         if batch.len() < WORTH_A_LOOK {
             return Ok(batch);
         }
-        let Some((_, placed)) = self.store.placements_on(node).await? else { return Ok(batch) };
-        let placed: HashMap<_, _> = placed.into_iter().map(|pair| (pair.1.uid, pair)).collect();
+        let Some(found) = self.store.placements_on(node).await? else { return Ok(batch) };
+        let placed: HashMap<_, _> = found.placed.into_iter().map(|pair| (pair.1.uid, pair)).collect();
         batch.retain(|seen| {
             placed.get(&seen.workspace).is_none_or(|(placement, desk)| !is_repeat(placement, desk, seen))
         });

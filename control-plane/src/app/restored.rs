@@ -42,7 +42,7 @@ impl App {
             }
         }
         let placements = self.store.placements_on(node).await?;
-        for (placement, _) in placements.map(|(_, placements)| placements).unwrap_or_default() {
+        for (placement, _) in placements.map(|found| found.placed).unwrap_or_default() {
             let is_there = |c: &Container| c.workspace == placement.workspace && c.pair() == placement.pair();
             if !greeting.containers.iter().any(is_there) {
                 missing += i64::from(alone(placement.workspace, settle!(self.miss(&placement)))?);

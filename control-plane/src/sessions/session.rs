@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use carrel_common::id::NodeId;
-use carrel_common::model::{
-    ActivityReport, Container, DesiredPair, Health, NodeFacts, Observation, Observed, Signal,
-};
+use carrel_common::model::{ActivityReport, Container, Health, NodeFacts, Observation, Observed, Signal};
 use carrel_common::telemetry::set_parent;
 use carrel_common::wire::{WireError, duration, timestamp};
 use carrel_proto::v1 as pb;
@@ -19,7 +17,7 @@ use tonic::{Status, Streaming};
 use super::Held;
 use super::deadlines::Deadlines;
 use super::logs::Tails;
-use crate::app::{App, AppError, Credentials, Greeted, Greeting, HeartbeatOutcome};
+use crate::app::{App, AppError, Credentials, Greeted, Greeting, HeartbeatOutcome, SentSet};
 use crate::domain::behind::Evidence;
 use crate::grpc::{bad_field, to_status};
 
@@ -70,7 +68,7 @@ pub(super) struct Session {
     incarnation: i64,
     /// Its orders wait for an inventory that Docker has answered.
     awaited: bool,
-    sent: Option<DesiredPair>,
+    sent: Option<SentSet>,
     /// The images that were ordered last.
     images: Option<Vec<String>>,
     tails: Tails,
@@ -166,7 +164,7 @@ impl Session {
                     if orders.pair.incarnation != self.incarnation {
                         return self.begin_anew().await;
                     }
-                    if !orders.held && self.sent != Some(orders.pair) {
+                    if !orders.held && self.sent.as_ref().is_none_or(|sent| sent.pair != orders.pair) {
                         self.publish().await?;
                     }
                     self.order_images().await?;
@@ -226,20 +224,18 @@ impl Session {
         }
     }
 
-    /// Sends the node's whole desired set as it is now; nothing while nothing may be ordered.
+    /// Sends the node's desired set as it is now; nothing while nothing may be ordered.
     async fn publish(&mut self) -> Result<(), End> {
-        let set = match self.app.desired_set(self.node).await {
+        let set = match self.app.desired_set(self.node, self.sent.as_ref()).await {
             Err(AppError::InventoryAwaited(_)) => return Ok(()),
             set => set?,
         };
+        let Some(set) = set else { return Ok(()) };
         // A set of another incarnation belongs into a session whose Hello that one has heard.
         if set.pair.incarnation != self.incarnation {
             return self.begin_anew().await;
         }
-        if self.sent.is_some_and(|sent| sent == set.pair) {
-            return Ok(());
-        }
-        self.sent = Some(set.pair);
+        self.sent = Some(SentSet::from(&set));
         self.send(ToAgent::Desired(set.into())).await?;
         // An operator's word on an orphan raises the version of the set, too.
         let resolved = self.app.resolved_orphans(self.node).await?;

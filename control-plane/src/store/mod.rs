@@ -58,7 +58,7 @@ pub use log_tails::{Served, StoredPiece, WantedLog};
 pub use node_admin::NodeLoad;
 pub use nodes::NewSession;
 pub use orphans::{Kept, Orphan, WITHHELD};
-pub use placements::OrdersState;
+pub use placements::{OrdersState, PlacedOn};
 pub use requests::Replay;
 pub use restored::{DeclareError, Declared};
 pub use rules::{Standing, StoredDrain, StoredPolicy, StoredRules};

@@ -1,5 +1,6 @@
 //! Claims of workspaces on nodes.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, PlacementId, StudentId, WorkspaceUid};
@@ -8,6 +9,7 @@ use sea_orm::{ConnectionTrait, QueryResult};
 
 use super::entity::{json, value};
 use super::error::{Result, StoreError};
+use super::readable::{readable, readable_workspaces};
 use super::{Store, Work, sql};
 use crate::domain::reconcile::Placement;
 use crate::domain::workspace::Workspace;
@@ -33,6 +35,17 @@ pub struct OrdersState {
     pub held: bool,
 }
 
+/// What is placed on a node, all of one moment.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlacedOn {
+    /// How its orders stand.
+    pub orders: OrdersState,
+    /// The unreleased placements, with their workspaces, as far as they can be read.
+    pub placed: Vec<(Placement, Workspace)>,
+    /// That is all of them.
+    pub whole: bool,
+}
+
 const ORDERS: &str = "
 SELECT c.incarnation, n.desired_generation, r.behind_since IS NOT NULL OR n.id = ANY (r.awaited_nodes) AS held
 FROM cluster c, restoration r, nodes n WHERE n.id = $1 AND n.removed_at IS NULL";
@@ -49,19 +62,15 @@ async fn orders(connection: &impl ConnectionTrait, node: NodeId) -> Result<Optio
 }
 
 impl Store {
-    /// Unreleased placements on a node with their workspaces, and how the node's orders stand, all of one moment; `None` when
-    /// the node was taken out.
+    /// What is placed on a node, and how its orders stand; `None` when it was taken out.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn placements_on(
-        &self,
-        node: NodeId,
-    ) -> Result<Option<(OrdersState, Vec<(Placement, Workspace)>)>> {
+    pub async fn placements_on(&self, node: NodeId) -> Result<Option<PlacedOn>> {
         use sea_orm::{EntityTrait as _, QueryFilter as _};
         let operation = "read a node's desired set";
         let tx = self.db.begin_snapshot().await.map_err(StoreError::sort(operation))?;
-        let Some(state) = orders(&tx, node).await? else { return Ok(None) };
+        let Some(orders) = orders(&tx, node).await? else { return Ok(None) };
         let rows = tx
             .query_all_raw(sql(
                 "SELECT id AS placement_id, workspace_id, node_id, generation, incarnation, spec FROM placements
@@ -70,7 +79,7 @@ impl Store {
             ))
             .await
             .map_err(StoreError::sort(operation))?;
-        let placements = rows.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let placements = readable(rows.iter().map(|row| (row.try_get("", "workspace_id").ok(), read(row))));
         let ids: Vec<_> = placements.iter().map(|p| p.workspace.0).collect();
         let models = super::entity::Entity::find()
             .filter(sea_orm::ColumnTrait::is_in(&super::entity::Column::Id, ids))
@@ -78,16 +87,32 @@ impl Store {
             .await
             .map_err(StoreError::sort(operation))?;
         tx.commit().await.map_err(StoreError::sort(operation))?;
-        let mut workspaces = std::collections::HashMap::new();
-        for model in models {
-            let workspace = Workspace::try_from(model)?;
-            workspaces.insert(workspace.uid, workspace);
-        }
-        let pairs = placements
-            .into_iter()
-            .filter_map(|p| workspaces.remove(&p.workspace).map(|workspace| (p, workspace)))
-            .collect();
-        Ok(Some((state, pairs)))
+        let workspaces = readable_workspaces(models).into_iter().map(|workspace| (workspace.uid, workspace));
+        let mut workspaces: HashMap<_, _> = workspaces.collect();
+        let with_workspace = |p: Placement| workspaces.remove(&p.workspace).map(|workspace| (p, workspace));
+        let placed: Vec<_> = placements.into_iter().filter_map(with_workspace).collect();
+        let whole = placed.len() == rows.len();
+        Ok(Some(PlacedOn { orders, placed, whole }))
+    }
+
+    /// A version for a set of a node that is not whole. No whole set ever has it, and the next that is read has a later one.
+    /// `None`: the node's set is not at `known` any more.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn version_of_part(&self, node: NodeId, known: DesiredPair) -> Result<Option<DesiredPair>> {
+        let sorted = StoreError::sort("name a part of a desired set");
+        let row = self
+            .db
+            .query_one_raw(sql(
+                "UPDATE nodes SET desired_generation = desired_generation + 2 WHERE id = $1 AND desired_generation = $2
+                 RETURNING desired_generation - 1 AS generation",
+                [node.0.into(), known.generation.into()],
+            ))
+            .await
+            .map_err(&sorted)?;
+        let generation = row.map(|row| row.try_get("", "generation")).transpose().map_err(&sorted)?;
+        Ok(generation.map(|generation| DesiredPair { generation, ..known }))
     }
 
     /// How a node's orders stand; `None` when the node was taken out.

@@ -285,6 +285,31 @@ async fn a_desk_whose_container_is_killed_behind_our_back_runs_again() {
 }
 
 #[tokio::test]
+async fn a_desk_whose_row_cannot_be_read_runs_on_and_the_others_of_its_node_are_served() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    for student in ["ada", "bob"] {
+        client.start_and_wait(student).await;
+    }
+    let before = identity(&cluster, &cluster.containers_of("bob").await[0].id).await;
+    let spoiled = "UPDATE workspaces SET warning = to_jsonb('spoiled'::text) WHERE student_id = 'bob'";
+    cluster.database().execute(spoiled).await;
+    client.stop_and_wait("ada").await;
+    client.start_and_wait("cyd").await;
+    // Long enough for a container that no order names to be judged.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    client.stop_and_wait("cyd").await;
+    assert_eq!(identity(&cluster, &before.0).await, before);
+
+    cluster.database().execute("UPDATE workspaces SET warning = NULL WHERE student_id = 'bob'").await;
+    // It is looked after again without another word.
+    cluster.docker().kill(&before.0).await;
+    wait_for_containers(&cluster, "running again", |found| found.len() == 1 && found[0].running).await;
+    assert_ne!(identity(&cluster, &before.0).await, before);
+    client.stop_and_wait("bob").await;
+}
+
+#[tokio::test]
 async fn logs_tell_this_incarnation_and_the_one_before() {
     let cluster = Cluster::start(Options::new()).await;
     let client = cluster.client();

@@ -75,7 +75,7 @@ impl<'a> Agent<'a> {
         shares: &BTreeMap<StudentId, Vec<(Pair, Option<PlacementId>)>>,
         chance: &mut Chance,
     ) {
-        let set = self.rig.app.desired_set(self.node).await.unwrap();
+        let set = self.rig.desired_set(self.node).await;
         self.accepted = self.accepted.max(Some(set.pair));
         self.ordered = set.items.iter().map(name).collect();
         for item in set.items {

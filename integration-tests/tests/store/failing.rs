@@ -12,7 +12,7 @@ async fn obey_all(rig: &Rig, nodes: &[NodeId], broken: &[NodeId], why: StatusRea
     for _ in 0..20 {
         let mut idle = true;
         for node in nodes {
-            for item in rig.app.desired_set(*node).await.unwrap().items {
+            for item in rig.desired_set(*node).await.items {
                 let known = rig.app.store.workspaces_by_uid(vec![item.workspace]).await.unwrap().remove(0);
                 let state = match item.run {
                     Run::Stopped { .. } => Observed::Gone { purge: Ok(false) },

@@ -163,11 +163,7 @@ async fn what_a_replica_left_half_done_the_next_one_finishes() {
     rig.app.fence_node(node, observed).await.unwrap();
     // The node is back before anybody came to its workspaces, and takes a new one.
     comes_back(&rig, node).await;
-    assert_eq!(
-        rig.app.desired_set(node).await.unwrap().items,
-        vec![],
-        "nothing of before is ordered any more"
-    );
+    assert_eq!(rig.desired_set(node).await.items, vec![], "nothing of before is ordered any more");
     let carol = rig.running(node, "carol").await;
     assert_eq!(rig.app.release_lost().await.unwrap(), 2);
     assert_eq!(rig.app.release_lost().await.unwrap(), 0);

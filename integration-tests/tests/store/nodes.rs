@@ -74,7 +74,7 @@ async fn a_node_is_removed_only_when_empty_and_then_for_good() {
         carrel_common::model::Health { problem: None, age: std::time::Duration::ZERO, latency: None };
     let facts = rig.app.node(node).await.unwrap().node.facts;
     let banned = [
-        rig.app.desired_set(node).await.err(),
+        rig.app.desired_set(node, None).await.err(),
         rig.app.heartbeat_node(node, epoch, &healthy, &healthy).await.err(),
         rig.app.accept_session(&secret_of(node), &Greeting::of(facts, true)).await.err(),
     ];

@@ -87,7 +87,7 @@ async fn an_idle_stop_tells_the_node_what_it_knew_and_other_stops_do_not() {
     rig.app.record(vec![beat("ada", Signal::LmsInput, Duration::ZERO)]).await.unwrap();
     let ada = stopping(&rig, node).await;
     let known = ada.stop.as_ref().unwrap().evidence.as_ref().unwrap().last_active_at.unwrap();
-    let order = async || rig.app.desired_set(node).await.unwrap().items.remove(0);
+    let order = async || rig.desired_set(node).await.items.remove(0);
     let first = order().await;
     let age = first.idle_basis_age.unwrap();
     let now = rig.app.store.now().await.unwrap();
@@ -121,7 +121,7 @@ async fn a_stop_that_the_node_refuses_leaves_the_workspace_running_with_what_it_
                 WHERE kind IN ('workspace.stop_refused', 'workspace.stopped')";
     assert_eq!(rig.database.text(told).await, "workspace.stop_refused agent IDLE");
     // The order is as it was before, and the next stop is decided on what is known then.
-    let items = rig.app.desired_set(node).await.unwrap().items;
+    let items = rig.desired_set(node).await.items;
     assert!(matches!(items[0].run, Run::Running { .. }) && items[0].idle_basis_age.is_none());
     let again = stopping(&rig, node).await;
     assert!(again.stop.unwrap().evidence.unwrap().basis_at > at);
@@ -154,6 +154,6 @@ async fn where_what_a_node_sees_does_not_count_it_cannot_refuse() {
     rig.app.set_policy(&call("SetPolicy"), &"site".parse().unwrap(), "", &policy).await.unwrap();
     let ada = stopping(&rig, node).await;
     assert_eq!(ada.stop.unwrap().evidence.unwrap().refusable_after, None);
-    assert_eq!(rig.app.desired_set(node).await.unwrap().items[0].idle_basis_age, None);
+    assert_eq!(rig.desired_set(node).await.items[0].idle_basis_age, None);
     rig.end().await;
 }

@@ -30,7 +30,7 @@ async fn a_late_report_of_a_session_that_is_over_undoes_nothing() {
 }
 
 /// A desk runs, as it did.
-fn still_running(desk: &Workspace) -> Observation {
+pub(crate) fn still_running(desk: &Workspace) -> Observation {
     Observation {
         workspace: desk.uid,
         generation: desk.generation,

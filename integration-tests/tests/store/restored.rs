@@ -13,7 +13,7 @@ use crate::rig::{Rig, call, id, secret_of};
 
 /// What the agent of a node that obeyed has.
 pub(crate) async fn containers(rig: &Rig, node: NodeId) -> Vec<Container> {
-    let items = rig.app.desired_set(node).await.unwrap().items;
+    let items = rig.desired_set(node).await.items;
     items
         .into_iter()
         .filter(|item| matches!(item.run, Run::Running { .. }))
@@ -101,7 +101,7 @@ async fn while_the_store_is_behind_nothing_is_ordered_placed_or_stopped() {
     assert!(is_behind(rig.app.stop(&call("StopWorkspace"), &id("ada"), false, "").await));
     assert!(is_behind(rig.app.restart(&call("RestartWorkspace"), &id("ada")).await));
     assert!(is_behind(rig.app.delete(&call("DeleteWorkspace"), &id("ada"), "", true).await));
-    assert!(matches!(rig.app.desired_set(node).await, Err(AppError::InventoryAwaited(_))));
+    assert!(matches!(rig.app.desired_set(node, None).await, Err(AppError::InventoryAwaited(_))));
     rig.database.execute("UPDATE workspaces SET ready_at = now() - interval '2 hours'").await;
     let check = rig.app.check_idle(ada.uid).await.unwrap();
     assert!(check.again_at.is_some(), "it is looked at again");
@@ -149,13 +149,13 @@ async fn everything_that_runs_is_adopted_and_nothing_is_stopped() {
     let declared = declare(&rig, true).await;
     assert_eq!((declared.incarnation, declared.awaited.len()), (2, 1));
     assert!(
-        matches!(rig.app.desired_set(node).await, Err(AppError::InventoryAwaited(_))),
+        matches!(rig.app.desired_set(node, None).await, Err(AppError::InventoryAwaited(_))),
         "not before it told"
     );
     let greeted = rig.hello(node, &greeting(&rig, node, found.clone()).await).await;
     assert!(!greeted.awaited && greeted.state.behind.is_none());
 
-    let set = rig.app.desired_set(node).await.unwrap();
+    let set = rig.desired_set(node).await;
     assert_eq!(set.pair.incarnation, 2);
     let ordered: Vec<_> =
         set.items.iter().map(|item| (item.student.clone(), item.pair(), Some(item.placement))).collect();
@@ -176,7 +176,7 @@ async fn everything_that_runs_is_adopted_and_nothing_is_stopped() {
     rig.stop("unknown-to-the-copy").await;
     rig.obey(node).await;
     rig.start("unknown-to-the-copy").await.unwrap();
-    let items = rig.app.desired_set(node).await.unwrap().items;
+    let items = rig.desired_set(node).await.items;
     let again = items.iter().find(|item| item.student == id("unknown-to-the-copy")).unwrap();
     assert_eq!((again.incarnation, again.generation), (2, Generation(2)));
     rig.end().await;
@@ -189,7 +189,7 @@ async fn what_the_copy_has_and_no_node_has_ends_stopped_and_is_not_started_anew(
     let ada = rig.running(node, "ada").await;
     declare(&rig, true).await;
     rig.hello(node, &greeting(&rig, node, vec![]).await).await;
-    let items = rig.app.desired_set(node).await.unwrap().items;
+    let items = rig.desired_set(node).await.items;
     assert!(matches!(items[..], [ref item] if matches!(item.run, Run::Stopped { .. })), "{items:?}");
     rig.obey(node).await;
     assert_eq!(rig.get("ada").await.state, State::Stopped);
@@ -207,7 +207,7 @@ async fn an_inventory_that_docker_did_not_answer_proves_nothing() {
     declare(&rig, true).await;
     let blind = Greeting { current: false, ..greeting(&rig, node, vec![]).await };
     assert!(rig.hello(node, &blind).await.awaited);
-    assert!(matches!(rig.app.desired_set(node).await, Err(AppError::InventoryAwaited(_))));
+    assert!(matches!(rig.app.desired_set(node, None).await, Err(AppError::InventoryAwaited(_))));
     assert_eq!(rig.get("ada").await.state, State::Running);
     assert!(!rig.hello(node, &greeting(&rig, node, found).await).await.awaited);
     rig.obey(node).await;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, Pair, PlacementId, StudentId, WorkspaceUid};
 use carrel_common::model::{
-    Health, NodeFacts, Observation, Observed, Resources, Run, Signal, StatusReason, WorkspaceSpec,
+    DesiredSet, Health, NodeFacts, Observation, Observed, Resources, Run, Signal, StatusReason, WorkspaceSpec,
 };
 use control_plane::app::{
     App, Board, Call, Credentials, Greeted, Greeting, Heartbeats, LastReading, LogTails, Nudge, Settings,
@@ -268,9 +268,14 @@ impl Rig {
         self.app.observe(node, session_epoch, &[observation]).await.map(|_| ())
     }
 
+    /// What the agent of a node is told in a new session.
+    pub(crate) async fn desired_set(&self, node: NodeId) -> DesiredSet {
+        self.app.desired_set(node, None).await.unwrap().expect("it was told nothing before")
+    }
+
     /// What an agent does that obeys at once: everything of its desired set is so, and reported.
     pub(crate) async fn obey(&self, node: NodeId) {
-        for item in self.app.desired_set(node).await.unwrap().items {
+        for item in self.desired_set(node).await.items {
             let state = match item.run {
                 Run::Running { .. } => Observed::Running { endpoint: "127.0.0.1:1".into() },
                 Run::Stopped { purge_files, .. } => Observed::Gone { purge: Ok(purge_files) },
