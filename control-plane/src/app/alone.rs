@@ -3,6 +3,7 @@
 use carrel_common::id::{NodeId, WorkspaceUid};
 
 use super::Result;
+use crate::store::is_news;
 
 /// Whose step it was.
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +40,7 @@ pub fn alone<T: Default>(whose: impl Into<Whose>, done: Result<T>) -> Result<T> 
         whose if error.is_conflict() => {
             tracing::debug!(?whose, %error, "somebody else came first; the next pass looks again")
         }
+        whose if !is_news(format!("{whose:?}: {error}")) => {}
         Whose::Workspace(uid) => {
             tracing::error!(workspace.id = %uid, %error, "a workspace is left out of a pass")
         }

@@ -59,6 +59,7 @@ pub use node_admin::NodeLoad;
 pub use nodes::NewSession;
 pub use orphans::{Kept, Orphan, WITHHELD};
 pub use placements::{OrdersState, PlacedOn};
+pub use readable::is_news;
 pub use requests::Replay;
 pub use restored::{DeclareError, Declared};
 pub use rules::{Standing, StoredDrain, StoredPolicy, StoredRules};
