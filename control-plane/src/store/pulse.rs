@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use sea_orm::ConnectionTrait;
+use sea_orm::{ConnectionTrait, QueryResult, Statement};
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
@@ -127,20 +127,26 @@ impl Store {
     }
 }
 
+/// The row of the cluster, with the database's clock as `now`, and how that was read.
+pub(super) async fn with_clock(
+    connection: &impl ConnectionTrait,
+    statement: Statement,
+    operation: &'static str,
+) -> Result<(QueryResult, Reading)> {
+    let asked = Instant::now().into_std();
+    let row = connection.query_one_raw(statement).await.map_err(StoreError::sort(operation))?;
+    let answered = Instant::now().into_std();
+    let row = row.ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })?;
+    let shown = row.try_get("", "now").map_err(StoreError::sort(operation))?;
+    Ok((row, Reading { shown, asked, answered }))
+}
+
 impl Work {
     /// The last sign of life of any replica, locked, and the clock.
     async fn alive_at(&mut self) -> Result<(OffsetDateTime, Reading)> {
-        let sorted = StoreError::sort(OPERATION);
-        let asked = Instant::now().into_std();
-        let row = self
-            .tx
-            .query_one_raw(sql("SELECT alive_at, clock_timestamp() AS now FROM cluster FOR UPDATE", []))
-            .await
-            .map_err(&sorted)?
-            .ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })?;
-        let answered = Instant::now().into_std();
-        let shown = row.try_get("", "now").map_err(&sorted)?;
-        Ok((row.try_get("", "alive_at").map_err(&sorted)?, Reading { shown, asked, answered }))
+        let locked = sql("SELECT alive_at, clock_timestamp() AS now FROM cluster FOR UPDATE", []);
+        let (row, clock) = with_clock(&self.tx, locked, OPERATION).await?;
+        Ok((row.try_get("", "alive_at").map_err(StoreError::sort(OPERATION))?, clock))
     }
 
     async fn write<const N: usize>(&mut self, statement: &str, values: [sea_orm::Value; N]) -> Result<()> {

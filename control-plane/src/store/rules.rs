@@ -7,10 +7,10 @@ use std::time::Duration;
 use carrel_common::id::NodeId;
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
-use tokio::time::Instant;
 
 use super::entity::{json, value};
 use super::error::{Result, StoreError};
+use super::pulse::with_clock;
 use super::{Store, Work, sql};
 use crate::domain::idle::Pause;
 use crate::domain::policy::{Policy, Scope};
@@ -130,25 +130,20 @@ async fn load(connection: &impl ConnectionTrait) -> Result<StoredRules> {
 
 /// How the rules stand.
 async fn standing(connection: &impl ConnectionTrait) -> Result<Standing> {
-    let sorted = StoreError::sort("read the version of the policies");
-    let asked = Instant::now().into_std();
-    let row = connection
-        .query_one_raw(sql(
-            "SELECT rules_version, alive_at, clock_timestamp() AS now, behind_since IS NOT NULL AS behind
-             FROM cluster, restoration",
-            [],
-        ))
-        .await
-        .map_err(&sorted)?
-        .ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })?;
-    let answered = Instant::now().into_std();
+    let operation = "read the version of the policies";
+    let sorted = StoreError::sort(operation);
+    let statement = sql(
+        "SELECT rules_version, alive_at, clock_timestamp() AS now, behind_since IS NOT NULL AS behind
+         FROM cluster, restoration",
+        [],
+    );
+    let (row, clock) = with_clock(connection, statement, operation).await?;
     let version = row.try_get("", "rules_version").map_err(&sorted)?;
     let alive_at: OffsetDateTime = row.try_get("", "alive_at").map_err(&sorted)?;
-    let shown: OffsetDateTime = row.try_get("", "now").map_err(&sorted)?;
     // A clock that was set back is an outage like another.
-    let silence = Duration::try_from(shown - alive_at).unwrap_or(Duration::MAX);
+    let silence = Duration::try_from(clock.shown - alive_at).unwrap_or(Duration::MAX);
     let behind = row.try_get("", "behind").map_err(&sorted)?;
-    Ok(Standing { version, silence, behind, clock: Reading { shown, asked, answered } })
+    Ok(Standing { version, silence, behind, clock })
 }
 
 impl Store {
