@@ -148,7 +148,7 @@ impl App {
             match outcome {
                 Ok(node) => wins.push((uid, node)),
                 Err((reason, message)) => {
-                    if told.get(&uid).is_none_or(|(r, m)| (*r, m) != (Some(reason), &message)) {
+                    if told.get(&uid).is_none_or(|(r, m)| (*r, m) != (reason, &message)) {
                         waits.push((uid, Event::Wait { reason, message }));
                     }
                 }
@@ -305,9 +305,9 @@ fn waits(workspace: &Workspace) -> bool {
 }
 
 /// Why a workspace waits that may run on a host that has not told since the database was restored.
-fn unseen() -> (StatusReason, String) {
+fn unseen() -> (Option<StatusReason>, String) {
     let message = "Waits until every host has told what it runs: the database was restored.";
-    (StatusReason::PreviousHostUnreachable, message.to_owned())
+    (Some(StatusReason::PreviousHostUnreachable), message.to_owned())
 }
 
 /// Why nobody can take anything.

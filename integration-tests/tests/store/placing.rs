@@ -66,6 +66,9 @@ async fn of_starts_at_one_moment_one_is_placed_alone_and_the_others_in_one_pass_
         .await
         .expect("the others have their answers while one waits for the node");
     assert!(answered.iter().all(|w| (w.state, w.node) == (State::Pending, None)), "{answered:#?}");
+    let lacking =
+        answered.iter().find(|w| w.status_reason.is_some() || w.status_message != "Waits for its turn.");
+    assert_eq!(lacking, None, "there is room");
     drop(holding);
     let alone = starts.next().await.unwrap().unwrap();
     drop(starts);

@@ -84,9 +84,10 @@ pub enum NoPlace {
 }
 
 impl NoPlace {
-    /// The reason shown while the workspace waits, and a sentence.
-    pub fn explain(self) -> (StatusReason, String) {
-        match self {
+    /// The reason shown while the workspace waits, and a sentence. It may lack nothing but its turn, which is no reason.
+    pub fn explain(self) -> (Option<StatusReason>, String) {
+        let (reason, message) = match self {
+            Self::NotItsTurn => return (None, "Waits for its turn.".to_owned()),
             Self::NoneReady(out) => (StatusReason::NoNodeReady, format!("Waits for a host: {}.", out.told())),
             Self::FailedOnAll => (
                 StatusReason::NoNodeReady,
@@ -108,7 +109,6 @@ impl NoPlace {
                 StatusReason::NoCapacity,
                 "Waits for a larger host: its limits are beyond every host there is.".to_owned(),
             ),
-            Self::NotItsTurn => (StatusReason::NoCapacity, "Waits for its turn.".to_owned()),
             Self::ContainerHeld(HeldContainer { node, hostname, container_id }) => (
                 StatusReason::ContainerHeld,
                 format!(
@@ -116,7 +116,8 @@ impl NoPlace {
                      {container_id}); an operator can resolve it (ListOrphans, ResolveOrphan)."
                 ),
             ),
-        }
+        };
+        (Some(reason), message)
     }
 }
 
@@ -170,7 +171,10 @@ mod tests {
         let told = "Waits until another container of this student is gone from host desk-host-1 \
                     (nodes/00000000-0000-0000-0000-000000000007, container c0ffee); an operator can resolve it \
                     (ListOrphans, ResolveOrphan).";
-        assert_eq!(NoPlace::ContainerHeld(held).explain(), (StatusReason::ContainerHeld, told.to_owned()));
+        assert_eq!(
+            NoPlace::ContainerHeld(held).explain(),
+            (Some(StatusReason::ContainerHeld), told.to_owned())
+        );
     }
 
     #[test]

@@ -122,8 +122,8 @@ pub enum Event {
     },
     /// No node took it, and why.
     Wait {
-        /// What it waits for.
-        reason: StatusReason,
+        /// What it waits for; `None`: nothing is lacking, it is its turn in a moment.
+        reason: Option<StatusReason>,
         /// One sentence.
         message: String,
     },

@@ -85,7 +85,7 @@ impl Workspace {
             }
             (Starting, Event::TryElsewhere { reason, message }) => next.try_elsewhere(reason, message, now),
             (Pending, Event::Wait { reason, message }) => {
-                (next.status_reason, next.status_message) = (Some(reason), message);
+                (next.status_reason, next.status_message) = (reason, message);
                 vec![]
             }
 

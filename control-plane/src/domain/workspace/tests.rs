@@ -77,7 +77,7 @@ fn events() -> Vec<(&'static str, Event)> {
             "TryElsewhere",
             Event::TryElsewhere { reason: StatusReason::RuntimeError, message: "Docker refused.".into() },
         ),
-        ("Wait", Event::Wait { reason: StatusReason::NoCapacity, message: "Full.".into() }),
+        ("Wait", Event::Wait { reason: Some(StatusReason::NoCapacity), message: "Full.".into() }),
         ("Starting", Event::Report(Report::Starting { stage: Stage::Probing, pull_percent: 0 })),
         ("Running", Event::Report(running())),
         ("RefusedStop", refused_stop()),
@@ -212,7 +212,7 @@ fn a_stop_that_takes_too_long_is_told_and_ends_when_the_container_is_gone() {
 
 #[test]
 fn what_waited_for_a_held_container_in_vain_says_so_and_not_that_there_was_no_place() {
-    let wait = |reason| Event::Wait { reason, message: "Waits.".into() };
+    let wait = |reason| Event::Wait { reason: Some(reason), message: "Waits.".into() };
     let w = after([start(), wait(StatusReason::ContainerHeld), Event::Overdue]);
     assert_eq!((w.state, w.status_reason), (State::Failed, Some(StatusReason::ContainerHeld)));
     assert!(w.status_message.contains("ResolveOrphan"), "{}", w.status_message);
