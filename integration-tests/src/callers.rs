@@ -74,6 +74,12 @@ impl Callers {
         call.await.expect("StartWorkspace").into_inner().workspace.expect("a workspace")
     }
 
+    /// The same, until its editor answers.
+    pub async fn start_and_wait(&self, student: &str) -> pb::Workspace {
+        self.start(student).await;
+        self.wait_for(student, State::Running).await
+    }
+
     /// StopWorkspace, which counts once.
     pub async fn stop(&self, student: &str) -> pb::Workspace {
         let request = pb::StopWorkspaceRequest {

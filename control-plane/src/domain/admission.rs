@@ -68,57 +68,20 @@ pub fn admit(
 
 #[cfg(test)]
 mod tests {
-    use carrel_common::id::NodeId;
-    use carrel_common::model::Health;
-    use time::macros::datetime;
-
     use super::*;
-    use crate::domain::node::{Challenge, Holder, NodeState};
+    use crate::domain::node::tests::{self, T0};
+    use crate::domain::node::{Challenge, Holder};
 
-    const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
     const INTERVAL: Duration = Duration::from_secs(10);
 
     fn facts() -> NodeFacts {
-        NodeFacts {
-            hostname: "h".into(),
-            machine_id: "machine".into(),
-            boot_id: "boot".into(),
-            docker_id: "docker".into(),
-            docker_version: "20".into(),
-            agent_version: "0".into(),
-            cpu_millicores: 2000,
-            memory_bytes: 1 << 30,
-            max_workspaces: 250,
-            advertise_address: "127.0.0.1".into(),
-            zone: String::new(),
-            labels: std::collections::BTreeMap::new(),
-            hardware_id: "hardware".into(),
-        }
+        node().facts
     }
 
     /// A node whose agent, process `first`, gave a sign of life at T0.
     fn node() -> Node {
-        let healthy = Health { problem: None, age: Duration::ZERO, latency: None };
-        Node {
-            id: NodeId(uuid::Uuid::nil()),
-            facts: facts(),
-            docker: healthy.clone(),
-            storage: healthy,
-            state: NodeState::Ready,
-            session_epoch: 1,
-            boot_epoch: 1,
-            desired_generation: 1,
-            heartbeats: 1,
-            last_heartbeat_at: Some(T0),
-            holder: Holder { process: "first".into(), connected: true },
-            certificate_expires_at: None,
-            cordon: None,
-            drain: None,
-            removed_at: None,
-            created_at: T0,
-            challenge: None,
-            stops_withheld: 0,
-        }
+        let holder = Holder { process: "first".into(), connected: true };
+        Node { heartbeats: 1, holder, ..tests::node() }
     }
 
     fn at(seconds: i64) -> OffsetDateTime {

@@ -177,20 +177,21 @@ impl Node {
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::domain) mod tests {
     use time::macros::datetime;
 
     use super::*;
 
-    const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
+    pub(in crate::domain) const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
 
-    fn node() -> Node {
+    /// One that is well, and has never had a session.
+    pub(in crate::domain) fn node() -> Node {
         let healthy = Health { problem: None, age: std::time::Duration::ZERO, latency: None };
         let facts = NodeFacts {
             hostname: "h".into(),
-            machine_id: "m".into(),
-            boot_id: "b".into(),
-            docker_id: "d".into(),
+            machine_id: "machine".into(),
+            boot_id: "boot".into(),
+            docker_id: "docker".into(),
             docker_version: "20".into(),
             agent_version: "0".into(),
             cpu_millicores: 2000,
@@ -199,7 +200,7 @@ mod tests {
             advertise_address: "127.0.0.1".into(),
             zone: String::new(),
             labels: std::collections::BTreeMap::new(),
-            hardware_id: String::new(),
+            hardware_id: "hardware".into(),
         };
         Node {
             id: NodeId(uuid::Uuid::nil()),

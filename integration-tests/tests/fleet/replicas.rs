@@ -43,8 +43,7 @@ async fn row_03_a_replica_that_is_killed_during_a_burst_of_starts_costs_nothing(
     let mut chance = Chance::of("row 3");
     let mut rig = Rig::start(Shape::new(2, 2)).await;
     let callers = rig.callers();
-    callers.start("early").await;
-    callers.wait_for("early", State::Running).await;
+    callers.start_and_wait("early").await;
     let over = Arc::new(AtomicBool::new(false));
     let beats = tokio::spawn(beat(callers.clone(), "early".into(), over.clone()));
 
@@ -87,8 +86,7 @@ async fn row_04_without_any_replica_nothing_stops_and_all_resumes() {
     let mut rig = Rig::start(Shape::new(2, 2).writers()).await;
     let callers = rig.callers();
     for student in ["ada", "bob"] {
-        callers.start(student).await;
-        callers.wait_for(student, State::Running).await;
+        callers.start_and_wait(student).await;
     }
     let before = [rig.desk("ada").await, rig.desk("bob").await];
     for victim in [0, 1] {
@@ -106,8 +104,7 @@ async fn row_04_without_any_replica_nothing_stops_and_all_resumes() {
     }
     assert_eq!([rig.desk("ada").await, rig.desk("bob").await], before);
     assert_undisturbed(&rig, &["ada", "bob"]);
-    callers.start("eve").await;
-    callers.wait_for("eve", State::Running).await;
+    callers.start_and_wait("eve").await;
     callers.stop("ada").await;
     callers.wait_for("ada", State::Stopped).await;
 }
@@ -118,8 +115,7 @@ async fn row_05_postgres_is_killed_frozen_and_restarted_and_nothing_stops() {
     let mut rig = Rig::start(Shape::new(2, 2).writers()).await;
     let callers = rig.callers();
     for student in ["ada", "bob"] {
-        callers.start(student).await;
-        callers.wait_for(student, State::Running).await;
+        callers.start_and_wait(student).await;
     }
     let before = [rig.desk("ada").await, rig.desk("bob").await];
     for (round, how) in ["killed", "restarted", "frozen"].into_iter().enumerate() {
@@ -358,8 +354,7 @@ async fn replicas_are_rolled_killed_and_added_under_load_and_nobody_notices() {
     rig.replica(2).kill();
     let callers = rig.callers();
     for student in ["ada", "bob"] {
-        callers.start(student).await;
-        callers.wait_for(student, State::Running).await;
+        callers.start_and_wait(student).await;
     }
     let before = [rig.desk("ada").await, rig.desk("bob").await];
     let over = Arc::new(AtomicBool::new(false));

@@ -27,11 +27,7 @@ fn deadline(recorded: &Recorded) -> OffsetDateTime {
 
 /// A control plane in which workspaces are idle within a moment.
 async fn quick() -> Rig {
-    Rig::with(|settings| {
-        let idle = &mut settings.defaults.idle;
-        (idle.idle_timeout, idle.warning_lead) = (TIMEOUT, LEAD);
-    })
-    .await
+    Rig::with_idle(TIMEOUT, LEAD).await
 }
 
 async fn record(rig: &Rig, beat: Beat) -> Recorded {

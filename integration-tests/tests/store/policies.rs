@@ -12,6 +12,9 @@ use time::OffsetDateTime;
 
 use crate::rig::{Rig, beat, call, id};
 
+const TIMEOUT: Duration = Duration::from_millis(300);
+const LEAD: Duration = Duration::from_millis(100);
+
 fn scope(text: &str) -> Scope {
     text.parse().unwrap()
 }
@@ -51,11 +54,7 @@ async fn a_changed_policy_moves_running_workspaces() {
 
 #[tokio::test]
 async fn a_decision_is_made_by_the_newest_policy_whoever_set_it() {
-    let rig = Rig::with(|settings| {
-        let idle = &mut settings.defaults.idle;
-        (idle.idle_timeout, idle.warning_lead) = (Duration::from_millis(300), Duration::from_millis(100));
-    })
-    .await;
+    let rig = Rig::with_idle(TIMEOUT, LEAD).await;
     let node = rig.node(4).await;
     let uid = rig.running(node, "ada").await.uid;
     tokio::time::sleep(Duration::from_millis(250)).await;
@@ -111,11 +110,7 @@ async fn a_stale_etag_and_a_contradiction_change_nothing() {
 
 #[tokio::test]
 async fn an_exam_holds_stops_back_and_gives_extra_time_to_the_named() {
-    let rig = Rig::with(|settings| {
-        let idle = &mut settings.defaults.idle;
-        (idle.idle_timeout, idle.warning_lead) = (Duration::from_millis(300), Duration::from_millis(100));
-    })
-    .await;
+    let rig = Rig::with_idle(TIMEOUT, LEAD).await;
     let node = rig.node(4).await;
     let now = rig.app.store.now().await.unwrap();
     let (start, end) = (now - Duration::from_secs(60), now + Duration::from_secs(60));
@@ -242,11 +237,7 @@ async fn a_start_is_not_too_long_because_the_databases_clock_was_set() {
 
 #[tokio::test]
 async fn nothing_is_decided_while_no_replica_gives_signs_of_life() {
-    let rig = Rig::with(|settings| {
-        let idle = &mut settings.defaults.idle;
-        (idle.idle_timeout, idle.warning_lead) = (Duration::from_millis(300), Duration::from_millis(100));
-    })
-    .await;
+    let rig = Rig::with_idle(TIMEOUT, LEAD).await;
     let node = rig.node(4).await;
     let uid = rig.running(node, "ada").await.uid;
     tokio::time::sleep(Duration::from_millis(400)).await;

@@ -61,11 +61,7 @@ struct Race {
 
 impl Race {
     async fn prepare() -> Self {
-        let rig = Rig::with(|settings| {
-            let idle = &mut settings.defaults.idle;
-            (idle.idle_timeout, idle.warning_lead) = (TIMEOUT, LEAD);
-        })
-        .await;
+        let rig = Rig::with_idle(TIMEOUT, LEAD).await;
         let node = rig.node(64).await;
         let other = App { store: Store::open(&rig.database.url(), 12).unwrap(), ..rig.replica() };
         Self { rig, other, node, desks: Mutex::default() }

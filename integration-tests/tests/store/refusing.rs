@@ -40,11 +40,7 @@ async fn stopping(rig: &Rig, node: NodeId) -> Workspace {
 }
 
 async fn quick() -> Rig {
-    Rig::with(|settings| {
-        let idle = &mut settings.defaults.idle;
-        (idle.idle_timeout, idle.warning_lead) = (TIMEOUT, LEAD);
-    })
-    .await
+    Rig::with_idle(TIMEOUT, LEAD).await
 }
 
 fn refused(seen_ago: Duration) -> Observed {

@@ -4,7 +4,7 @@ use carrel_common::model::{NodeFacts, Observation, Observed, Stage};
 use control_plane::app::{AppError, Greeting};
 use control_plane::domain::workspace::{State, Workspace};
 
-use crate::rig::Rig;
+use crate::rig::{Rig, observation};
 
 /// The facts that the node enrolled with.
 async fn facts(rig: &Rig) -> NodeFacts {
@@ -31,21 +31,8 @@ async fn a_late_report_of_a_session_that_is_over_undoes_nothing() {
 
 /// A desk runs, as it did.
 pub(crate) fn still_running(desk: &Workspace) -> Observation {
-    Observation {
-        workspace: desk.uid,
-        generation: desk.generation,
-        incarnation: 0,
-        sequence: 2,
-        state: Observed::Running { endpoint: "127.0.0.1:1".into() },
-        exit_code: None,
-        oom_killed: false,
-        message: String::new(),
-        image_digest: "sha256:1".into(),
-        traceparent: String::new(),
-        pull_percent: 0,
-        share_pair: None,
-        share_placement: None,
-    }
+    let state = Observed::Running { endpoint: "127.0.0.1:1".into() };
+    Observation { sequence: 2, ..observation(desk.uid, desk.generation, state) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

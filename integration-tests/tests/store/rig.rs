@@ -41,6 +41,15 @@ impl Rig {
         Self::on(&settings::database_url(), change).await
     }
 
+    /// Whose desks are idle after this long, with a warning so long before.
+    pub(crate) async fn with_idle(timeout: Duration, lead: Duration) -> Self {
+        Self::with(|settings| {
+            let idle = &mut settings.defaults.idle;
+            (idle.idle_timeout, idle.warning_lead) = (timeout, lead);
+        })
+        .await
+    }
+
     /// On a Postgres of the test's own.
     pub(crate) async fn on(postgres: &str, change: impl FnOnce(&mut Settings)) -> Self {
         let database = Database::create(postgres).await;
@@ -251,19 +260,9 @@ impl Rig {
         share: Option<(Pair, Option<PlacementId>)>,
     ) -> control_plane::app::Result<()> {
         let observation = Observation {
-            workspace: uid,
-            generation,
-            incarnation: 0,
-            sequence: 1,
-            state,
-            exit_code: None,
-            oom_killed: false,
-            message: String::new(),
-            image_digest: "sha256:1".into(),
-            traceparent: String::new(),
-            pull_percent: 0,
             share_pair: share.map(|(pair, _)| pair),
             share_placement: share.and_then(|(_, placement)| placement),
+            ..observation(uid, generation, state)
         };
         self.app.observe(node, session_epoch, &[observation]).await.map(|_| ())
     }
@@ -321,6 +320,25 @@ impl Rig {
 
 pub(crate) fn id(student: &str) -> StudentId {
     student.parse().unwrap()
+}
+
+/// What an agent tells of a desk at first.
+pub(crate) fn observation(workspace: WorkspaceUid, generation: Generation, state: Observed) -> Observation {
+    Observation {
+        workspace,
+        generation,
+        incarnation: 0,
+        sequence: 1,
+        state,
+        exit_code: None,
+        oom_killed: false,
+        message: String::new(),
+        image_digest: "sha256:1".into(),
+        traceparent: String::new(),
+        pull_percent: 0,
+        share_pair: None,
+        share_placement: None,
+    }
 }
 
 /// Input of a student, so long ago.

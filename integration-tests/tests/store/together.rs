@@ -14,11 +14,7 @@ const LEAD: Duration = Duration::from_millis(100);
 
 /// Three desks whose warning is due.
 async fn idle_desks() -> (Rig, [WorkspaceUid; 3]) {
-    let rig = Rig::with(|settings| {
-        let idle = &mut settings.defaults.idle;
-        (idle.idle_timeout, idle.warning_lead) = (TIMEOUT, LEAD);
-    })
-    .await;
+    let rig = Rig::with_idle(TIMEOUT, LEAD).await;
     let node = rig.node(4).await;
     let mut uids = Vec::new();
     for student in ["ada", "bob", "cyd"] {

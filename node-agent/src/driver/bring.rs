@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use carrel_common::model::{DesiredItem, Observed, Run, Stage, StatusReason};
 use carrel_common::telemetry;
-use tokio::sync::watch;
+use tokio::sync::{SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument as _;
 
@@ -177,12 +177,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
             From::Created(id) => {
                 let permit = self.permit(Some(Stage::Starting)).await?;
                 self.report(Report::of(Observed::Starting(Stage::Starting)));
-                self.directory().await?;
-                self.fence().await?;
-                self.desk().await?;
-                let step = self.start(id).await;
-                drop(permit);
-                step
+                self.start_again(id, permit).await
             }
             From::Running(id) => self.adopt(id).await,
             From::Exited(id) => self.restart(id).await,
@@ -191,7 +186,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
 
     /// A place among the starts that may go on at once. With `then`, waiting for it is told, and so is what comes after: the time
     /// that a start may take does not run while it waits for its turn.
-    async fn permit(&self, then: Option<Stage>) -> Result<tokio::sync::SemaphorePermit<'a>, End> {
+    async fn permit(&self, then: Option<Stage>) -> Result<SemaphorePermit<'a>, End> {
         if let Ok(permit) = self.host.starts.try_acquire() {
             return Ok(permit);
         }
@@ -323,6 +318,14 @@ impl<'a, R: Runtime> Bring<'a, R> {
         }
     }
 
+    /// Starts a container that was made before: what it stands on may have gone since.
+    async fn start_again(&self, id: String, _permit: SemaphorePermit<'a>) -> Result<Step, End> {
+        self.directory().await?;
+        self.fence().await?;
+        self.desk().await?;
+        self.start(id).await
+    }
+
     /// Starts a container and finds where it is reached: one call each.
     async fn start(&self, id: String) -> Result<Step, End> {
         // Cut off, a host starts nothing: what it was about to start may be given to another by a store that forgot it. The fence
@@ -406,12 +409,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
             ..Report::of(Observed::Restarting)
         });
         let permit = self.permit(None).await?;
-        self.directory().await?;
-        self.fence().await?;
-        self.desk().await?;
-        let step = self.start(id).await;
-        drop(permit);
-        step
+        self.start_again(id, permit).await
     }
 
     pub(super) fn phase(&self, phase: &'static str, begun: Duration) {
