@@ -145,16 +145,27 @@ impl Machine {
 
     /// Runs a command of this machine's shell in the machine's network, where the API is on loopback; what it printed.
     pub fn from_outside(&self, command: &str) -> String {
+        let output = self.try_from_outside(command);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{}: {command}\n{error}\n{}", self.container, self.journal());
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    fn try_from_outside(&self, command: &str) -> Output {
         let pid = self.inspect("{{.State.Pid}}");
         let enter = ["--target", &pid, "--net", "env", "CARREL_ENDPOINT=127.0.0.1:7300", "bash", "-ec"];
-        run("nsenter", &[&enter[..], &[command]].concat())
+        Command::new("nsenter").args(enter).arg(command).output().expect("nsenter")
     }
 
     /// A call of the API that listens on the machine.
     pub fn call(&self, method: &str, request: &str) -> Value {
-        let answer = self
-            .from_outside(&format!("grpcurl -plaintext -d '{request}' $CARREL_ENDPOINT carrel.v1.{method}"));
+        let answer = self.from_outside(&grpcurl(method, request));
         serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{method}: {error}: {answer}"))
+    }
+
+    /// The same; `None` when it is refused.
+    pub fn try_call(&self, method: &str, request: &str) -> Option<Value> {
+        serde_json::from_slice(&self.try_from_outside(&grpcurl(method, request)).stdout).ok()
     }
 
     /// Gives its Docker an image of the machine's.
@@ -201,6 +212,10 @@ impl Machine {
     fn inspect(&self, format: &str) -> String {
         run("docker", &["inspect", "--format", format, &self.container]).trim().to_owned()
     }
+}
+
+fn grpcurl(method: &str, request: &str) -> String {
+    format!("grpcurl -plaintext -d '{request}' $CARREL_ENDPOINT carrel.v1.{method}")
 }
 
 fn docker(arguments: &[&str]) -> Output {

@@ -13,16 +13,15 @@ const BATCH: usize = 500;
 /// Callers at once.
 const CALLERS: usize = 4;
 
-/// The same update by hand: keys resolved to ids, locked in their order, monotone.
+/// The same update by hand: keys resolved to ids, written in their order, monotone.
 const RAW: &str = "
-WITH locked AS (
-    SELECT a.workspace_id FROM unnest($1::text[]) AS b (key)
-    JOIN workspaces w ON lower(w.student_id) = b.key AND w.deleted_at IS NULL
-    JOIN workspace_activity a ON a.workspace_id = w.id
-    WHERE NOT a.closed ORDER BY a.workspace_id FOR UPDATE OF a
-)
 UPDATE workspace_activity a SET lms_input_at = greatest(a.lms_input_at, clock_timestamp()), version = a.version + 1
-FROM locked WHERE a.workspace_id = locked.workspace_id AND NOT a.closed";
+FROM (
+    SELECT w.id FROM unnest($1::text[]) AS b (key)
+    JOIN workspaces w ON lower(w.student_id) = b.key AND w.deleted_at IS NULL
+    ORDER BY w.id
+) AS beaten
+WHERE a.workspace_id = beaten.id AND NOT a.closed";
 
 /// Distinct workspaces.
 fn keys(desks: &Desks) -> Vec<String> {

@@ -74,9 +74,9 @@ impl Desks {
     pub(crate) fn policies(&self) -> PolicyServiceClient<Channel> {
         PolicyServiceClient::new(self.replica.channel())
     }
+}
 
-    /// The name of a workspace drawn evenly.
-    pub(crate) fn any(&self) -> String {
-        format!("workspaces/student-{}", rand::random_range(1..=self.running))
-    }
+/// The name of one of so many workspaces, drawn evenly.
+pub(crate) fn any_of(running: u64) -> String {
+    format!("workspaces/student-{}", rand::random_range(1..=running))
 }

@@ -98,7 +98,7 @@ pub(crate) async fn measure(desks: &Desks) -> bool {
     assert_eq!((before.len(), moved.len()), (moved.len(), usize::try_from(WORKSPACES).expect("a count")));
     let latest = before.iter().max().copied().unwrap_or_default();
     assert!(moved.iter().all(|at| *at > latest + 6000), "a deadline has not moved");
-    let met = withdrawn <= WITHIN;
+    let met = took <= WITHIN;
     println!(
         "\nA policy change for {WORKSPACES} running workspaces that are warned (warned within {warning:.1?}):"
     );

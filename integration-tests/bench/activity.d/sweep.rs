@@ -1,4 +1,4 @@
-//! The sweep that looks for idle workspaces, and that stopped ones cost it nothing.
+//! The sweep that looks for idle workspaces, and that it costs no more with more stopped ones.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,8 @@ use crate::figures::median;
 const TIMES: usize = 20;
 /// The target of the sweep over all that run, in milliseconds.
 const TARGET: f64 = 100.0;
+/// So many times as many stopped ones cost a sweep no more than figures of one sweep differ by.
+const GROWTH: f64 = 1.25;
 
 async fn milliseconds(store: &Store) -> f64 {
     let mut took = Vec::new();
@@ -35,14 +37,18 @@ pub(crate) async fn measure(desks: &Desks) -> bool {
     let store = Store::open(&desks.database().url(), 2).expect("a store");
     milliseconds(&store).await;
     let alone = milliseconds(&store).await;
-    let stopped = desks.running * 4;
-    desks.fill(desks.running + 1, desks.running + stopped, State::Stopped).await;
-    let beside = milliseconds(&store).await;
+    // That there are any may change the plan; how many there are must not matter.
+    let (fewer, more) = (desks.running, desks.running * 4);
+    desks.fill(desks.running + 1, desks.running + fewer, State::Stopped).await;
+    let beside_fewer = milliseconds(&store).await;
+    desks.fill(desks.running + fewer + 1, desks.running + more, State::Stopped).await;
+    let beside_more = milliseconds(&store).await;
     store.close().await;
-    let met = alone <= TARGET && beside <= TARGET;
+    let met = alone.max(beside_fewer).max(beside_more) <= TARGET && beside_more <= beside_fewer * GROWTH;
     println!("\nA sweep over {} running workspaces, median of {TIMES}: {alone:.0} ms;", desks.running);
     println!(
-        "with {stopped} stopped ones beside them: {beside:.0} ms (target: at most {TARGET:.0}): {}",
+        "with {fewer} stopped ones beside them {beside_fewer:.0} ms, with {more} {beside_more:.0} ms (target: at most {TARGET:.0}, \
+         and no more with more of them): {}",
         if met { "met" } else { "MISSED" }
     );
     met
