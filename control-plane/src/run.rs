@@ -72,7 +72,6 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
         nudge,
         metrics: Metrics::default(),
         board: Board::default(),
-        placed_alone: Arc::default(),
         last_reading: LastReading::default(),
         heartbeats,
         log_tails: LogTails::default(),

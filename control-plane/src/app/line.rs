@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use carrel_common::id::WorkspaceUid;
 use time::OffsetDateTime;
+use tokio::time::timeout;
 
 use super::{App, Result};
 use crate::domain::placement::{self, Outlook, Waiting};
@@ -28,20 +30,29 @@ pub struct LinePlace {
 /// Everybody who waits.
 pub type Line = HashMap<WorkspaceUid, LinePlace>;
 
+/// Who joins the line waits so long for another's reading of it, then is told no place: the caller waits, and a watch tells it.
+const READ_WITHIN: Duration = Duration::from_secs(1);
+
 /// The line as this replica last saw it.
 #[derive(Debug, Clone, Default)]
-pub struct Board(Arc<Mutex<Shown>>);
+pub struct Board {
+    shown: Arc<Mutex<Shown>>,
+    /// Held by the one who reads the line for those who joined it.
+    reading: Arc<tokio::sync::Mutex<()>>,
+}
 
 #[derive(Debug, Default)]
 struct Shown {
     line: Arc<Line>,
+    /// How often it was begun to be read for those who joined it.
+    readings: u64,
     /// With the database's time when it was read.
     outlook: Option<(OffsetDateTime, Arc<Outlook>)>,
 }
 
 impl Board {
     fn lock(&self) -> std::sync::MutexGuard<'_, Shown> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shown.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// As it was last seen.
@@ -61,6 +72,24 @@ impl App {
         let mut line: Vec<_> = in_line.map(|InLine { waiting, .. }| waiting).collect();
         placement::in_line(&mut line, &self.store.held().await?);
         self.publish_line(&line, now).await
+    }
+
+    /// The line for those who have just joined it. One reads it at a time, for all who came while the one before read it: a class
+    /// that presses Start has it read a few times, not once for each.
+    pub(super) async fn line_joined(&self) -> Result<Arc<Line>> {
+        let asked = self.board.lock().readings;
+        let Ok(_reading) = timeout(READ_WITHIN, self.board.reading.lock()).await else {
+            return Ok(self.board.line());
+        };
+        {
+            let mut shown = self.board.lock();
+            // One that began since has read what was committed before.
+            if shown.readings > asked {
+                return Ok(Arc::clone(&shown.line));
+            }
+            shown.readings += 1;
+        }
+        self.line().await
     }
 
     /// Puts a line, in its order, on the board.

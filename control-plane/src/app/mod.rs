@@ -91,8 +91,6 @@ pub struct App {
     pub metrics: Metrics,
     /// Who stands where in line.
     pub board: Board,
-    /// Held by the start that is placed alone, until its commit; others that come meanwhile join the line.
-    pub placed_alone: Arc<tokio::sync::Mutex<()>>,
     /// Activity on its way to the database.
     pub heartbeats: Heartbeats,
     /// Logs on their way from the nodes.

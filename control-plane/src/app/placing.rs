@@ -2,8 +2,8 @@
 //!
 //! A start is placed at once, in its own transaction, unless somebody waits: then it joins the line, and a pass over the
 //! line places it. A pass reads the nodes once, decides in memory, and claims many places in one transaction, each checked
-//! again under its node's lock. Of starts that come at one moment one is placed alone, and the others join the line: each
-//! would wait for the same node's row until the one before has committed, with a connection of the pool in its hands.
+//! again under its node's lock. A start waits for nobody: one that finds its node's row in the hands of another transaction
+//! joins the line, so of those that come at one moment one is placed alone, and the others in the pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,12 +30,11 @@ const LOOKS: usize = 16;
 
 impl App {
     /// Places a workspace that has just been asked for, or has it wait; an error when no node could take it whatever
-    /// becomes free or comes back, so that the caller hears of it. `alone`: no other start is being placed in this process.
+    /// becomes free or comes back, so that the caller hears of it.
     pub(super) async fn place(
         &self,
         work: &mut Work,
         workspace: Workspace,
-        alone: bool,
         now: OffsetDateTime,
     ) -> Result<(Workspace, Vec<Entry>)> {
         if work.may_run_unseen(workspace.uid, self.settings.lease.replace_after).await? {
@@ -43,8 +42,8 @@ impl App {
             let (reason, message) = unseen();
             return Ok(workspace.apply(Event::Wait { reason, message }, now)?);
         }
-        let joins_the_line = !alone || work.somebody_waits(workspace.uid, now).await?;
-        match self.claim(work, &workspace, joins_the_line).await? {
+        let somebody_waits = work.somebody_waits(workspace.uid, now).await?;
+        match self.claim(work, &workspace, somebody_waits).await? {
             Ok(node) => {
                 self.metrics.placed(workspace.started_at, now);
                 Ok(workspace.apply(Event::Place { node }, now)?)
@@ -68,13 +67,14 @@ impl App {
         }
     }
 
-    /// Chooses a node, locks it, looks again, and claims the place. Starts at several replicas all see the same best node: who
-    /// finds it taken by the time it has the lock goes on to the next, so that they spread as if they had come one by one.
+    /// Chooses a node, locks it, looks again, and claims the place. Starts at one moment all see the same best node: who finds it
+    /// locked joins the line; who finds it taken by the time it has the lock goes on to the next, so that they spread as if they
+    /// had come one by one.
     async fn claim(
         &self,
         work: &mut Work,
         workspace: &Workspace,
-        joins_the_line: bool,
+        somebody_waits: bool,
     ) -> Result<std::result::Result<NodeId, NoPlace>> {
         if let Some(held) = work.held_containers().await?.remove(&workspace.uid) {
             return Ok(Err(NoPlace::ContainerHeld(held)));
@@ -87,7 +87,7 @@ impl App {
         let several_zones = nodes.windows(2).any(|pair| pair[0].zone != pair[1].zone);
         let places = if several_zones { work.places_of_course(ask.course).await? } else { vec![] };
         let mut fleet = Fleet::new(self.settings.placement, nodes, places);
-        if joins_the_line {
+        if somebody_waits {
             return Ok(Err(fleet.place(&ask).err().unwrap_or(NoPlace::NotItsTurn)));
         }
         for look in 1..=LOOKS {
@@ -96,9 +96,10 @@ impl App {
                 Err(none) => return Ok(Err(none)),
             };
             work.try_out().await?;
-            for fresh in work.lock_candidates(&[node], images, limits).await? {
-                fleet.refresh(fresh);
-            }
+            let Some(fresh) = work.try_lock_candidate(node, images, limits).await? else {
+                return Ok(Err(NoPlace::NotItsTurn));
+            };
+            fleet.refresh(fresh);
             if fleet.place(&ask) == Ok(node) || (look == LOOKS && fleet.take_on(node, &ask)) {
                 work.insert_placement(workspace, node).await?;
                 return Ok(Ok(node));

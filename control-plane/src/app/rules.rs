@@ -165,12 +165,24 @@ impl App {
         if standing.behind || !self.is_steady(&standing) {
             return Ok(None);
         }
-        let version = standing.version;
+        self.rules_of(work, standing.version).await.map(Some)
+    }
+
+    /// The rules as a transaction that changes what runs finds them; it is refused while the store is behind.
+    pub(super) async fn rules_unless_behind(&self, work: &mut Work) -> Result<Arc<Rules>> {
+        let standing = work.standing().await?;
+        if standing.behind {
+            self.refuse_while_behind(work).await?;
+        }
+        self.rules_of(work, standing.version).await
+    }
+
+    async fn rules_of(&self, work: &mut Work, version: i64) -> Result<Arc<Rules>> {
         let known = self.rules.get();
         if known.book.version == version {
-            return Ok(Some(known));
+            return Ok(known);
         }
-        Ok(Some(self.rules.put(Rules::new(&self.settings, work.rules().await?))))
+        Ok(self.rules.put(Rules::new(&self.settings, work.rules().await?)))
     }
 
     /// The rules as a transaction that changes them leaves them.

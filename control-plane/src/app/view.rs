@@ -88,14 +88,14 @@ impl App {
         self.view_in(workspaces, &line).await
     }
 
-    /// As [`App::view`], with the line as it was last seen here: for streams, of which there are many.
+    /// As [`App::view`], with the line as it was last seen here: for streams and starts, of which there are many.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn view_lately(&self, workspaces: Vec<Workspace>) -> Result<Vec<WorkspaceView>> {
         let mut line = self.board.line();
         if workspaces.iter().any(|w| in_line(w) && !line.contains_key(&w.uid)) {
-            line = self.line().await?;
+            line = self.line_joined().await?;
         }
         self.view_in(workspaces, &line).await
     }
@@ -132,10 +132,21 @@ impl App {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn view_one(&self, workspace: Workspace) -> Result<WorkspaceView> {
-        let fallback =
-            WorkspaceView { workspace: workspace.clone(), idle: None, queue_position: 0, ready_at: None };
-        Ok(self.view(vec![workspace]).await?.pop().unwrap_or(fallback))
+        Ok(only(self.view(vec![workspace.clone()]).await?, workspace))
     }
+
+    /// As [`App::view_lately`], for one.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn view_one_lately(&self, workspace: Workspace) -> Result<WorkspaceView> {
+        Ok(only(self.view_lately(vec![workspace.clone()]).await?, workspace))
+    }
+}
+
+fn only(mut views: Vec<WorkspaceView>, workspace: Workspace) -> WorkspaceView {
+    let bare = WorkspaceView { workspace, idle: None, queue_position: 0, ready_at: None };
+    views.pop().unwrap_or(bare)
 }
 
 fn in_line(workspace: &Workspace) -> bool {

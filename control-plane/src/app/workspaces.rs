@@ -59,7 +59,7 @@ impl App {
         course: Option<&CourseId>,
     ) -> Result<WorkspaceView> {
         let workspace = settle!(self.start_once(call, student, course))?;
-        self.view_one(workspace).await
+        self.view_one_lately(workspace).await
     }
 
     async fn start_once(
@@ -68,14 +68,11 @@ impl App {
         student: &StudentId,
         course: Option<&CourseId>,
     ) -> Result<Workspace> {
-        // Before the transaction: one that waited for a second connection could wait for itself.
-        self.refresh_rules().await?;
-        let rules = self.rules.get();
         let mut work = self.store.begin().await?;
         if let Some(answer) = replay(&mut work, call).await? {
             return Ok(answer);
         }
-        self.refuse_while_behind(&mut work).await?;
+        let rules = self.rules_unless_behind(&mut work).await?;
         let spec = rules.book.spec(course, student);
         let now = OffsetDateTime::UNIX_EPOCH; // A new row; the first step sets its times.
         let make =
@@ -100,10 +97,8 @@ impl App {
                 self.nudge.look_at(uid, now);
             }
         }
-        // Kept until the commit, as the lock of the node's row is.
-        let alone = begins.then(|| self.placed_alone.try_lock().ok()).flatten();
         if begins && next.node.is_none() {
-            let (placed, more) = self.place(&mut work, next, alone.is_some(), now).await?;
+            let (placed, more) = self.place(&mut work, next, now).await?;
             (next, log) = (placed, [log, more].concat());
         }
         let after = work.save(&before, next, log, now).await?;

@@ -144,6 +144,31 @@ impl Work {
         self.read_candidates(Some(nodes), images, limits).await
     }
 
+    /// A node as a placement sees it, locked as by [`Work::lock_candidates`] but without a wait: `None` when another transaction has
+    /// it at this moment, or it was taken out.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn try_lock_candidate(
+        &mut self,
+        node: NodeId,
+        images: &[String],
+        limits: CandidateLimits,
+    ) -> Result<Option<Candidate>> {
+        let had = self
+            .tx
+            .query_one_raw(sql(
+                "SELECT 1 AS one FROM nodes WHERE id = $1 FOR NO KEY UPDATE SKIP LOCKED",
+                [node.0.into()],
+            ))
+            .await
+            .map_err(StoreError::sort("lock a node"))?;
+        if had.is_none() {
+            return Ok(None);
+        }
+        Ok(self.read_candidates(Some(&[node]), images, limits).await?.pop())
+    }
+
     /// How many workspaces of each course are on each node.
     ///
     /// # Errors

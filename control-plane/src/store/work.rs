@@ -149,9 +149,7 @@ impl Work {
             self.open_or_close(before, &after).await?;
         }
         self.note(before, &after);
-        for (subject, entry) in told(before, &after, log) {
-            self.append(subject, entry).await?;
-        }
+        self.append_many(told(before, &after, log)).await?;
         Ok(after)
     }
 
@@ -185,26 +183,23 @@ impl Work {
 
     /// The row that every heartbeat meets says whether activity counts, and of which generation; each begins with none.
     async fn open_or_close(&mut self, before: &Workspace, after: &Workspace) -> Result<()> {
+        let anew = match before.generation == after.generation {
+            true => "",
+            false => {
+                ", lms_input_at = NULL, editor_input_at = NULL, keep_working_at = NULL, job_at = NULL, awake_until = NULL,
+                 awake_granted_seconds = 0"
+            }
+        };
         self.tx
             .execute_raw(sql(
-                "UPDATE workspace_activity SET closed = $2, generation = $3, version = version + 1
-                 WHERE workspace_id = $1",
+                &format!(
+                    "UPDATE workspace_activity SET closed = $2, generation = $3, version = version + 1{anew}
+                     WHERE workspace_id = $1"
+                ),
                 [after.uid.0.into(), (!after.open_for_activity()).into(), after.generation.0.into()],
             ))
             .await
             .map_err(StoreError::sort("open or close a workspace for activity"))?;
-        if before.generation == after.generation {
-            return Ok(());
-        }
-        self.tx
-            .execute_raw(sql(
-                "UPDATE workspace_activity SET lms_input_at = NULL, editor_input_at = NULL, keep_working_at = NULL,
-                        job_at = NULL, awake_until = NULL, awake_granted_seconds = 0
-                 WHERE workspace_id = $1",
-                [after.uid.0.into()],
-            ))
-            .await
-            .map_err(StoreError::sort("begin a workspace's activity anew"))?;
         Ok(())
     }
 }

@@ -114,7 +114,6 @@ impl Rig {
             nudge,
             metrics: Metrics::default(),
             board: Board::default(),
-            placed_alone: Arc::default(),
             last_reading: LastReading::default(),
             heartbeats,
             log_tails: LogTails::default(),
@@ -175,12 +174,7 @@ impl Rig {
     /// Another replica on the same database: what one process knows, the other has yet to read.
     pub(crate) fn replica(&self) -> App {
         let (nudge, _) = Nudge::new();
-        App {
-            rules: SharedRules::new(self.app.settings.defaults.clone()),
-            nudge,
-            placed_alone: Arc::default(),
-            ..self.app.clone()
-        }
+        App { rules: SharedRules::new(self.app.settings.defaults.clone()), nudge, ..self.app.clone() }
     }
 
     /// A session of a node, and its first heartbeat.
