@@ -58,6 +58,7 @@ fn a_second_host_in_five_lines_outlives_what_happens_to_hosts() {
 
     // Without an agent the fence ends all of it, on time; with one again it is back.
     host.sh("systemctl stop carrel-node-agent");
+    // Within F and S, 33 s after its last heartbeat, and what a busy machine adds.
     let gone = "test -z \"$(docker ps -q --filter label=carrel.student)\"";
     host.wait_for("the fence ends everything", Duration::from_secs(40), gone);
     host.sh("systemctl start carrel-node-agent");

@@ -13,7 +13,8 @@ use integration_tests::settings;
 const SOON: Duration = Duration::from_secs(30);
 /// Of the mount unit, as EFS is mounted.
 const FSTAB: &str = "file-server:/ /mnt/efs nfs4 nfsvers=4.1,hard,noresvport,bg,_netdev 0 0";
-/// A lease that a test can outlast but machines that boot do not, and certificates that are renewed within a test: after 15 to 24 s.
+/// A lease that a test can outlast, yet longer than a boot on a busy machine: what runs is over when its lease is. And certificates that
+/// are renewed within a test: after 15 to 24 s.
 const TIMES: &str = "--set CARREL_HEARTBEAT_INTERVAL=1s --set CARREL_UNREACHABLE_AFTER=5s --set CARREL_FENCE_AFTER=30s \
                      --set CARREL_STOP_BUDGET=3s --set CARREL_LEASE_MARGIN=3s --set CARREL_NODE_CERTIFICATE_TTL=30s";
 
