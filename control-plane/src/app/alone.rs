@@ -30,10 +30,10 @@ impl From<NodeId> for Whose {
 /// it) it is told, and the pass goes on with the others; as it does when somebody else came first.
 ///
 /// # Errors
-/// What all others would meet, too: the database is away.
+/// What all others would meet, too: [`super::AppError::concerns_all`].
 pub fn alone<T: Default>(whose: impl Into<Whose>, done: Result<T>) -> Result<T> {
     let error = match done {
-        Err(error) if error.is_conflict() || !error.is_passing() => error,
+        Err(error) if !error.concerns_all() => error,
         done => return done,
     };
     match whose.into() {

@@ -268,6 +268,11 @@ impl AppError {
         self.is_conflict() || matches!(self, Self::Store(e) if e.is_unavailable())
     }
 
+    /// Of many steps, the others would meet it, too: the database is away, or the session that they belong to is over.
+    pub fn concerns_all(&self) -> bool {
+        matches!(self, Self::SessionSuperseded(_)) || self.is_passing() && !self.is_conflict()
+    }
+
     /// Somebody else was first; the same again may well succeed.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Store(e) if matches!(**e, StoreError::Conflict { .. }))

@@ -70,11 +70,13 @@ impl App {
     ///
     /// # Errors
     /// [`AppError::NodeUnknown`], [`AppError::NodeIdentityChanged`], [`AppError::NodeHeld`], [`AppError::NodeBanned`],
-    /// [`AppError::CertificateRefused`]; the database.
+    /// [`AppError::CertificateRefused`]; [`AppError::SessionSuperseded`] when another one came while it told what it runs; the
+    /// database.
     pub async fn accept_session(&self, credentials: &Credentials, greeting: &Greeting) -> Result<Greeted> {
         let (session, state) = settle!(self.accept_once(credentials, greeting))?;
         self.metrics.session_accepted();
-        let told = state.behind.is_none() && self.take_stock(credentials.node, greeting).await?;
+        let (node, epoch) = (credentials.node, session.session_epoch);
+        let told = state.behind.is_none() && self.take_stock(node, epoch, greeting).await?;
         Ok(Greeted { session, awaited: state.behind.is_none() && !told, state })
     }
 

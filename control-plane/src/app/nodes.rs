@@ -10,7 +10,7 @@ use crate::domain::event::{Actor, Entry};
 use crate::domain::node::{Node, NodeState};
 use crate::domain::reconcile::desired_item;
 use crate::domain::workspace::Event;
-use crate::store::{Locked, PlacedOn};
+use crate::store::{Locked, PlacedOn, Work};
 
 /// What a heartbeat found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -191,5 +191,14 @@ impl App {
         work.save(&before, next, log, now).await?;
         self.nudge.ring(&work.commit().await?);
         Ok(true)
+    }
+}
+
+/// Refuses what a session of a node tells that another one has taken over from: it would undo what the new one told. Asked with all
+/// locked that it is about: what a newer session told of that is seen here, or waits for this commit.
+pub(super) async fn still_told_by(work: &mut Work, (node, session_epoch): (NodeId, i64)) -> Result<()> {
+    match work.session_is_current(node, session_epoch).await? {
+        true => Ok(()),
+        false => Err(AppError::SessionSuperseded(node)),
     }
 }

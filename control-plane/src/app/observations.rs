@@ -6,6 +6,7 @@ use carrel_common::id::{Generation, NodeId, Pair, WorkspaceUid};
 use carrel_common::model::{Observation, Observed, Signal, StatusReason};
 
 use super::failing::Outcomes;
+use super::nodes::still_told_by;
 use super::settle::settle;
 use super::workspaces::rfc3339;
 use super::{App, AppError, Result, alone};
@@ -63,10 +64,7 @@ impl App {
                 changes.push(change);
             }
         }
-        // With all locks held: what a newer session reported on any of these is seen here, or waits for this commit.
-        if !work.session_is_current(node, session_epoch).await? {
-            return Err(AppError::SessionSuperseded(node));
-        }
+        still_told_by(&mut work, (node, session_epoch)).await?;
         for (before, after) in &mut changes {
             let again =
                 before.state == State::Stopping && after.state == State::Pending && after.node.is_none();

@@ -4,12 +4,16 @@
 //! orders. The copy may have on the node what has ended since, and may not have what was started since; so nothing is ordered by the
 //! copy alone. It is the only moment when a node is believed about what the store has never placed on it: the copy cannot know
 //! better. What another node has told since that it runs is not taken from it.
+//!
+//! It may take long, and a node that waits too long says Hello once more. So each step asks whether the session is still the
+//! node's: what an earlier Hello has not told would else be taken for what is missing.
 
 use carrel_common::id::NodeId;
 use carrel_common::model::Container;
 
 use super::greeting::Greeting;
 use super::node_admin::about;
+use super::nodes::still_told_by;
 use super::orphans::Known;
 use super::settle::settle;
 use super::{App, Result, alone};
@@ -20,7 +24,13 @@ use crate::store::Locked;
 
 impl App {
     /// Takes what a node runs into the store, if it is waited for; false when it has to be waited for on.
-    pub(super) async fn take_stock(&self, node: NodeId, greeting: &Greeting) -> Result<bool> {
+    pub(super) async fn take_stock(
+        &self,
+        node: NodeId,
+        session_epoch: i64,
+        greeting: &Greeting,
+    ) -> Result<bool> {
+        let session = (node, session_epoch);
         if !self.store.begin().await?.awaits(node).await? {
             return Ok(true);
         }
@@ -32,10 +42,10 @@ impl App {
         containers.sort_by_key(|container| (container.workspace, std::cmp::Reverse(container.pair())));
         let (mut adopted, mut missing) = (0_i64, 0_i64);
         for container in containers {
-            match settle!(self.take_in(node, container)) {
+            match settle!(self.take_in(session, container)) {
                 Ok(taken) => adopted += i64::from(taken),
                 // It stays as it is and is told as an orphan: one odd container must not keep the node without orders.
-                Err(error) if error.is_conflict() || !error.is_passing() => {
+                Err(error) if !error.concerns_all() => {
                     tracing::error!(%error, student.id = %container.student, container = container.container_id, "not adopted");
                 }
                 Err(error) => return Err(error),
@@ -45,11 +55,12 @@ impl App {
         for (placement, _) in placements.map(|found| found.placed).unwrap_or_default() {
             let is_there = |c: &Container| c.workspace == placement.workspace && c.pair() == placement.pair();
             if !greeting.containers.iter().any(is_there) {
-                missing += i64::from(alone(placement.workspace, settle!(self.miss(&placement)))?);
+                missing += i64::from(alone(placement.workspace, settle!(self.miss(session, &placement)))?);
             }
         }
         let mut work = self.store.begin().await?;
         work.lock_node(node).await?;
+        still_told_by(&mut work, session).await?;
         work.has_told(node).await?;
         let entry =
             Entry::new("node.adopted", Actor::ControlPlane).with("adopted", adopted).with("missing", missing);
@@ -60,9 +71,10 @@ impl App {
     }
 
     /// One container: confirmed where the copy has it, or adopted. What is over, or another's, is left to the rules for orphans.
-    async fn take_in(&self, node: NodeId, container: &Container) -> Result<bool> {
-        let mut work = self.store.begin().await?;
+    async fn take_in(&self, session: (NodeId, i64), container: &Container) -> Result<bool> {
+        let (mut work, node) = (self.store.begin().await?, session.0);
         let known = Known::of(&mut work, node, container).await?;
+        still_told_by(&mut work, session).await?;
         let confirmed = known.placement.as_ref().filter(|placement| {
             placement.node == node
                 && placement.workspace == container.workspace
@@ -93,13 +105,16 @@ impl App {
         Ok(true)
     }
 
-    /// A placement whose container is not there: its desk does not run on this node any more.
-    async fn miss(&self, placement: &Placement) -> Result<bool> {
+    /// A placement of the copy whose container is not there: its desk does not run on this node any more. What was placed since the
+    /// declaration is no news of the copy: the node has yet to be told of it.
+    async fn miss(&self, session: (NodeId, i64), placement: &Placement) -> Result<bool> {
         let mut work = self.store.begin().await?;
         let Some(Locked { workspace: before, now, .. }) = work.lock(placement.workspace).await? else {
             return Ok(false);
         };
-        if work.find_placement(before.uid).await?.is_none_or(|present| present.id != placement.id) {
+        still_told_by(&mut work, session).await?;
+        let present = work.find_placement(before.uid).await?;
+        if present.is_none_or(|present| present.id != placement.id) || work.is_settled(placement.id).await? {
             return Ok(false);
         }
         let (next, log) = before.missing(now)?;

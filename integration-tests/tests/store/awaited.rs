@@ -76,10 +76,13 @@ async fn a_start_pressed_during_the_stop_waits_for_hosts_that_have_not_told_too(
 }
 
 #[tokio::test]
-async fn no_wait_starts_at_once() {
+async fn no_wait_starts_at_once_and_what_a_host_is_yet_to_be_told_of_is_not_missed_there() {
     let rig = Rig::new().await;
-    rig.node(4).await;
+    let node = rig.node(4).await;
     declare(&rig, false).await;
-    assert_eq!(rig.start("eve").await.unwrap().state, State::Starting);
+    let eve = rig.start("eve").await.unwrap();
+    assert_eq!((eve.state, eve.node), (State::Starting, Some(node)));
+    rig.hello(node, &greeting(&rig, node, vec![]).await).await;
+    assert_eq!(rig.get("eve").await, eve);
     rig.end().await;
 }

@@ -15,6 +15,7 @@ mod fenced;
 mod fencing;
 mod heartbeats;
 mod idleness;
+mod late;
 mod line;
 mod lost;
 mod migrations;

@@ -1,0 +1,45 @@
+//! What a session tells late: another one of the node has taken over from it.
+
+use std::time::Duration;
+
+use carrel_common::id::WorkspaceUid;
+use control_plane::app::AppError;
+use control_plane::domain::workspace::State;
+
+use crate::orphans::container;
+use crate::restored::{declare, greeting};
+use crate::rig::{Rig, id, secret_of};
+
+/// Until somebody waits for a lock in the database.
+pub(crate) async fn somebody_waits(rig: &Rig) {
+    let waiting = "SELECT count(*)::text FROM pg_locks WHERE NOT granted
+                   AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
+    while rig.database.text(waiting).await == "0" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hello_that_another_one_has_overtaken_stops_nothing_and_takes_nothing_in() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.was_on(node, "ada").await;
+    declare(&rig, true).await;
+    let found = container("c1", WorkspaceUid::new(), "kim", 1, node);
+    let late = greeting(&rig, node, vec![found]).await;
+    let held = rig.app.store.begin().await.unwrap();
+    held.lock_student(&id("kim")).await.unwrap();
+    let app = rig.app.clone();
+    let overtaken = tokio::spawn(async move { app.accept_session(&secret_of(node), &late).await });
+    somebody_waits(&rig).await;
+    // The node has waited for long enough, and says Hello once more.
+    rig.hello(node, &greeting(&rig, node, vec![]).await).await;
+    let ada = rig.start("ada").await.unwrap();
+    assert_eq!(ada.state, State::Starting);
+    drop(held);
+    let refused = overtaken.await.unwrap();
+    assert_eq!(rig.get("ada").await, ada);
+    assert!(matches!(rig.app.get(&id("kim")).await, Err(AppError::WorkspaceNotFound(_))));
+    assert!(matches!(refused, Err(AppError::SessionSuperseded(known)) if known == node), "{refused:?}");
+    rig.end().await;
+}
