@@ -4,6 +4,7 @@ use carrel_common::id::{Generation, NodeId, Pair, PlacementId};
 use carrel_common::model::{Container, StopReason, Verdict};
 use serde::{Deserialize, Serialize};
 
+use super::nodes::still_told_by;
 use super::settle::settle;
 use super::workspaces::replay;
 use super::{App, AppError, Call, Result, alone};
@@ -105,17 +106,19 @@ impl App {
     /// stopped. `withheld`: those whose stop the node holds back, as there are so many.
     ///
     /// # Errors
-    /// The database; then nothing is to be done with any of them.
+    /// [`AppError::SessionSuperseded`]; the database. Then nothing is to be done with any of them.
     pub async fn judge_report(
         &self,
         node: NodeId,
+        session_epoch: i64,
         containers: &[Container],
         withheld: &[String],
     ) -> Result<Vec<Judged>> {
+        let session = (node, session_epoch);
         let mut judged = Vec::with_capacity(containers.len());
         for container in containers {
             let withheld = withheld.contains(&container.container_id);
-            let once = settle!(self.judge_once(node, container, withheld)).map(Some);
+            let once = settle!(self.judge_once(session, container, withheld)).map(Some);
             // Of one that is left out the node hears nothing, and leaves it alone.
             let Some((verdict, reason)) = alone(container.workspace, once)? else { continue };
             self.metrics.orphan(verdict);
@@ -125,14 +128,17 @@ impl App {
             );
             judged.push(Judged { container_id: container.container_id.clone(), verdict, reason });
         }
-        self.forget_unreported(node, containers).await?;
+        self.forget_unreported(session, containers).await?;
         Ok(judged)
     }
 
-    async fn forget_unreported(&self, node: NodeId, containers: &[Container]) -> Result<()> {
+    async fn forget_unreported(&self, session: (NodeId, i64), containers: &[Container]) -> Result<()> {
+        let node = session.0;
         let reported = containers.iter().map(|container| container.container_id.clone()).collect();
         let mut work = self.store.begin().await?;
-        for (container, reason) in work.forget_orphans_but(node, reported).await? {
+        let stopped = work.forget_orphans_but(node, reported).await?;
+        still_told_by(&mut work, session).await?;
+        for (container, reason) in stopped {
             let entry = told_of("orphan.stopped", Actor::Agent, &container).because(reason);
             work.append(about(node, &container), entry).await?;
         }
@@ -151,11 +157,11 @@ impl App {
 
     async fn judge_once(
         &self,
-        node: NodeId,
+        session: (NodeId, i64),
         container: &Container,
         withheld: bool,
     ) -> Result<(Verdict, &'static str)> {
-        let mut work = self.store.begin().await?;
+        let (mut work, node) = (self.store.begin().await?, session.0);
         if work.state().await?.behind.is_some() {
             // Nothing is known to be over by a store that has forgotten, no order of before counts, and nothing is taken into it.
             return Ok((Verdict::Hold, "STORE_BEHIND"));
@@ -164,6 +170,7 @@ impl App {
             return Ok((Verdict::StopByOrder, BY_ORDER));
         }
         let known = Known::of(&mut work, node, container).await?;
+        still_told_by(&mut work, session).await?;
         let (verdict, reason) = orphan::judge(container, &known.rules());
         let held = match verdict {
             Verdict::Hold => Some(reason),

@@ -367,7 +367,7 @@ impl Session {
     async fn orphans(&mut self, report: pb::OrphanReport) -> Result<(), End> {
         let containers: Vec<Container> =
             report.containers.into_iter().map(Container::try_from).collect::<Result<_, _>>()?;
-        let judged = self.app.judge_report(self.node, &containers, &report.withheld).await?;
+        let judged = self.app.judge_report(self.node, self.epoch, &containers, &report.withheld).await?;
         let verdicts = judged.into_iter().map(|j| j.verdict.told(j.container_id, j.reason)).collect();
         self.send(ToAgent::OrphanVerdicts(pb::OrphanVerdicts { verdicts })).await
     }

@@ -126,7 +126,7 @@ impl<'a> Agent<'a> {
                     let orphans =
                         self.containers.iter().filter(|one| !self.ordered.contains(&one.container_id));
                     let orphans: Vec<_> = orphans.cloned().collect();
-                    self.rig.app.judge_report(self.node, &orphans, &[]).await.unwrap();
+                    self.rig.judge_report(self.node, &orphans, &[]).await;
                 }
                 2 => self.beat().await,
                 _ => {

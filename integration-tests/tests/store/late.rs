@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use carrel_common::id::WorkspaceUid;
-use control_plane::app::AppError;
+use control_plane::app::{AppError, Resolution};
 use control_plane::domain::workspace::State;
 
-use crate::orphans::container;
+use crate::orphans::{container, held, resolve};
 use crate::restored::{declare, greeting};
 use crate::rig::{Rig, id, secret_of};
 
@@ -41,5 +41,26 @@ async fn a_hello_that_another_one_has_overtaken_stops_nothing_and_takes_nothing_
     assert_eq!(rig.get("ada").await, ada);
     assert!(matches!(rig.app.get(&id("kim")).await, Err(AppError::WorkspaceNotFound(_))));
     assert!(matches!(refused, Err(AppError::SessionSuperseded(known)) if known == node), "{refused:?}");
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_report_of_orphans_by_a_session_that_is_over_forgets_none_and_keeps_none() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let before = rig.epoch(node).await;
+    rig.reconnect(node).await;
+    held(&rig, node).await;
+    resolve(&rig, (node, "c0ffee"), Resolution::Stop, false).await.unwrap();
+    rig.node(4).await;
+    assert_eq!(rig.start("ada").await.unwrap().state, State::Pending);
+    // A replica that was frozen meanwhile has read this before.
+    for late in [vec![], vec![container("c1", WorkspaceUid::new(), "kim", 1, node)]] {
+        let refused = rig.app.judge_report(node, before, &late, &[]).await;
+        assert_eq!(rig.app.place_waiting().await.unwrap(), 0, "her container may still write");
+        assert_eq!(rig.database.text("SELECT string_agg(container_id, ' ') FROM orphans").await, "c0ffee");
+        assert_eq!(rig.app.resolved_orphans(node).await.unwrap().len(), 1, "an operator's word stands");
+        assert!(matches!(refused, Err(AppError::SessionSuperseded(known)) if known == node), "{refused:?}");
+    }
     rig.end().await;
 }

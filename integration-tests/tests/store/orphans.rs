@@ -26,7 +26,7 @@ pub(crate) fn container(
 }
 
 pub(crate) async fn judge(rig: &Rig, node: NodeId, containers: &[Container]) -> Vec<(Verdict, &'static str)> {
-    let judged = rig.app.judge_report(node, containers, &[]).await.unwrap();
+    let judged = rig.judge_report(node, containers, &[]).await;
     judged.into_iter().map(|judged| (judged.verdict, judged.reason)).collect()
 }
 
@@ -35,7 +35,7 @@ pub(crate) async fn listed(rig: &Rig) -> Vec<(String, String)> {
     orphans.into_iter().map(|orphan| (orphan.container.container_id, orphan.reason)).collect()
 }
 
-async fn resolve(
+pub(crate) async fn resolve(
     rig: &Rig,
     which: (NodeId, &str),
     resolution: Resolution,
@@ -98,14 +98,14 @@ async fn a_stop_that_the_node_holds_back_waits_for_an_operator() {
     assert_eq!(judge(&rig, node, &over).await, [(Verdict::Stop, "PLACEMENT_RELEASED")], "it takes its time");
     assert_eq!((listed(&rig).await, told().await), (vec![], String::new()), "it is being stopped");
     for _ in 0..2 {
-        rig.app.judge_report(node, &over, &["c1".into()]).await.unwrap();
+        rig.judge_report(node, &over, &["c1".into()]).await;
         assert_eq!(listed(&rig).await, [("c1".into(), "STOP_WITHHELD".into())]);
         assert_eq!(told().await, "orphan.held STOP_WITHHELD");
     }
     // It is held back no longer, as others of them are gone; and then once more.
     judge(&rig, node, &over).await;
     assert_eq!(listed(&rig).await, []);
-    rig.app.judge_report(node, &over, &["c1".into()]).await.unwrap();
+    rig.judge_report(node, &over, &["c1".into()]).await;
     resolve(&rig, (node, "c1"), Resolution::Stop, false).await.unwrap();
     assert_eq!(judge(&rig, node, &over).await, [(Verdict::StopByOrder, "OPERATOR")]);
     judge(&rig, node, &[]).await;
@@ -172,7 +172,7 @@ async fn orphans_are_listed_in_pages_of_one_node_or_of_all() {
 }
 
 /// A container of ada's that nobody accounts for, held on `node`, where she once was; she has no desk that runs.
-async fn held(rig: &Rig, node: NodeId) -> Container {
+pub(crate) async fn held(rig: &Rig, node: NodeId) -> Container {
     rig.was_on(node, "ada").await;
     let stray = container("c0ffee", WorkspaceUid::new(), "ada", 7, node);
     let verdict = judge(rig, node, std::slice::from_ref(&stray)).await;

@@ -64,7 +64,7 @@ async fn forget<T>(rig: &Rig, change: impl AsyncFnOnce() -> T) -> T {
 
 /// What becomes of one orphan.
 async fn judge(rig: &Rig, node: NodeId, container: &Container) -> (Verdict, &'static str) {
-    let judged = rig.app.judge_report(node, std::slice::from_ref(container), &[]).await.unwrap().remove(0);
+    let judged = rig.judge_report(node, std::slice::from_ref(container), &[]).await.remove(0);
     (judged.verdict, judged.reason)
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, Pair, PlacementId, StudentId, WorkspaceUid};
 use carrel_common::model::{
-    DesiredSet, Health, NodeFacts, Observation, Observed, Resources, Run, Signal, StatusReason, WorkspaceSpec,
+    Container, DesiredSet, Health, NodeFacts, Observation, Observed, Resources, Run, Signal, StatusReason,
+    WorkspaceSpec,
 };
 use control_plane::app::{
-    App, Board, Call, Credentials, Greeted, Greeting, Heartbeats, LastReading, LogTails, Nudge, Settings,
-    SharedRules, SharedState,
+    App, Board, Call, Credentials, Greeted, Greeting, Heartbeats, Judged, LastReading, LogTails, Nudge,
+    Settings, SharedRules, SharedState,
 };
 use control_plane::domain::activity::BySignal;
 use control_plane::domain::idle::IdlePolicy;
@@ -212,6 +213,16 @@ impl Rig {
         let mut work = self.app.store.begin().await.unwrap();
         let nodes = work.list_nodes().await.unwrap();
         nodes.into_iter().find(|known| known.id == node).unwrap().session_epoch
+    }
+
+    /// What becomes of the orphans that a node reports in its present session.
+    pub(crate) async fn judge_report(
+        &self,
+        node: NodeId,
+        orphans: &[Container],
+        withheld: &[String],
+    ) -> Vec<Judged> {
+        self.app.judge_report(node, self.epoch(node).await, orphans, withheld).await.unwrap()
     }
 
     /// A report in a session that may be over.

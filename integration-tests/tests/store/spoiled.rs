@@ -128,7 +128,7 @@ async fn a_node_is_told_of_the_others_and_of_it_again_once_it_can_be_read() {
         let named: Vec<_> = part.items.iter().map(|item| item.student.as_str()).collect();
         assert_eq!((named, part.pair > whole.pair), (vec!["ada"], true));
         assert_eq!(told_after(&part).await, None, "it is told once");
-        let judged = rig.app.judge_report(node, &all, &[]).await.unwrap();
+        let judged = rig.judge_report(node, &all, &[]).await;
         let judged: Vec<_> = judged.into_iter().map(|judged| judged.container_id).collect();
         assert_eq!(judged, ["c-ada-1"], "nothing is said of what was left out, least of all that it is over");
         let next_session = rig.desired_set(node).await;
