@@ -9,6 +9,7 @@ use super::settle::settle;
 use super::workspaces::replay;
 use super::{App, AppError, Call, Result, alone};
 use crate::domain::event::{Actor, Entry, Subject};
+use crate::domain::node::NodeState;
 use crate::domain::orphan::{self, may_adopt};
 use crate::domain::reconcile::Placement;
 use crate::domain::workspace::Workspace;
@@ -243,6 +244,7 @@ impl App {
                 Resolution::Adopt => {
                     let adopted = self.adopt(&mut work, node, container, &known).await?;
                     work.forget_orphan(node, container_id).await?;
+                    refuse_given_up(&mut work, node).await?;
                     ("ADOPT", adopted)
                 }
             };
@@ -303,5 +305,16 @@ impl App {
         };
         work.insert_placement_as(placement, Some(container.incarnation), &next, node).await?;
         Ok(Some(work.save(&before, next, log, now).await?))
+    }
+}
+
+/// Nothing stands on a node that was given up: nobody would give it up once more. Asked last, as node rows come last in the order of
+/// locks: who gives the node up at this moment was before, or finds what is done here.
+async fn refuse_given_up(work: &mut Work, node: NodeId) -> Result<()> {
+    match work.lock_node(node).await?.is_some_and(|node| node.state == NodeState::Fenced) {
+        true => Err(AppError::OrphanCannotBeAdopted {
+            why: "its node was given up, and what ran there has ended; a node that is back tells what it runs",
+        }),
+        false => Ok(()),
     }
 }

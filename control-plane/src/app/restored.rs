@@ -96,11 +96,11 @@ impl App {
             Some(placement) => work.is_settled(placement.id).await?,
             None => false,
         };
-        if may_take_in(container, node, &known.rules(), settled) {
-            self.adopt(&mut work, node, container, &known).await?;
-        } else {
+        if !may_take_in(container, node, &known.rules(), settled) {
             return Ok(false);
         }
+        self.adopt(&mut work, node, container, &known).await?;
+        work.watch_again(node).await?;
         self.nudge.ring(&work.commit().await?);
         Ok(true)
     }

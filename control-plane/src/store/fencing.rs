@@ -169,7 +169,7 @@ impl Work {
     pub async fn fence_node(&mut self, id: NodeId, observed: Renewals) -> Result<Option<u64>> {
         let operation = "give a node up";
         // Node rows come last in the order of locks, so the placements are locked before. None is added meanwhile: nothing is placed on a
-        // node that is silent.
+        // node that is silent; what is adopted there waits for the node's row, or is released below.
         self.tx
             .execute_raw(sql(
                 "SELECT 1 FROM placements WHERE node_id = $1 AND released_at IS NULL ORDER BY id FOR UPDATE",
@@ -208,6 +208,21 @@ impl Work {
         // It runs nothing any more, whatever the store knew of it.
         self.has_told(id).await?;
         Ok(Some(released.rows_affected()))
+    }
+
+    /// A node that was given up holds something again: until it gives a sign of life it is silent, and is given up as others are.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn watch_again(&mut self, id: NodeId) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE nodes SET state = $2 WHERE id = $1 AND state = $3",
+                [id.0.into(), NodeState::Unreachable.as_str().into(), NodeState::Fenced.as_str().into()],
+            ))
+            .await
+            .map_err(StoreError::sort("watch a node again"))?;
+        Ok(())
     }
 
     /// Notes that a node is not given up as so many others are silent, too; whether that is news.

@@ -2,13 +2,16 @@
 
 use std::time::Duration;
 
-use carrel_common::id::NodeId;
+use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{Health, Observed, StatusReason, StopReason};
-use control_plane::app::{AppError, Greeting, HeartbeatOutcome};
+use control_plane::app::{AppError, Greeting, HeartbeatOutcome, Resolution};
 use control_plane::domain::lease::Renewals;
 use control_plane::domain::node::NodeState;
 use control_plane::domain::workspace::State;
 
+use crate::late::somebody_waits;
+use crate::orphans::{container, judge, resolve};
+use crate::restored::{declare, greeting};
 use crate::rig::{Rig, call, id, secret_of};
 
 /// Everybody who says nothing is silent at once.
@@ -284,5 +287,47 @@ async fn the_watch_names_the_timeline_and_every_node() {
         (nodes[0].node, nodes[0].state, nodes[0].promised),
         (node, NodeState::Ready, Some(Duration::from_secs(630)))
     );
+    rig.end().await;
+}
+
+/// Nobody would give the node up once more, so what stood there would stand there for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_adopted_on_a_node_that_was_given_up_or_is_being_given_up() {
+    let rig = rig().await;
+    let node = rig.node(4).await;
+    let found = container("c1", WorkspaceUid::new(), "eve", 7, NodeId::new());
+    judge(&rig, node, std::slice::from_ref(&found)).await;
+    let observed = silent(&rig, node).await;
+    let mut fencing = rig.app.store.begin().await.unwrap();
+    assert_eq!(fencing.fence_node(node, observed).await.unwrap(), Some(0));
+    let adopts = async || resolve(&rig, (node, "c1"), Resolution::Adopt, false).await;
+    let (at_once, ()) = tokio::join!(adopts(), async {
+        somebody_waits(&rig).await;
+        fencing.commit().await.unwrap();
+    });
+    for refused in [at_once, adopts().await] {
+        assert!(matches!(refused, Err(AppError::OrphanCannotBeAdopted { .. })), "{refused:?}");
+    }
+    comes_back(&rig, node).await;
+    let eve = adopts().await.unwrap().workspace.unwrap();
+    assert_eq!((eve.state, eve.node), (State::Starting, Some(node)));
+    rig.end().await;
+}
+
+/// The copy has the node as given up; it lives, tells what it runs to the restored store, and dies before it gives a sign of life.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_taken_in_from_a_node_that_was_given_up_is_released_when_that_dies() {
+    let rig = rig().await;
+    let node = rig.node(4).await;
+    assert!(rig.app.fence_node(node, silent(&rig, node).await).await.unwrap());
+    declare(&rig, true).await;
+    let found = container("c1", WorkspaceUid::new(), "eve", 7, node);
+    let told = greeting(&rig, node, vec![found]).await;
+    rig.app.accept_session(&secret_of(node), &told).await.unwrap();
+    assert_eq!(rig.get("eve").await.node, Some(node));
+    rig.app.confirm_dead(&call("ConfirmNodeDead"), node, "burnt", false).await.unwrap();
+    assert_eq!(rig.get("eve").await.node, None);
+    assert_eq!(state_of(&rig, node).await, NodeState::Fenced);
+    rig.app.remove_node(&call("RemoveNode"), node, "burnt", false).await.unwrap();
     rig.end().await;
 }
