@@ -358,22 +358,26 @@ impl TryFrom<pb::Desired> for DesiredSet {
 }
 
 impl DesiredSet {
-    /// A set with its digest. The trace context and the age of an idle stop's basis are not part of it: they change nothing that
-    /// should run.
+    /// A set with its digest: of what must never differ under one pair. That is what follows from the store; how long a start or a
+    /// stop may take is a setting, which replicas have differently while it is being changed. Nor is the trace context part of it,
+    /// or the age of an idle stop's basis: they change nothing that should run.
     pub fn new(pair: DesiredPair, mut items: Vec<DesiredItem>) -> Self {
         use sha2::{Digest as _, Sha256};
         items.sort_by_key(|item| item.workspace);
         let mut hash = Sha256::new();
         for item in &items {
+            let run = match &item.run {
+                Run::Running { start_timeout: _ } => "run".to_owned(),
+                Run::Stopped { reason, grace: _, purge_files } => format!("stop {reason:?} {purge_files}"),
+            };
             hash.update(format!(
-                "{} {} {} {} {} {} {:?}\n",
+                "{} {} {} {} {} {} {run}\n",
                 item.workspace,
                 item.student,
                 item.incarnation,
                 item.generation,
                 item.placement,
                 item.spec.digest(),
-                item.run
             ));
         }
         Self { pair, digest: crate::id::hex(&hash.finalize()), items }

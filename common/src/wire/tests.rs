@@ -28,31 +28,53 @@ proptest! {
     }
 }
 
-#[test]
-fn a_desired_set_comes_back_as_it_went() {
-    let item = |run| DesiredItem {
-        workspace: WorkspaceUid::new(),
+fn item(run: Run) -> DesiredItem {
+    DesiredItem {
+        workspace: WorkspaceUid(uuid::Uuid::nil()),
         student: "ada".parse().expect("valid"),
         generation: Generation(3),
         incarnation: 1,
-        placement: PlacementId::new(),
+        placement: PlacementId(uuid::Uuid::nil()),
         spec: spec(),
         run,
         traceparent: "00-1-2-01".into(),
         idle_basis_age: None,
-    };
-    let set = DesiredSet::new(
-        DesiredPair { incarnation: 1, generation: 9 },
-        vec![
-            item(Run::Running { start_timeout: Duration::from_secs(120) }),
-            item(Run::Stopped {
-                reason: StopReason::Idle,
-                grace: Duration::from_secs(10),
-                purge_files: true,
-            }),
-        ],
-    );
+    }
+}
+
+fn run(seconds: u64) -> Run {
+    Run::Running { start_timeout: Duration::from_secs(seconds) }
+}
+
+fn stop(reason: StopReason, seconds: u64, purge_files: bool) -> Run {
+    Run::Stopped { reason, grace: Duration::from_secs(seconds), purge_files }
+}
+
+const PAIR: DesiredPair = DesiredPair { incarnation: 1, generation: 9 };
+
+#[test]
+fn a_desired_set_comes_back_as_it_went() {
+    let set = DesiredSet::new(PAIR, vec![item(run(120)), item(stop(StopReason::Idle, 10, true))]);
     assert_eq!(DesiredSet::try_from(pb::Desired::from(set.clone())), Ok(set));
+}
+
+#[test]
+fn a_digest_is_of_what_the_store_says_and_of_no_setting() {
+    let digest = |item| DesiredSet::new(PAIR, vec![item]).digest;
+    let stopped = stop(StopReason::User, 10, false);
+    assert_eq!(digest(item(run(120))), digest(item(run(180))));
+    assert_eq!(digest(item(stopped.clone())), digest(item(stop(StopReason::User, 30, false))));
+    let others = [
+        item(run(120)),
+        item(stop(StopReason::Idle, 10, false)),
+        item(stop(StopReason::User, 10, true)),
+        DesiredItem { generation: Generation(4), ..item(stopped.clone()) },
+        DesiredItem { incarnation: 2, ..item(stopped.clone()) },
+        DesiredItem { placement: PlacementId::new(), ..item(stopped.clone()) },
+    ];
+    for other in others {
+        assert_ne!(digest(item(stopped.clone())), digest(other.clone()), "{other:?}");
+    }
 }
 
 #[test]

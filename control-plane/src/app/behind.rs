@@ -94,15 +94,4 @@ impl App {
         }
         Ok(())
     }
-
-    /// The same for what an agent showed in the middle of a session with the store of that `incarnation`.
-    ///
-    /// # Errors
-    /// The database.
-    pub async fn store_is_behind(&self, node: NodeId, evidence: &Evidence, incarnation: i64) -> Result<()> {
-        let mut work = self.store.begin().await?;
-        self.note_behind(&mut work, node, evidence, incarnation, 0).await?;
-        self.nudge.ring(&work.commit().await?);
-        Ok(())
-    }
 }

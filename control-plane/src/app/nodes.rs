@@ -6,6 +6,7 @@ use carrel_common::model::{DesiredPair, DesiredSet, Health, HeartbeatCount};
 use super::enrolment::not_removed;
 use super::node_admin::about;
 use super::{App, AppError, Result, alone};
+use crate::domain::behind::Evidence;
 use crate::domain::event::{Actor, Entry};
 use crate::domain::node::{Node, NodeState};
 use crate::domain::reconcile::desired_item;
@@ -140,6 +141,27 @@ impl App {
         let pair = self.store.version_of_part(node, set.pair).await?;
         // Somebody has changed the set since: that is sent, at the next look.
         Ok(pair.map(|pair| DesiredSet { pair, ..set }))
+    }
+
+    /// The agent has refused the set that was `offered`: in a session with the store of that `incarnation` it had accepted a later
+    /// one, which the store has forgotten; or the same one with other content, as from a replica of another version. Then the next
+    /// version follows, of what the store says now: without a set that counts the agent would leave alone for good what needs one.
+    ///
+    /// # Errors
+    /// The database.
+    pub async fn set_refused(
+        &self,
+        node: NodeId,
+        (offered, accepted): (DesiredPair, DesiredPair),
+        incarnation: i64,
+    ) -> Result<()> {
+        let mut work = self.store.begin().await?;
+        match Evidence::of_refusal(offered, accepted) {
+            Some(evidence) => self.note_behind(&mut work, node, &evidence, incarnation, 0).await?,
+            None => work.raise_set(node),
+        }
+        self.nudge.ring(&work.commit().await?);
+        Ok(())
     }
 
     /// Marks a node that has not been heard of, and what it holds; how many workspaces that concerned.

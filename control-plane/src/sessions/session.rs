@@ -18,7 +18,6 @@ use super::Held;
 use super::deadlines::Deadlines;
 use super::logs::Tails;
 use crate::app::{App, AppError, Credentials, Greeted, Greeting, HeartbeatOutcome, SentSet};
-use crate::domain::behind::Evidence;
 use crate::grpc::{bad_field, to_status};
 
 /// Looks for a new version of the desired set this often, in case a nudge was lost or another replica's.
@@ -296,10 +295,8 @@ impl Session {
     async fn refused(&self, refused: pb::DesiredRefused) -> Result<(), End> {
         tracing::error!(node.id = %self.node, ?refused, "the agent refused a desired set");
         let (offered, accepted) = (refused.offered.unwrap_or_default(), refused.accepted.unwrap_or_default());
-        if let Some(evidence) = Evidence::of_refusal(offered.into(), accepted.into()) {
-            self.app.store_is_behind(self.node, &evidence, self.incarnation).await?;
-        }
-        Ok(())
+        let refused = (offered.into(), accepted.into());
+        Ok(self.app.set_refused(self.node, refused, self.incarnation).await?)
     }
 
     async fn heartbeat(&mut self, heartbeat: pb::Heartbeat) -> Result<(), End> {

@@ -79,6 +79,11 @@ impl Work {
         Ok(self.touched)
     }
 
+    /// A node's desired set has a new version with the commit, though nothing of it has changed.
+    pub fn raise_set(&mut self, node: NodeId) {
+        self.touched.nodes.insert(node);
+    }
+
     /// The database's time, on this transaction's connection: one that waited for another connection could wait for
     /// itself.
     ///

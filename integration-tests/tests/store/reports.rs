@@ -1,7 +1,9 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use carrel_common::model::{NodeFacts, Observation, Observed, Stage};
-use control_plane::app::{AppError, Greeting};
+use control_plane::app::{App, AppError, Greeting};
+use control_plane::domain::reconcile::OrderTimes;
 use control_plane::domain::workspace::{State, Workspace};
 
 use crate::rig::{Rig, observation};
@@ -57,5 +59,26 @@ async fn a_fleet_that_tells_everything_anew_waits_for_no_lock_and_loses_no_news(
     assert_eq!(rig.get("student-3").await.endpoint.as_deref(), Some("127.0.0.1:2"));
     assert_ne!(rig.get("student-7").await.state, State::Running);
     assert_eq!(rig.get("student-5").await.version, desks[5].version, "nothing was written for the rest");
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn replicas_with_other_times_order_the_same_and_a_set_that_is_refused_is_followed_by_the_next() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    rig.running(node, "bob").await;
+    rig.stop("bob").await;
+    let mut settings = (*rig.app.settings).clone();
+    settings.orders = OrderTimes { start_timeout: Duration::from_secs(180), stop_grace: Duration::ZERO };
+    let other = App { settings: Arc::new(settings), ..rig.replica() };
+    let (ours, theirs) = (rig.desired_set(node).await, other.desired_set(node, None).await.unwrap().unwrap());
+    assert_ne!(ours.items, theirs.items);
+    assert_eq!((ours.pair, &ours.digest), (theirs.pair, &theirs.digest));
+
+    rig.app.set_refused(node, (ours.pair, ours.pair), 1).await.unwrap();
+    let next = rig.desired_set(node).await;
+    assert!(next.pair > ours.pair, "{:?} after {:?}", next.pair, ours.pair);
+    assert_eq!((next.digest, rig.database.behind().await), (ours.digest, String::new()));
     rig.end().await;
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use carrel_common::id::{Generation, NodeId, PlacementId, WorkspaceUid};
 use carrel_common::model::{Container, DesiredPair, HeartbeatCount, Observed, Run, StatusReason, Verdict};
 use control_plane::app::{AppError, Greeting};
-use control_plane::domain::behind::Evidence;
 use control_plane::domain::workspace::{State, Workspace};
 use control_plane::store::{DeclareError, Declared};
 
@@ -315,11 +314,10 @@ async fn what_was_shown_to_the_store_before_the_declaration_says_nothing_of_the_
     let (offered, accepted) = (3, 99);
     let [offered, accepted] =
         [offered, accepted].map(|generation| DesiredPair { incarnation: 1, generation });
-    let evidence = Evidence::of_refusal(offered, accepted).unwrap();
     declare(&rig, true).await;
-    rig.app.store_is_behind(node, &evidence, 1).await.unwrap();
+    rig.app.set_refused(node, (offered, accepted), 1).await.unwrap();
     assert_eq!(rig.app.store.state().await.unwrap().behind, None);
-    rig.app.store_is_behind(node, &evidence, 2).await.unwrap();
+    rig.app.set_refused(node, (offered, accepted), 2).await.unwrap();
     assert!(rig.app.store.state().await.unwrap().behind.is_some());
     rig.end().await;
 }
