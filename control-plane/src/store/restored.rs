@@ -11,20 +11,21 @@ use super::{Store, Work, sql};
 use crate::domain::behind::{Behind, StoreState};
 
 /// Nodes that are waited for: not those that were taken out. A node that is given up, or confirmed dead, leaves `awaited_nodes`.
+/// `watched`: it will be given up when it stays silent.
 const AWAITED: &str =
-    "SELECT awaited, coalesce(n.state, '') AS state FROM restoration, unnest(awaited_nodes) AS awaited
-                       LEFT JOIN nodes n ON n.id = awaited WHERE n.removed_at IS NULL";
+    "SELECT awaited, coalesce(n.state <> 'FENCED' AND n.renewals > 0, false) AS watched
+     FROM restoration, unnest(awaited_nodes) AS awaited LEFT JOIN nodes n ON n.id = awaited WHERE n.removed_at IS NULL";
 
 /// Of the workspaces `$1`, those that may run on a node that has not told; `$2`: seconds after which a node that this store has
 /// never watched has stopped everything by itself. Nodes that it knows are given up by their renewals, which no clock that is
-/// stepped can shorten; those it does not know, or that the copy had given up already, it can only wait for.
+/// stepped can shorten; those it does not know, has never heard of, or that the copy had given up already, it can only wait for.
 const UNSEEN: &str = "
 WITH wait AS (
     SELECT c.incarnation, r.declared_at + make_interval(secs => $2) > clock_timestamp() AS within, r.awaits_unknown
     FROM cluster c, restoration r WHERE r.declared_at IS NOT NULL AND r.awaits)
 SELECT w.id FROM unnest($1::uuid[]) AS w (id), wait
 WHERE (wait.within AND wait.awaits_unknown
-       OR EXISTS (SELECT 1 FROM (AWAITED) a WHERE wait.within OR a.state NOT IN ('', 'FENCED')))
+       OR EXISTS (SELECT 1 FROM (AWAITED) a WHERE wait.within OR a.watched))
   AND NOT EXISTS (SELECT 1 FROM placements p WHERE p.workspace_id = w.id AND wait.incarnation IN (p.incarnation, p.confirmed_in))";
 
 async fn unseen(

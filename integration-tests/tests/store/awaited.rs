@@ -29,17 +29,21 @@ async fn starts_wait_for_hosts_that_have_not_told_unless_the_desk_was_found_or_t
     rig.end().await;
 }
 
-/// Hosts that an empty database does not know, and those that its copy had given up, can only be waited for.
+/// Hosts that an empty database does not know, and those that its copy had given up or never heard, can only be waited for.
 #[tokio::test]
 async fn hosts_that_the_store_cannot_watch_are_waited_for_until_they_have_stopped_by_themselves() {
-    let (empty, old) = (Rig::new().await, Rig::new().await);
+    let (empty, old, unheard) = (Rig::new().await, Rig::new().await, Rig::new().await);
     declare(&empty, true).await;
     empty.node(4).await;
     let given_up = old.node(4).await;
     old.database.execute(&format!("UPDATE nodes SET state = 'FENCED' WHERE id = '{given_up}'")).await;
     declare(&old, true).await;
     old.node(4).await;
-    for rig in [empty, old] {
+    let heard = unheard.node(4).await;
+    unheard.app.enroll(&greeting(&unheard, heard, vec![]).await.facts).await.unwrap();
+    declare(&unheard, true).await;
+    unheard.hello(heard, &greeting(&unheard, heard, vec![]).await).await;
+    for rig in [empty, old, unheard] {
         assert_eq!(rig.start("eve").await.unwrap().state, State::Pending);
         rig.database
             .execute("UPDATE restoration SET declared_at = declared_at - interval '690 seconds'")
