@@ -1,12 +1,14 @@
 //! The lease runs out: what ran under it ends, with the agent or without, and is told before anything else.
 
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::time::Duration;
 
 use carrel_common::clock::{Clock as _, SystemClock};
+use carrel_common::id::WorkspaceUid;
 use node_agent::facts::boot_id;
 use node_agent::fence::files::FenceFiles;
-use node_agent::fence::{Deadline, Terms};
+use node_agent::fence::{Deadline, Terms, cgroup};
 
 use crate::rig::{Rig, desk, docker, image, later};
 
@@ -190,6 +192,50 @@ async fn a_program_that_multiplies_is_ended_as_well() {
     let bomb = "trap '' TERM; f() { sleep 0.01; f & f & wait; }; f";
     let condemned = Condemned::after(|_| {}, &["/bin/sh", "-c", bomb]);
     ended(&condemned.id).await;
+}
+
+/// A cgroup of our own, with a limit of CPU time.
+struct Group(PathBuf);
+
+impl Group {
+    fn limited(name: &str) -> Self {
+        let (root, limit) = match Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+            true => ("/sys/fs/cgroup", "cpu.max"),
+            false => ("/sys/fs/cgroup/cpu", "cpu.cfs_quota_us"),
+        };
+        let path = Path::new(root).join(name);
+        std::fs::create_dir(&path).expect("a cgroup");
+        let group = Self(path.join(limit));
+        std::fs::write(&group.0, "10000").expect("a tenth of a CPU");
+        group
+    }
+
+    fn take(&self, process: u32) {
+        std::fs::write(self.0.with_file_name("cgroup.procs"), process.to_string()).expect("it is in it");
+    }
+
+    fn limit(&self) -> String {
+        let limit = std::fs::read_to_string(&self.0).expect("readable");
+        limit.split_whitespace().next().unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = self.0.parent().map(std::fs::remove_dir);
+    }
+}
+
+#[test]
+fn what_is_ended_may_use_all_the_cpu_time_that_it_takes_to_end() {
+    let id = format!("{}{}", WorkspaceUid::new().0.simple(), WorkspaceUid::new().0.simple());
+    let group = Group::limited(&id);
+    let mut process = Command::new("sleep").arg("86400").spawn().expect("it starts");
+    group.take(process.id());
+    assert_eq!(group.limit(), "10000");
+    assert_eq!(cgroup::end(&id), 1);
+    assert!(!process.wait().expect("it ends").success());
+    assert!(["-1", "max"].contains(&&*group.limit()), "{}", group.limit());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -37,6 +37,9 @@ use crate::metrics::Metrics;
 /// A pull may take long and has no other end than this.
 const LONGEST_PULL: Duration = Duration::from_secs(900);
 
+/// So long after the grace of a stop Docker has killed what did not end by itself: what is left then may lack the CPU time to die.
+const KILLED_AFTER: Duration = Duration::from_secs(1);
+
 /// Events are asked for from so long ago, so that none falls between two subscriptions.
 const HINTS_FROM_BEFORE: Duration = Duration::from_secs(5);
 
@@ -314,7 +317,17 @@ impl Runtime for Docker {
         let options = StopContainerOptionsBuilder::default().t(seconds).build();
         let deadline = self.inner.timeout + Duration::from_secs(u64::from(seconds.unsigned_abs()));
         let stop = async |client: bollard::Docker| client.stop_container(id, Some(options)).await;
-        match self.call("stop", deadline, stop).await {
+        let mut stopping = Box::pin(self.call("stop", deadline, stop));
+        let done = match tokio::time::timeout(grace + KILLED_AFTER, &mut stopping).await {
+            Ok(done) => done,
+            Err(_) => {
+                let id = id.to_owned();
+                // It fails only when the agent ends.
+                let _ = tokio::task::spawn_blocking(move || cgroup::free(&id)).await;
+                stopping.await
+            }
+        };
+        match done {
             // 304: it had ended before.
             Ok(()) | Err(RuntimeError::NotFound { .. }) => Ok(()),
             Err(RuntimeError::Refused { problem, .. }) if reply::is_not_running(&problem) => Ok(()),
