@@ -153,7 +153,7 @@ impl Machine {
 
     fn try_from_outside(&self, command: &str) -> Output {
         let pid = self.inspect("{{.State.Pid}}");
-        let enter = ["--target", &pid, "--net", "env", "CARREL_ENDPOINT=127.0.0.1:7300", "bash", "-ec"];
+        let enter = ["--target", &pid, "--net", "bash", "-ec"];
         Command::new("nsenter").args(enter).arg(command).output().expect("nsenter")
     }
 
@@ -215,7 +215,7 @@ impl Machine {
 }
 
 fn grpcurl(method: &str, request: &str) -> String {
-    format!("grpcurl -plaintext -d '{request}' $CARREL_ENDPOINT carrel.v1.{method}")
+    format!("grpcurl -plaintext -d '{request}' 127.0.0.1:7300 carrel.v1.{method}")
 }
 
 fn docker(arguments: &[&str]) -> Output {
