@@ -313,7 +313,7 @@ pub struct Observation {
     pub generation: Generation,
     /// The incarnation of the store that ordered it; 0: the agent is older than this word, and means the present one.
     pub incarnation: i64,
-    /// Rises with each report.
+    /// Rises with each report of an agent process; acks name it.
     pub sequence: i64,
     /// What it does.
     pub state: Observed,

@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use carrel_common::clock::Clock;
 use carrel_common::id::{Generation, Pair, WorkspaceUid};
 use carrel_common::model::{Observation, Observed};
 use tokio::sync::Notify;
@@ -49,16 +48,17 @@ impl Report {
     }
 }
 
-/// The newest observations.
-#[derive(Debug)]
+/// The newest observations; none at first.
+#[derive(Debug, Default)]
 pub struct Reports {
     inner: Mutex<Inner>,
     news: Notify,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
-    next: i64,
+    /// The highest sequence that was given. It names reports to their acks, and nothing beyond this process.
+    last: i64,
     latest: BTreeMap<(WorkspaceUid, Pair), Entry>,
 }
 
@@ -72,13 +72,6 @@ struct Entry {
 }
 
 impl Reports {
-    /// Empty. The sequence begins with the time of day in microseconds, so that it also rises from one process to the next.
-    pub fn new(clock: &dyn Clock) -> Self {
-        let micros = clock.now().unix_timestamp_nanos() / 1_000;
-        let next = i64::try_from(micros).unwrap_or(1);
-        Self { inner: Mutex::new(Inner { next, latest: BTreeMap::new() }), news: Notify::new() }
-    }
-
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -86,8 +79,8 @@ impl Reports {
     /// Takes the place of what was reported before of this container.
     pub fn report(&self, workspace: WorkspaceUid, pair: Pair, report: Report) {
         let mut inner = self.lock();
-        let sequence = inner.next;
-        inner.next += 1;
+        inner.last += 1;
+        let sequence = inner.last;
         let Report { state, exit_code, oom_killed, message, image_digest, traceparent, pull_percent, share } =
             report;
         let observation = Observation {
@@ -115,7 +108,7 @@ impl Reports {
     /// it is not known to answer.
     pub fn refuse_stop(&self, workspace: WorkspaceUid, pair: Pair, seen_at: Duration) -> bool {
         let mut inner = self.lock();
-        let Inner { next, latest } = &mut *inner;
+        let Inner { last, latest } = &mut *inner;
         let Some(entry) = latest.get_mut(&(workspace, pair)) else { return false };
         let (Observed::Running { endpoint } | Observed::RefusedStop { endpoint, .. }) =
             &entry.observation.state
@@ -123,9 +116,9 @@ impl Reports {
             return false;
         };
         let state = Observed::RefusedStop { endpoint: endpoint.clone(), seen_ago: Duration::ZERO };
-        let observation = Observation { state, sequence: *next, ..entry.observation.clone() };
+        *last += 1;
+        let observation = Observation { state, sequence: *last, ..entry.observation.clone() };
         *entry = Entry { observation, seen_at: Some(seen_at), sent: false, acked: false };
-        *next += 1;
         drop(inner);
         self.news.notify_one();
         true
@@ -170,13 +163,13 @@ impl Reports {
 
     fn renew_where(&self, which: impl Fn(&(WorkspaceUid, Pair), &Entry) -> bool) {
         let mut inner = self.lock();
-        let Inner { next, latest } = &mut *inner;
+        let Inner { last, latest } = &mut *inner;
         let mut order: Vec<_> = latest.iter_mut().filter(|(key, entry)| which(key, entry)).collect();
         order.sort_by_key(|(_, entry)| entry.observation.sequence);
         for (_, entry) in order {
-            // A new sequence: the control plane ignores what is not above the one it has.
-            entry.observation.sequence = *next;
-            *next += 1;
+            // A new sequence: an ack that is under way, of what was told before, is none of this.
+            *last += 1;
+            entry.observation.sequence = *last;
             (entry.sent, entry.acked) = (false, false);
         }
         drop(inner);
@@ -205,15 +198,9 @@ fn edge(number: i64) -> Pair {
 
 #[cfg(test)]
 mod tests {
-    use carrel_common::clock::ManualClock;
     use carrel_common::model::Stage;
-    use time::OffsetDateTime;
 
     use super::*;
-
-    fn reports() -> Reports {
-        Reports::new(&ManualClock::new(OffsetDateTime::UNIX_EPOCH))
-    }
 
     const FIRST: Pair = Pair { incarnation: 1, generation: Generation(1) };
 
@@ -223,7 +210,7 @@ mod tests {
 
     #[test]
     fn sends_only_the_newest_of_an_incarnation() {
-        let (reports, workspace) = (reports(), WorkspaceUid::new());
+        let (reports, workspace) = (Reports::default(), WorkspaceUid::new());
         reports.report(workspace, FIRST, starting(Stage::Creating));
         reports.report(workspace, FIRST, starting(Stage::Probing));
         let sent = reports.take_unsent(Duration::ZERO);
@@ -236,7 +223,7 @@ mod tests {
 
     #[test]
     fn tells_everything_again_on_a_new_session_with_a_higher_sequence() {
-        let (reports, workspace) = (reports(), WorkspaceUid::new());
+        let (reports, workspace) = (Reports::default(), WorkspaceUid::new());
         reports.report(workspace, FIRST, starting(Stage::Creating));
         let first = reports.take_unsent(Duration::ZERO);
         reports.ack(workspace, first[0].sequence);
@@ -248,7 +235,7 @@ mod tests {
 
     #[test]
     fn keeps_what_is_not_acked_when_nothing_wants_it_any_more() {
-        let (reports, workspace) = (reports(), WorkspaceUid::new());
+        let (reports, workspace) = (Reports::default(), WorkspaceUid::new());
         reports.report(workspace, FIRST, starting(Stage::Creating));
         reports.prune(|_, _| false);
         let sent = reports.take_unsent(Duration::ZERO);
@@ -261,7 +248,7 @@ mod tests {
 
     #[test]
     fn a_refused_stop_tells_how_long_ago_there_was_activity_whenever_it_is_told() {
-        let (reports, workspace, seconds) = (reports(), WorkspaceUid::new(), Duration::from_secs);
+        let (reports, workspace, seconds) = (Reports::default(), WorkspaceUid::new(), Duration::from_secs);
         assert!(!reports.refuse_stop(workspace, FIRST, seconds(10)), "nothing is known of it");
         reports.report(workspace, FIRST, starting(Stage::Probing));
         assert!(!reports.refuse_stop(workspace, FIRST, seconds(10)), "it does not answer");
@@ -280,7 +267,7 @@ mod tests {
 
     #[test]
     fn the_same_generation_of_a_later_incarnation_is_another_container() {
-        let (reports, workspace) = (reports(), WorkspaceUid::new());
+        let (reports, workspace) = (Reports::default(), WorkspaceUid::new());
         reports.report(workspace, FIRST, Report::of(Observed::Gone { purge: Ok(false) }));
         reports.report(workspace, Pair { incarnation: 2, ..FIRST }, starting(Stage::Creating));
         let told: Vec<_> = reports
@@ -296,7 +283,7 @@ mod tests {
 
     #[test]
     fn an_ack_of_an_older_report_does_not_cover_a_newer_one() {
-        let (reports, workspace) = (reports(), WorkspaceUid::new());
+        let (reports, workspace) = (Reports::default(), WorkspaceUid::new());
         reports.report(workspace, FIRST, starting(Stage::Creating));
         let old = reports.take_unsent(Duration::ZERO)[0].sequence;
         reports.report(workspace, FIRST, starting(Stage::Probing));

@@ -114,7 +114,7 @@ impl<R: Runtime> Host<R> {
             runtime,
             storage,
             images,
-            reports: Reports::new(&*clock),
+            reports: Reports::default(),
             lease: kept.lease,
             desks: kept.desks,
             deadlines: Deadlines::default(),
