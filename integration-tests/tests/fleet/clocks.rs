@@ -14,12 +14,25 @@ const HOUR: i64 = 3600;
 mod full {
     use super::*;
 
+    /// Breaks the agent's session, and has each replica begin anew and greet it: certificates are made and looked at by the clocks as
+    /// they are now.
+    async fn meet_anew(rig: &mut Rig) {
+        for replica in [0, 1] {
+            let sessions = rig.sessions_of(0).await;
+            rig.replica(0).kill();
+            rig.replica(1).kill();
+            rig.replica(replica).start().await;
+            rig.wait_for_agent(0, sessions).await;
+        }
+        rig.replica(0).start().await;
+    }
+
     #[tokio::test]
     async fn row_22_clocks_that_are_set_by_an_hour_end_no_lease_and_stop_nobody() {
         let mut chance = Chance::of("row 22");
         // An hour would be enough for both; a minute of test is not.
         let shape = Shape::new(1, 2).writers().own_clocks().flag("idle-timeout", "10m");
-        let rig = Rig::start(shape.flag("warning-lead", "1m")).await;
+        let mut rig = Rig::start(shape.flag("warning-lead", "1m")).await;
         let client = rig.client();
         for student in ["ada", "bob"] {
             client.start_and_wait(student).await;
@@ -31,13 +44,19 @@ mod full {
                 clock.set(step);
                 tokio::time::sleep(Duration::from_secs(3) + chance.millis(0..1500)).await;
                 for student in ["ada", "bob"] {
-                    let desk = client.get(student).await;
+                    let desk = rig.client().get(student).await;
                     assert_eq!((desk.state(), desk.generation), (State::Running, 1), "{name} by {step} s");
                 }
+                meet_anew(&mut rig).await;
+                for student in ["ada", "bob"] {
+                    let desk = rig.client().wait_for(student, State::Running).await;
+                    assert_eq!(desk.generation, 1, "{name} by {step} s, met anew");
+                }
             }
-            client.start_and_wait("eve").await;
-            client.stop_and_wait("eve").await;
+            rig.client().start_and_wait("eve").await;
+            rig.client().stop_and_wait("eve").await;
         }
+        let client = rig.client();
         for kind in ["workspace.warning", "node.fenced", "workspace.moved"] {
             let filter = pb::EventFilter { types: vec![kind.into()], ..Default::default() };
             assert_eq!(client.list_events(filter).await, [], "{kind}");
