@@ -24,6 +24,14 @@ pub(crate) fn clear_up(ours: impl Fn(&str) -> bool) {
     }
 }
 
+/// How often a container's processes could begin no other, as there were too many.
+pub(crate) fn refused_forks(container: &str) -> u64 {
+    let files = found(|name| name == container).into_iter().map(|group| group.join("pids.events"));
+    let told = files.filter_map(|file| std::fs::read_to_string(file).ok());
+    let counts = told.filter_map(|text| text.trim().strip_prefix("max ")?.parse::<u64>().ok());
+    counts.sum()
+}
+
 /// Deepest first, in every hierarchy (version 1 has several).
 fn found(ours: impl Fn(&str) -> bool) -> Vec<PathBuf> {
     let hierarchies = directories(Path::new(ROOT)).into_iter().chain([PathBuf::from(ROOT)]);

@@ -224,6 +224,11 @@ impl Host {
         self.dockerd.launch(self.namespace.command("dockerd"), &flags).await;
     }
 
+    /// How often processes of one of its containers could begin no other, as there were too many.
+    pub fn refused_forks(&self, container: &str) -> u64 {
+        cgroups::refused_forks(container)
+    }
+
     // The agent.
 
     /// Its agent's process.

@@ -9,7 +9,7 @@ use integration_tests::process::{Signal, run};
 use integration_tests::rig::{Rig, Shape};
 use integration_tests::settings::tiny_image;
 
-use crate::{assert_undisturbed, until};
+use crate::{BUSY, assert_undisturbed, until};
 
 /// What the failure table gives a host to tell the truth again.
 const TRUTH: Duration = Duration::from_secs(15);
@@ -27,11 +27,14 @@ async fn row_13_a_frozen_docker_degrades_its_node_and_kills_nothing() {
     let mut chance = Chance::of("row 13, frozen");
     let mut rig = Rig::start(Shape::new(2, 1).agent_flag("docker-timeout", "2s").writers()).await;
     let client = rig.client();
-    for student in ["ada", "bob"] {
+    // Spread: two on each host, so that the one that is asked to stop has a neighbour whom nobody asked.
+    for student in ["ada", "bob", "cyd", "dan"] {
         client.start_and_wait(student).await;
     }
-    let before = [rig.desk("ada").await, rig.desk("bob").await];
-    let [frozen, other] = [before[0].host, before[1].host];
+    let frozen = rig.desk("ada").await.host;
+    let others = ["bob", "cyd", "dan"];
+    let before = [rig.desk("bob").await, rig.desk("cyd").await, rig.desk("dan").await];
+    assert_eq!(before.iter().filter(|desk| desk.host == frozen).count(), 1, "{before:#?}");
     tokio::time::sleep(chance.millis(0..700)).await;
     rig.host(frozen).dockerd().signal(Signal::STOP);
     until("degraded", TRUTH, async || rig.state_of(frozen).await == "DEGRADED").await;
@@ -39,15 +42,24 @@ async fn row_13_a_frozen_docker_degrades_its_node_and_kills_nothing() {
     client.start_and_wait("eve").await;
     client.try_stop("ada").await.unwrap();
     tokio::time::sleep(chance.millis(0..2000)).await;
-    assert!(rig.share().writes("ada").runs.len() == 1, "nothing was killed");
+    for student in ["ada", "bob", "cyd", "dan"] {
+        let lines = rig.share().writes(student).lines();
+        let writes_on = async || rig.share().writes(student).lines() > lines;
+        until("nothing was killed: it writes on", BUSY, writes_on).await;
+    }
     rig.host(frozen).dockerd().signal(Signal::CONT);
     let back = Instant::now();
     client.wait_within(TRUTH, "ada", "stopped as it was asked", |w| w.state() == State::Stopped).await;
     until("ready", TRUTH, async || rig.state_of(frozen).await == "READY").await;
     eprintln!("truth after {:?}", back.elapsed());
     client.start_and_wait("ada").await;
-    assert_eq!((rig.desk("eve").await.host, rig.desk("bob").await), (other, before[1].clone()));
-    assert_undisturbed(&rig, &["bob"]);
+    assert_ne!(rig.desk("eve").await.host, frozen);
+    assert_eq!([rig.desk("bob").await, rig.desk("cyd").await, rig.desk("dan").await], before);
+    for student in others {
+        let told = client.get(student).await;
+        assert_eq!((told.state(), told.generation), (State::Running, 1), "{student}");
+    }
+    assert_undisturbed(&rig, &others);
 }
 
 #[tokio::test]
@@ -95,7 +107,12 @@ async fn row_16_a_desk_that_runs_wild_hurts_nobody_else() {
         assert!(command.status().expect("the docker client").success());
     };
     // A file as large as its own temporary directory takes, then a fork bomb, beside which nothing else can be begun.
-    inside("dd if=/dev/zero of=/tmp/full bs=1M; bomb() { bomb | bomb & }; bomb");
+    inside("dd if=/dev/zero of=/tmp/full bs=1M 2>dd.txt; bomb() { bomb | bomb & }; bomb");
+    let told = rig.share().student("ada").join("dd.txt");
+    let is_full =
+        async || std::fs::read_to_string(&told).is_ok_and(|s| s.contains("No space left on device"));
+    until("its temporary directory is full", TRUTH, is_full).await;
+    until("the bomb went off", TRUTH, async || rig.hosts()[0].refused_forks(&ada.id) > 100).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(rig.desk("bob").await, bob);
     let url = client.access("bob").await;

@@ -63,7 +63,7 @@ pub(super) fn container_body(plan: &Plan, open_files: Option<i64>) -> ContainerC
             ulimits: open_files.map(|limit| {
                 vec![ResourcesUlimits { name: Some("nofile".into()), soft: Some(limit), hard: Some(limit) }]
             }),
-            tmpfs: Some(HashMap::from([("/tmp".into(), "rw,exec,nosuid,nodev,mode=1777".into())])),
+            tmpfs: Some(HashMap::from([("/tmp".into(), temporary(spec.resources.memory_bytes))])),
             network_mode: Some(plan.scope.network()),
             port_bindings: Some(HashMap::from([(
                 port,
@@ -74,6 +74,12 @@ pub(super) fn container_body(plan: &Plan, open_files: Option<i64>) -> ContainerC
         }),
         ..ContainerCreateBody::default()
     }
+}
+
+/// `/tmp` is a part of the workspace's memory, and full at half of that: a program that fills it is told so, before the kernel has to
+/// end one.
+fn temporary(memory_bytes: i64) -> String {
+    format!("rw,exec,nosuid,nodev,mode=1777,size={}", memory_bytes / 2)
 }
 
 /// `Mounts`, never `Binds`: those make a missing source on the root disk.
@@ -180,7 +186,7 @@ mod tests {
                 "Init": true,
                 "LogConfig": { "Type": "json-file", "Config": { "max-size": "10m", "max-file": "2" } },
                 "Ulimits": [{ "Name": "nofile", "Soft": 65536, "Hard": 65536 }],
-                "Tmpfs": { "/tmp": "rw,exec,nosuid,nodev,mode=1777" },
+                "Tmpfs": { "/tmp": "rw,exec,nosuid,nodev,mode=1777,size=536870912" },
                 "NetworkMode": "carrel-0f0e0d0c",
                 "PortBindings": { "8080/tcp": [{ "HostIp": "127.0.0.1" }] },
             },
