@@ -104,6 +104,11 @@ impl Reports {
         self.news.notify_one();
     }
 
+    /// Whether anything was reported of this container by this process.
+    pub fn knows(&self, workspace: WorkspaceUid, pair: Pair) -> bool {
+        self.lock().latest.contains_key(&(workspace, pair))
+    }
+
     /// Reports that a workspace that answers was not stopped, as there was activity at `seen_at`, by the monotonic clock. False:
     /// it is not known to answer.
     pub fn refuse_stop(&self, workspace: WorkspaceUid, pair: Pair, seen_at: Duration) -> bool {

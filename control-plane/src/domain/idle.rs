@@ -64,8 +64,8 @@ pub struct Look<'a> {
     pub workspace: &'a Workspace,
     /// Its activity.
     pub activity: &'a Activity,
-    /// Whether its node has told all that it saw, since its session began and since the last time that could not be
-    /// observed.
+    /// Whether its node has a session, and has told all that it saw, since that began and since the last time that could
+    /// not be observed.
     pub heard: bool,
     /// The database's time.
     pub now: OffsetDateTime,

@@ -227,7 +227,8 @@ impl Work {
         })
     }
 
-    /// Those of some nodes that have told all that they saw, in their session and since the last time that could not be observed.
+    /// Those of some nodes that have told all that they saw, in a session that stands and since the last time that could not be
+    /// observed.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -235,7 +236,10 @@ impl Work {
         let ids: Vec<sea_orm::prelude::Uuid> = nodes.into_iter().map(|node| node.0).collect();
         let rows = self
             .tx
-            .query_all_raw(sql("SELECT id FROM nodes WHERE told AND id = ANY ($1::uuid[])", [ids.into()]))
+            .query_all_raw(sql(
+                "SELECT id FROM nodes WHERE told AND agent_connected AND id = ANY ($1::uuid[])",
+                [ids.into()],
+            ))
             .await
             .map_err(StoreError::sort("ask what nodes have told"))?;
         Ok(rows.iter().filter_map(|row| row.try_get("", "id").ok()).map(NodeId).collect())

@@ -339,7 +339,7 @@ async fn a_warning_and_its_withdrawal_name_the_same_version_of_the_deadline() {
 }
 
 #[tokio::test]
-async fn after_an_outage_and_at_the_begin_of_a_session_the_node_tells_first_what_it_saw() {
+async fn after_an_outage_and_from_the_end_of_a_session_on_the_node_tells_first_what_it_saw() {
     let rig = quick().await;
     let node = rig.node(4).await;
     let uid = rig.running(node, "ada").await.uid;
@@ -355,6 +355,11 @@ async fn after_an_outage_and_at_the_begin_of_a_session_the_node_tells_first_what
     rig.app.pulse().await.unwrap();
     tokio::time::sleep(TIMEOUT).await;
     undecided("the database was away").await;
+    rig.heartbeat(node).await;
+    rig.app.session_broke(node, rig.epoch(node).await).await.unwrap();
+    undecided("its session is over, and the next has yet to begin").await;
+    rig.reconnect(node).await;
+    undecided("the next has begun").await;
     rig.heartbeat(node).await;
     looked_at(&rig, "ada", |w| w.warning.is_some()).await;
     rig.end().await;

@@ -3,7 +3,7 @@
 //! ```text
 //! <state-dir>/desks/<workspace uid>/    root's: nobody in the container can add, move or remove anything
 //!     activity/input                    the student's: whoever sets its times says that there was input
-//!     seen-g<generation>                its times are those of `input` that were last seen
+//!     seen-g<generation>                its times are those of `input` that were last told
 //! ```
 //!
 //! What a student can write is never opened: it is looked at by a descriptor that can read nothing, and no link is followed.
@@ -86,14 +86,14 @@ fn marker(generation: Generation) -> String {
     format!("{SEEN}{generation}")
 }
 
-/// The time that was last seen in this generation; `None`: it has just begun.
+/// The time that was last told of this generation; `None`: it has just begun.
 pub(super) fn remembered(root: &Path, workspace: WorkspaceUid, generation: Generation) -> Option<Mtime> {
     let desk = open_directory(&root.join(workspace.to_string())).ok()?;
     let stat = rustix::fs::statat(desk, marker(generation), AtFlags::SYMLINK_NOFOLLOW).ok()?;
     Some(Mtime(stat.st_mtime, i64::try_from(stat.st_mtime_nsec).ok()?))
 }
 
-/// Keeps what was seen over the agent's own end; what other generations have seen is dropped.
+/// Keeps what was told over the agent's own end; what is kept of other generations is dropped.
 pub(super) fn remember(
     root: &Path,
     workspace: WorkspaceUid,

@@ -2,8 +2,8 @@
 //!
 //! Whoever has seen input in a container (the editor, or a `touch /run/carrel/activity/input`) sets the times of one file. A
 //! *changed* time is activity at this moment by the agent's own clock; what the time says means nothing, so a clock that is
-//! wrong, or a student who lies, can do no more than say "now". The last time seen is kept beside it, so that what happens
-//! while no agent runs is seen by the next one.
+//! wrong, or a student who lies, can do no more than say "now". The last time that the control plane was told of is kept beside
+//! it, so that what happens while no agent runs, or was seen by one that was killed before it could tell, is seen by the next.
 
 mod files;
 
@@ -40,6 +40,8 @@ struct Desk {
     mtime: Option<Mtime>,
     /// When there was activity last, by the monotonic clock, and the number of that change among all.
     active: Option<(Duration, u64)>,
+    /// The number of the last change that is kept over the agent's own end.
+    kept: u64,
     /// This process has made its directory, or seen that it is there.
     ensured: bool,
 }
@@ -48,11 +50,23 @@ struct Desk {
 struct Inner {
     desks: BTreeMap<WorkspaceUid, Desk>,
     changes: u64,
+    /// The control plane knows of every change up to this number.
+    told: u64,
     /// The workspaces that are here, when that is news.
     here: Option<BTreeSet<WorkspaceUid>>,
 }
 
 impl Inner {
+    /// What the control plane knows of and is not kept yet.
+    fn to_keep(&self) -> Vec<(WorkspaceUid, Generation, Mtime, u64)> {
+        let unkept = self.desks.iter().filter_map(|(workspace, desk)| {
+            let (_, number) =
+                desk.active.filter(|(_, number)| (desk.kept + 1..=self.told).contains(number))?;
+            Some((*workspace, desk.generation, desk.mtime?, number))
+        });
+        unkept.collect()
+    }
+
     /// Takes note of the time that was found; whether it is activity.
     fn note(&mut self, workspace: WorkspaceUid, found: Mtime, now: Duration) -> bool {
         let Some(desk) = self.desks.get_mut(&workspace) else { return false };
@@ -77,7 +91,8 @@ pub struct Desks {
 }
 
 impl Desks {
-    /// The desks whose directories are below `root`; what happened since an agent last looked counts as happening now. Blocking.
+    /// The desks whose directories are below `root`; what happened since an agent last told of it counts as happening now.
+    /// Blocking.
     pub fn open(root: PathBuf, now: Duration) -> Self {
         let desks =
             Self { root, inner: Mutex::default(), directories: Mutex::default(), news: Notify::new() };
@@ -118,7 +133,7 @@ impl Desks {
             self.remember(workspace, generation, now);
             Some(now)
         });
-        self.lock().desks.insert(workspace, Desk { generation, mtime, active: None, ensured });
+        self.lock().desks.insert(workspace, Desk { generation, mtime, active: None, kept: 0, ensured });
     }
 
     fn remember(&self, workspace: WorkspaceUid, generation: Generation, seen: Mtime) {
@@ -127,11 +142,18 @@ impl Desks {
         }
     }
 
-    /// Looks at all desks. Blocking.
+    /// Looks at all desks, and keeps what was told of them. Blocking.
     pub fn look(&self, now: Duration) {
         let all: Vec<_> = self.lock().desks.iter().map(|(uid, desk)| (*uid, desk.generation)).collect();
         for (workspace, generation) in all {
             self.look_at(workspace, generation, now);
+        }
+        let told = self.lock().to_keep();
+        for (workspace, generation, mtime, number) in told {
+            self.remember(workspace, generation, mtime);
+            if let Some(desk) = self.lock().desks.get_mut(&workspace) {
+                desk.kept = number;
+            }
         }
     }
 
@@ -145,7 +167,6 @@ impl Desks {
         if let Some(found) = files::look(&self.root, workspace) {
             let changed = self.lock().note(workspace, found, now);
             if changed {
-                self.remember(workspace, generation, found);
                 self.news.notify_one();
             }
         }
@@ -163,6 +184,12 @@ impl Desks {
             (number > change).then_some(seen)
         });
         (seen.collect(), inner.changes)
+    }
+
+    /// The control plane has committed every change up to this number: what comes next need not tell it again.
+    pub fn told(&self, change: u64) {
+        let mut inner = self.lock();
+        inner.told = inner.told.max(change);
     }
 
     /// Completes when there was activity; a single waiter. Cancel-safe.

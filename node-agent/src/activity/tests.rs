@@ -98,7 +98,7 @@ fn no_link_is_followed_and_what_cannot_be_seen_is_not_activity() {
 }
 
 #[test]
-fn what_happened_while_no_agent_ran_is_seen_by_the_next_one() {
+fn what_no_agent_saw_or_could_tell_is_seen_by_the_next_one() {
     let host = Host::new();
     host.desks().ensure(host.ada, FIRST).expect("made");
     host.touch(odd_times()[0]);
@@ -106,7 +106,11 @@ fn what_happened_while_no_agent_ran_is_seen_by_the_next_one() {
     assert_eq!(desks.since(0), (vec![host.seen(FIRST, at(0))], 1));
     desks.ensure(host.ada, FIRST).expect("adopted or restarted");
     assert_eq!(desks.since(0).1, 1);
-    assert_eq!(host.desks().since(0), (vec![], 0), "and once only");
+    let next = host.desks();
+    assert_eq!(next.since(0).1, 1, "the one before was killed before it could tell");
+    next.told(1);
+    next.look(at(1));
+    assert_eq!(host.desks().since(0), (vec![], 0), "told, it is seen no more");
 }
 
 #[test]

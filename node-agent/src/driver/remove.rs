@@ -193,6 +193,6 @@ pub(super) async fn fence<R: Runtime>(host: &Host<R>, container: &Container, lat
     Settled::Failed
 }
 
-fn retry<R: Runtime>(host: &Host<R>) -> Settled {
+pub(super) fn retry<R: Runtime>(host: &Host<R>) -> Settled {
     Settled::Retry { not_before: host.clock.monotonic() + PAUSE }
 }

@@ -38,7 +38,7 @@ pub(super) struct Bench {
     generation: i64,
     _verdicts: mpsc::Sender<Vec<(String, Verdict)>>,
     _tasks: JoinSet<()>,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Bench {
@@ -47,9 +47,20 @@ impl Bench {
         let base: PathBuf = dir.path().join("base");
         std::fs::create_dir(&base).expect("base");
         std::fs::set_permissions(&base, std::os::unix::fs::PermissionsExt::from_mode(0o711)).expect("mode");
-        let clock = Arc::new(SystemClock::new());
         let scope = Scope { cluster: ClusterId::new(), node: NodeId::new() };
         marker::mark(&base, scope.cluster).expect("marked");
+        Self::begin(Fake::new(), dir, scope)
+    }
+
+    /// The agent is killed, and started again on the same host.
+    fn next_process(self) -> Self {
+        let Self { engine, host, dir, generation, .. } = self;
+        Self { generation, ..Self::begin(engine, dir, host.scope) }
+    }
+
+    fn begin(engine: Fake, dir: tempfile::TempDir, scope: Scope) -> Self {
+        let clock = Arc::new(SystemClock::new());
+        let base = dir.path().join("base");
         let expected = Expected { kind: Kind::Directory, cluster: scope.cluster };
         let place = Place { base, expected, writer: scope.node.to_string() };
         let storage = Storage::new(place, Prober::here(), Duration::from_secs(10), clock.clone());
@@ -59,7 +70,6 @@ impl Bench {
             reconcile_interval: Duration::from_millis(200),
             fence_file_interval: Duration::from_millis(200),
         };
-        let engine = Fake::new();
         let state_dir = dir.path().join("state");
         let kept = Kept::open(&state_dir, "boot", clock.clone()).expect("opened");
         let (host, inbox) = Host::new(engine.clone(), storage, kept, Metrics::new(), clock, scope, limits);
@@ -94,7 +104,7 @@ impl Bench {
             generation: 0,
             _verdicts: verdicts,
             _tasks: tasks,
-            _dir: dir,
+            dir,
         }
     }
 
@@ -265,21 +275,30 @@ async fn a_stop_that_comes_during_a_start_wins() {
     assert_eq!(bench.engine.ids(), Vec::<String>::new());
 }
 
+/// Decided on what was `basis_age` old.
+fn idle_stop(item: &DesiredItem, basis_age: Duration) -> DesiredItem {
+    let run = Run::Stopped { reason: StopReason::Idle, grace: Duration::ZERO, purge_files: false };
+    DesiredItem { run, idle_basis_age: Some(basis_age), ..item.clone() }
+}
+
+/// Somebody works in the container of `item`; its directory.
+fn touch(bench: &Bench, item: &DesiredItem) -> PathBuf {
+    let dir = bench.host.desks.ensure(item.workspace, item.generation).expect("it is there");
+    let input = std::fs::File::options().write(true).open(dir.join("activity/input")).expect("open");
+    input.set_modified(std::time::SystemTime::UNIX_EPOCH).expect("touched");
+    dir
+}
+
 #[tokio::test]
 async fn an_idle_stop_that_does_not_know_what_was_seen_here_is_refused_and_a_later_one_is_not() {
     let mut bench = Bench::new();
     let ada = desk("ada", "test");
-    let idle_stop = |basis_age| {
-        let run = Run::Stopped { reason: StopReason::Idle, grace: Duration::ZERO, purge_files: false };
-        DesiredItem { run, idle_basis_age: Some(basis_age), ..ada.clone() }
-    };
+    let idle_stop = |basis_age| idle_stop(&ada, basis_age);
     bench.want(vec![ada.clone()]);
     bench.running(&ada).await;
     let ids = bench.engine.ids();
     // At the last moment: nobody has looked since.
-    let dir = bench.host.desks.ensure(ada.workspace, ada.generation).expect("it is there");
-    let input = std::fs::File::options().write(true).open(dir.join("activity/input")).expect("open");
-    input.set_modified(std::time::SystemTime::UNIX_EPOCH).expect("touched");
+    let dir = touch(&bench, &ada);
     bench.want(vec![idle_stop(Duration::from_secs(900))]);
     bench.until(&ada, |state| matches!(state, Observed::RefusedStop { .. })).await;
     // Another set that says the same is refused as well; so is one that comes with other orders.
@@ -291,6 +310,28 @@ async fn an_idle_stop_that_does_not_know_what_was_seen_here_is_refused_and_a_lat
     bench.want(vec![idle_stop(Duration::ZERO)]);
     bench.until(&ada, |state| matches!(state, Observed::Gone { .. })).await;
     assert!(!dir.exists(), "its directory goes with it");
+}
+
+#[tokio::test]
+async fn a_process_that_has_just_begun_refuses_an_idle_stop_older_than_what_its_predecessor_did_not_tell() {
+    let mut bench = Bench::new();
+    let (ada, bob) = (desk("ada", "test"), desk("bob", "test"));
+    bench.want(vec![ada.clone(), bob.clone()]);
+    let endpoint = bench.until_told(&ada, |state| matches!(state, Observed::Running { .. })).await.state;
+    bench.until_told(&bob, |state| matches!(state, Observed::Running { .. })).await;
+    touch(&bench, &ada);
+    touch(&bench, &bob);
+    let ids = bench.engine.ids();
+    let mut bench = bench.next_process();
+    bench.engine.crash(&ids[1], 1);
+    bench.want([&ada, &bob].map(|item| idle_stop(item, Duration::from_secs(900))).into());
+    let refused = bench.until_told(&ada, |state| !matches!(state, Observed::Running { .. })).await.state;
+    let Observed::Running { endpoint } = endpoint else { panic!("as asked for") };
+    assert!(matches!(refused, Observed::RefusedStop { endpoint: here, .. } if here == endpoint));
+    bench.until_told(&bob, |state| matches!(state, Observed::Gone { .. })).await;
+    bench.want(vec![ada.clone()]);
+    bench.until_told(&ada, |state| matches!(state, Observed::Running { .. })).await;
+    assert_eq!(bench.engine.ids(), ids[..1], "it was never stopped; what does not run goes");
 }
 
 #[tokio::test]

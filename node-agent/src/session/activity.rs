@@ -29,14 +29,15 @@ impl ToldActivity {
         seen.into_iter().map(report).collect()
     }
 
-    /// Everything up to the heartbeat of this sequence is committed.
-    pub(super) fn acked(&mut self, sequence: i64) {
+    /// Everything up to the heartbeat of this sequence is committed: every change up to the number that is returned.
+    pub(super) fn acked(&mut self, sequence: i64) -> u64 {
         while let Some((sent, change)) = self.sent.front()
             && *sent <= sequence
         {
             self.acked = *change;
             self.sent.pop_front();
         }
+        self.acked
     }
 
     /// What no heartbeat has told yet.

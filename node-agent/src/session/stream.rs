@@ -341,7 +341,7 @@ impl<R: Runtime> Live<'_, R> {
         self.last_acked = self.last_acked.max(sequence);
         self.progress_at = self.now();
         self.images.ack(sequence);
-        self.activity.acked(sequence);
+        self.session.host.desks.told(self.activity.acked(sequence));
         let (lease, terms) = (std::sync::Arc::clone(&self.session.host.lease), self.terms);
         match tokio::task::spawn_blocking(move || lease.renew(sent_at, terms)).await {
             Ok(Ok(())) => {}
