@@ -124,13 +124,14 @@ impl App {
         if before.ready_at.is_none() && next.ready_at.is_some() {
             outcomes.up.push(next.uid);
         }
-        if before.state == State::Unreachable && next.state == State::Running {
-            // While the node was silent nobody could see activity: the idle clock stood still.
+        let left = next.state_since != before.state_since && next.state.wants_container();
+        if let Some(since) = before.unseen_since(self.settings.unreachable_after).filter(|_| left) {
+            // The idle clock stood still.
             // As this transaction finds them: a pause that is not known yet would count twice.
             let rules = self.rules_in(work).await?.unwrap_or_else(|| self.rules.get());
             let policy = rules.times(&before);
             let look = rules.look(&policy, &before, &activity, now);
-            next.resumed_at = look.after_silence(before.state_since - self.settings.unreachable_after);
+            next.resumed_at = look.after_silence(since);
         }
         let after = work.save(&before, next, log, now).await?;
         if let Some(at) = refused_for {

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use carrel_common::id::CourseId;
-use carrel_common::model::{Observed, Signal, StopReason};
+use carrel_common::model::{Observed, Signal, Stage, StopReason};
 use control_plane::app::{AppError, Extent};
 use control_plane::domain::idle::Clock;
 use control_plane::domain::policy::{Policy, QuietWindow, Scope};
@@ -251,14 +251,42 @@ async fn nothing_is_decided_while_no_replica_gives_signs_of_life() {
 async fn a_silent_nodes_workspace_goes_on_from_where_it_was() {
     let rig = Rig::with(|settings| settings.unreachable_after = Duration::ZERO).await;
     let node = rig.node(4).await;
-    let ada = rig.running(node, "ada").await;
-    let before = deadline(&rig, "ada").await;
+    let (ada, bob) = (rig.running(node, "ada").await, rig.running(node, "bob").await);
+    let before = [deadline(&rig, "ada").await, deadline(&rig, "bob").await];
     rig.app.give_up_node(node).await.unwrap();
     assert_eq!(rig.get("ada").await.state, State::Unreachable);
     tokio::time::sleep(Duration::from_millis(500)).await;
-    rig.report(node, ada.uid, ada.generation, Observed::Running { endpoint: "127.0.0.1:1".into() }).await;
-    let moved = deadline(&rig, "ada").await - before;
-    assert!((0.45..5.0).contains(&moved.as_seconds_f64()), "{moved}");
+    // Of Bob's the host itself had begun anew.
+    for stage in [Stage::Queued, Stage::Starting, Stage::Probing] {
+        rig.report(node, bob.uid, bob.generation, Observed::Starting(stage)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+    for desk in [ada, bob] {
+        let running = Observed::Running { endpoint: "127.0.0.1:1".into() };
+        rig.report(node, desk.uid, desk.generation, running).await;
+    }
+    for (student, before) in ["ada", "bob"].into_iter().zip(before) {
+        let moved = deadline(&rig, student).await - before;
+        assert!((1.35..5.0).contains(&moved.as_seconds_f64()), "{student}: {moved}");
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_program_that_ends_by_itself_moves_no_deadline_that_was_warned_of() {
+    let rig = Rig::with(|settings| settings.defaults.idle.warning_lead = Duration::from_secs(900)).await;
+    let node = rig.node(4).await;
+    let ada = rig.running(node, "ada").await;
+    let (ready, restarting) = (Observed::Running { endpoint: "127.0.0.1:1".into() }, Observed::Restarting);
+    rig.app.check_idle(ada.uid).await.unwrap();
+    let warned = rig.get("ada").await.warning.expect("a warning is due at once");
+    for _ in 0..2 {
+        rig.report(node, ada.uid, ada.generation, restarting.clone()).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        rig.report(node, ada.uid, ada.generation, ready.clone()).await;
+        rig.app.check_idle(ada.uid).await.unwrap();
+        assert_eq!(rig.get("ada").await.warning, Some(warned));
+    }
     rig.end().await;
 }
 

@@ -1,5 +1,7 @@
 //! What the agent's word means in each state.
 
+use std::time::Duration;
+
 use carrel_common::model::{Stage, StatusReason, StopReason};
 use time::OffsetDateTime;
 
@@ -27,6 +29,7 @@ impl Workspace {
                     self.pull_percent = self.pull_percent.max(pull_percent);
                     return vec![];
                 }
+                let withdrawn = self.withdraw_after_silence();
                 // What was fetched stays so: the share of the start that is done does not fall when the pull is over.
                 let was_pulled = self.pull_percent > 0 && stage != Stage::Pulling;
                 let pull_percent = if was_pulled { 100 } else { pull_percent };
@@ -37,16 +40,16 @@ impl Workspace {
                     self.enter(State::Starting, now);
                 }
                 (self.stage, self.pull_percent) = (Some(stage), pull_percent);
-                if stage == Stage::Probing {
-                    return vec![Entry::new("workspace.started", Actor::Agent)];
-                }
-                vec![]
+                let started =
+                    (stage == Stage::Probing).then(|| Entry::new("workspace.started", Actor::Agent));
+                withdrawn.into_iter().chain(started).collect()
             }
             (State::Running, Report::Running { endpoint, image_digest }) => {
                 (self.endpoint, self.image_digest) = (Some(endpoint), image_digest);
                 vec![]
             }
             (before @ (State::Starting | State::Unreachable), Report::Running { endpoint, image_digest }) => {
+                let withdrawn = self.withdraw_after_silence();
                 self.enter(State::Running, now);
                 (self.endpoint, self.image_digest) = (Some(endpoint), image_digest);
                 self.attempts = None;
@@ -55,8 +58,7 @@ impl Workspace {
                 let ready = Entry::new("workspace.ready", Actor::Agent).with("first", first);
                 if before == State::Unreachable {
                     let mut log = vec![Entry::new("workspace.reachable", Actor::Agent)];
-                    // Nobody could see a warning while the node was silent: its lead begins anew.
-                    log.extend(self.warning.take().map(|warning| warning.withdrawn()));
+                    log.extend(withdrawn);
                     // It was on its way when its node fell silent: whoever waits for it is told.
                     log.extend(first.then_some(ready));
                     return log;
@@ -67,11 +69,14 @@ impl Workspace {
                 State::Starting | State::Running | State::Unreachable,
                 Report::Restarting { exit_code, message },
             ) => {
+                let withdrawn = self.withdraw_after_silence();
                 self.enter(State::Starting, now);
                 self.stage = Some(Stage::Starting);
                 self.status_reason = Some(StatusReason::Restarting);
                 self.status_message = message;
-                vec![Entry::new("workspace.restarting", Actor::Agent).with("exit_code", exit_code)]
+                let restarting =
+                    Entry::new("workspace.restarting", Actor::Agent).with("exit_code", exit_code);
+                withdrawn.into_iter().chain([restarting]).collect()
             }
             (
                 State::Starting | State::Running | State::Unreachable,
@@ -92,6 +97,24 @@ impl Workspace {
                 | Report::Failed { .. }
                 | Report::Fenced { .. },
             ) => vec![],
+        }
+    }
+
+    /// Nobody could see a warning while the node was silent: its lead begins anew.
+    fn withdraw_after_silence(&mut self) -> Option<Entry> {
+        let warning = self.warning.take_if(|_| self.state == State::Unreachable)?;
+        Some(warning.withdrawn())
+    }
+
+    /// Since when nobody could be seen to work in what ran before: the time until it is left behind is no idleness. Where its
+    /// program alone has ended a warning that is out stands: what ends again and again would else never be stopped.
+    pub fn unseen_since(&self, silent_for: Duration) -> Option<OffsetDateTime> {
+        match self.state {
+            State::Unreachable => Some(self.state_since - silent_for),
+            State::Starting => {
+                Some(self.state_since).filter(|_| self.ready_at.is_some() && self.warning.is_none())
+            }
+            State::Stopped | State::Pending | State::Running | State::Stopping | State::Failed => None,
         }
     }
 

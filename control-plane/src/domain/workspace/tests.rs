@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use time::OffsetDateTime;
 use time::macros::datetime;
 
-use super::{Desired, Event, Report, State, Workspace};
+use super::{Desired, Event, Report, State, Warning, Workspace};
 
 const T0: OffsetDateTime = datetime!(2026-03-02 10:00:00 UTC);
 
@@ -186,6 +186,27 @@ fn an_idle_stop_that_the_node_refuses_leaves_the_same_generation_running() {
         let (kept, log) = stopping.apply(refused_stop(), T0).expect("legal");
         assert_eq!(kept, before, "as if it had not been decided");
         assert_eq!(log.iter().map(|entry| entry.kind).collect::<Vec<_>>(), ["workspace.stop_refused"]);
+    }
+}
+
+/// What the first words can be of a node that was silent, or whose host began anew, about what ran there.
+fn first_words() -> [Report; 3] {
+    let starting = Report::Starting { stage: Stage::Queued, pull_percent: 0 };
+    [running(), starting, Report::Restarting { exit_code: Some(255), message: String::new() }]
+}
+
+#[test]
+fn a_warning_that_nobody_could_see_for_the_nodes_silence_is_withdrawn_whatever_it_says_first() {
+    let mut warned = after([start(), Event::Place { node: node() }, Event::Report(running())]);
+    let warning = Warning { at: T0, nominal_deadline: T0, version: 1, reason: StopReason::MaxLifetime };
+    warned.warning = Some(warning);
+    let (silent, _) = warned.apply(Event::NodeSilent, T0).expect("legal");
+    for word in first_words() {
+        let (next, log) = silent.apply(Event::Report(word.clone()), T0).expect("legal");
+        assert_eq!(next.warning, None, "{word:?}");
+        assert!(log.iter().any(|entry| entry.kind == "workspace.warning_withdrawn"), "{log:?}");
+        let (stands, _) = warned.apply(Event::Report(word), T0).expect("legal");
+        assert_eq!(stands.warning, Some(warning), "its program alone had ended");
     }
 }
 
