@@ -38,9 +38,10 @@ impl App {
         self.last_reading.put(reading);
         match pulse {
             Pulse::Steady => {}
-            Pulse::Missed(span) => {
+            Pulse::Missed { silence, set_forward } => {
                 tracing::warn!(
-                    ?span,
+                    ?silence,
+                    ?set_forward,
                     "nobody's activity could be recorded, or the database's clock was set forward; idle clocks stood still"
                 )
             }

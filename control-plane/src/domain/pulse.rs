@@ -36,15 +36,20 @@ impl Reading {
 pub enum Pulse {
     /// Nothing was missed.
     Steady,
-    /// For this long nobody gave a sign of life, or the clock was set forward within it: recorded as a pause.
-    Missed(Duration),
+    /// Nobody gave a sign of life for too long, or the clock was set forward meanwhile: recorded as a pause.
+    Missed {
+        /// Since the last sign of life of any replica.
+        silence: Duration,
+        /// By how much of that the clock was set forward, as far as is known.
+        set_forward: Duration,
+    },
     /// The clock was set back by this long: what lay in the future was moved back with it.
     SetBack(Duration),
 }
 
 impl Pulse {
     /// By how long ago, by the database's clock, the last sign of life of any replica was, and by how much this one saw the clock
-    /// set forward since its own.
+    /// set forward since its own: what of a step is longer than that silence, another one has accounted for.
     ///
     /// Signs of life come each second, so a pause that a step makes is longer than the step by that at most: nothing of
     /// the step counts as idleness. A step back by less than `tolerance` is none: it makes everything later by no more.
@@ -53,7 +58,9 @@ impl Pulse {
         if silence.is_negative() {
             return if span > tolerance { Self::SetBack(span) } else { Self::Steady };
         }
-        if span > tolerance || set_forward.is_positive() { Self::Missed(span) } else { Self::Steady }
+        let set_forward = Duration::try_from(set_forward).unwrap_or_default().min(span);
+        let missed = span > tolerance || !set_forward.is_zero();
+        if missed { Self::Missed { silence: span, set_forward } } else { Self::Steady }
     }
 }
 
@@ -95,9 +102,19 @@ mod tests {
     fn a_short_step_forward_is_a_pause_as_long_as_the_silence_that_it_is_in() {
         let of = |silence, forward| Pulse::of(seconds(silence), seconds(forward), TOLERANCE);
         assert_eq!(of(1.0, 0.0), Pulse::Steady);
-        assert_eq!(of(2.5, 1.5), Pulse::Missed(Duration::from_millis(2500)));
-        assert_eq!(of(3.5, 0.0), Pulse::Missed(Duration::from_millis(3500)));
-        assert_eq!(of(3600.0, 3599.0), Pulse::Missed(Duration::from_secs(3600)));
+        assert_eq!(of(2.5, 1.5), missed(2.5, 1.5));
+        assert_eq!(of(3.5, 0.0), missed(3.5, 0.0));
+        assert_eq!(of(3600.0, 3599.0), missed(3600.0, 3599.0));
+    }
+
+    #[test]
+    fn what_another_replica_has_accounted_for_of_a_step_counts_once() {
+        assert_eq!(Pulse::of(seconds(0.5), seconds(3599.0), TOLERANCE), missed(0.5, 0.5));
+    }
+
+    fn missed(silence: f64, set_forward: f64) -> Pulse {
+        let [silence, set_forward] = [silence, set_forward].map(Duration::from_secs_f64);
+        Pulse::Missed { silence, set_forward }
     }
 
     #[test]

@@ -93,7 +93,7 @@ impl Store {
         let by = silence.as_seconds_f64();
         match pulse {
             Pulse::Steady => {}
-            Pulse::Missed(_) => {
+            Pulse::Missed { set_forward, .. } => {
                 work.write(
                     "INSERT INTO pauses (from_at, to_at) VALUES ($1, $2)",
                     [alive_at.into(), now.into()],
@@ -104,7 +104,7 @@ impl Store {
                 work.write(MOVE_EXTENSIONS, [stood_still.into(), now.into()]).await?;
                 work.write(MOVE_STAYS, [by.into(), now.into(), tolerance.as_secs_f64().into()]).await?;
                 work.write(MOVE_HEARTBEATS, [by.into(), now.into()]).await?;
-                work.write(MOVE_DRAINS, [set_forward.as_seconds_f64().into(), now.into()]).await?;
+                work.write(MOVE_DRAINS, [set_forward.as_secs_f64().into(), now.into()]).await?;
             }
             Pulse::SetBack(_) => {
                 for statement in SET_BACK {

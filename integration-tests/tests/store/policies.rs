@@ -163,7 +163,10 @@ async fn a_time_without_signs_of_life_is_a_pause_and_a_step_back_brings_times_to
     let tolerance = Duration::from_secs(3);
     rig.database.text("UPDATE cluster SET alive_at = alive_at - interval '10 min' RETURNING 'set'").await;
     let (missed, _) = rig.app.store.take_pulse(tolerance, None).await.unwrap();
-    assert!(matches!(missed, Pulse::Missed(span) if span > Duration::from_secs(590)), "{missed:?}");
+    assert!(
+        matches!(missed, Pulse::Missed { silence, .. } if silence > Duration::from_secs(590)),
+        "{missed:?}"
+    );
     rig.app.refresh_rules().await.unwrap();
     assert!(deadline(&rig, "ada").await > before, "what was not observed counts as idleness");
 
