@@ -48,7 +48,7 @@ impl IdleView {
             version: activity.version,
             policy_version: rules.book.version,
             warned: warned(workspace, clock),
-            extendable_until: policy.grant(workspace.ready_at, budget, now).0,
+            extendable_until: look.grant(budget).0,
             awake_until: look.awake_until(),
             now,
         }

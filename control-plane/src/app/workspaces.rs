@@ -239,7 +239,8 @@ impl App {
             if wanted <= now {
                 return Err(AppError::ExtensionPast { until: wanted, now });
             }
-            let (granted, _) = rules.times(&before).grant(before.ready_at, wanted, now);
+            let policy = rules.times(&before);
+            let (granted, _) = rules.look(&policy, &before, &activity, now).grant(wanted);
             let until = before.extended_until.map_or(granted, |known| known.max(granted));
             let clamped = until < wanted;
             let next = Workspace { extended_until: Some(until), ..before.clone() };

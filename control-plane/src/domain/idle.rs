@@ -151,23 +151,6 @@ struct Due {
 }
 
 impl IdlePolicy {
-    /// How far an extension that asks for `until` reaches, and whether it was cut: at the budget, or at the end of the
-    /// longest lifetime, which no extension moves.
-    pub fn grant(
-        &self,
-        ready_at: Option<OffsetDateTime>,
-        until: OffsetDateTime,
-        now: OffsetDateTime,
-    ) -> (OffsetDateTime, bool) {
-        let budget = now + self.extension_budget;
-        let most = self.lifetime_ends(ready_at).map_or(budget, |end| end.min(budget));
-        if until > most { (most, true) } else { (until, false) }
-    }
-
-    fn lifetime_ends(&self, ready_at: Option<OffsetDateTime>) -> Option<OffsetDateTime> {
-        ready_at.filter(|_| !self.max_lifetime.is_zero()).map(|ready_at| ready_at + self.max_lifetime)
-    }
-
     /// The first deadline from `at` on whose whole warning lies outside of quiet windows.
     fn outside_quiet(&self, at: OffsetDateTime) -> OffsetDateTime {
         self.quiet.iter().fold(at, |at, (start, end)| {
@@ -178,6 +161,20 @@ impl IdlePolicy {
 }
 
 impl Look<'_> {
+    /// How far an extension that asks for `until` reaches, and whether it was cut: at the budget, or at the end of the
+    /// longest lifetime, which no extension moves.
+    pub fn grant(&self, until: OffsetDateTime) -> (OffsetDateTime, bool) {
+        let budget = self.now + self.policy.extension_budget;
+        let most = self.lifetime_ends().map_or(budget, |end| end.min(budget));
+        if until > most { (most, true) } else { (until, false) }
+    }
+
+    /// The end of the longest lifetime. A pause moves it on, too: it may have been a clock that was set forward.
+    fn lifetime_ends(&self) -> Option<OffsetDateTime> {
+        let ready_at = self.workspace.ready_at.filter(|_| !self.policy.max_lifetime.is_zero())?;
+        Some(ready_at + self.policy.max_lifetime + lost(self.pauses, ready_at, self.now))
+    }
+
     /// The newest activity that counts, and its signal.
     pub fn last(&self) -> Option<(OffsetDateTime, Signal)> {
         self.activity.last(&self.policy.counts)
@@ -215,7 +212,7 @@ impl Look<'_> {
         }
         let by_activity = self.basis()? + self.policy.idle_timeout;
         let at = self.held_until().map_or(by_activity, |held| held.max(by_activity));
-        let over = self.policy.lifetime_ends(self.workspace.ready_at).filter(|over| *over < at);
+        let over = self.lifetime_ends().filter(|over| *over < at);
         Some(match over {
             Some(over) => Due { at: over, reason: StopReason::MaxLifetime },
             None => Due { at, reason: StopReason::Idle },

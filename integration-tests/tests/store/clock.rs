@@ -4,8 +4,9 @@
 use std::time::{Duration, Instant};
 
 use carrel_common::id::NodeId;
-use carrel_common::model::Signal;
+use carrel_common::model::{Signal, StopReason};
 use control_plane::app::{App, LastReading};
+use control_plane::domain::policy::Policy;
 use control_plane::domain::workspace::State;
 use control_plane::store::Beat;
 use integration_tests::own_postgres::OwnPostgres;
@@ -197,6 +198,26 @@ async fn a_host_that_is_emptied_within_an_hour_has_that_hour_whatever_the_clock_
         let left = "SELECT extract(epoch FROM drain_deadline_at - clock_timestamp())::int::text FROM nodes";
         let left: i64 = rig.database.text(left).await.parse().unwrap();
         assert!((3590..=3600).contains(&left), "set to {step}: {left} s are left");
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_desk_with_a_longest_lifetime_has_all_of_it_whatever_the_clock_is_set_to() {
+    let day = Duration::from_secs(24 * 3600);
+    let (rig, postgres, node) = rig(day, Duration::from_secs(120)).await;
+    let policy = Policy { max_lifetime: Some(Duration::from_secs(8 * 3600)), ..Policy::default() };
+    rig.app.set_policy(&call("SetPolicy"), &"site".parse().unwrap(), "", &policy).await.unwrap();
+    rig.running(node, "ada").await;
+    for step in [1750, -1750, 0] {
+        rig.app.pulse().await.unwrap();
+        postgres.clock().set(step);
+        rig.app.pulse().await.unwrap();
+        let idle = rig.app.get(&id("ada")).await.unwrap().idle.unwrap();
+        let times = idle.clock.running().unwrap();
+        assert_eq!(times.reason, StopReason::MaxLifetime);
+        let left = (times.deadline_at - idle.now).whole_seconds();
+        assert!((28_790..=28_801).contains(&left), "set to {step}: {left} s are left");
     }
     rig.end().await;
 }

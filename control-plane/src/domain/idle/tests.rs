@@ -183,6 +183,15 @@ fn a_lifetime_ends_whatever_is_typed_and_only_with_a_warning() {
 }
 
 #[test]
+fn an_hours_step_of_the_clock_takes_nothing_of_a_lifetime() {
+    let mut desk = Desk::new();
+    (desk.policy.idle_timeout, desk.policy.max_lifetime) =
+        (Duration::from_secs(20_000), Duration::from_secs(9000));
+    desk.pauses = vec![Pause { from: at(8000), to: at(8000 + 3600) }];
+    assert_eq!(desk.runs_out(11_600), (12_480, 12_600, StopReason::MaxLifetime));
+}
+
+#[test]
 fn nobody_is_stopped_or_warned_in_an_exam() {
     let mut desk = Desk::new();
     desk.policy.quiet = vec![(at(800), at(4000))];

@@ -68,11 +68,13 @@ fn a_lifetime_ends_in_the_middle_of_a_job() {
 
 #[test]
 fn an_extension_is_cut_at_the_budget_and_at_the_end_of_the_lifetime() {
-    let mut policy = policy();
-    let ready = Some(T0);
-    assert_eq!(policy.grant(ready, at(3000), at(100)), (at(3000), false));
-    assert_eq!(policy.grant(ready, at(9000), at(100)), (at(3700), true));
-    policy.max_lifetime = Duration::from_secs(2000);
-    assert_eq!(policy.grant(ready, at(3000), at(100)), (at(2000), true));
-    assert_eq!(policy.grant(None, at(3000), at(100)), (at(3000), false), "its lifetime has not begun");
+    let mut desk = Desk::new();
+    assert_eq!(desk.look(100).grant(at(3000)), (at(3000), false));
+    assert_eq!(desk.look(100).grant(at(9000)), (at(3700), true));
+    desk.policy.max_lifetime = Duration::from_secs(2000);
+    assert_eq!(desk.look(100).grant(at(3000)), (at(2000), true));
+    desk.pauses = vec![Pause { from: at(10), to: at(90) }];
+    assert_eq!(desk.look(100).grant(at(3000)), (at(2080), true), "a pause moves the end of the lifetime");
+    desk.workspace.ready_at = None;
+    assert_eq!(desk.look(100).grant(at(3000)), (at(3000), false), "its lifetime has not begun");
 }
