@@ -228,7 +228,7 @@ impl Look<'_> {
     /// The stop that a warning leads to. While its ack is awaited this is the earliest that can come of it, so that a
     /// deadline that was told is never followed by an earlier one.
     fn deadline_after(&self, warning: &Warning, due: Due) -> OffsetDateTime {
-        let lead = self.policy.warning_lead;
+        let lead = warning.lead;
         let unacked = warning.at + lead.max(self.policy.ack_within);
         let full = match self.acked_at(warning) {
             Some(acked_at) => acked_at + lead,
@@ -257,8 +257,9 @@ impl Look<'_> {
         let quiet = due.reason != StopReason::Drain
             && self.policy.quiet.iter().any(|(start, end)| *start < until && *end > warning.at);
         let lost = self.pauses.iter().any(|pause| pause.to > warning.at);
-        (warning.nominal_deadline == due.at && warning.reason == due.reason && !quiet && !lost)
-            .then_some(warning)
+        let speaks_of_it = warning.nominal_deadline == due.at && warning.reason == due.reason;
+        let is_long_enough = warning.lead >= self.policy.warning_lead;
+        (speaks_of_it && is_long_enough && !quiet && !lost).then_some(warning)
     }
 
     /// What callers are told.
@@ -310,6 +311,7 @@ impl Look<'_> {
                     nominal_deadline: due.at,
                     version: self.activity.version,
                     reason,
+                    lead: self.policy.warning_lead,
                 },
                 deadline_at,
             },

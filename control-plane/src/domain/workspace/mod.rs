@@ -175,6 +175,10 @@ pub struct Warning {
     pub version: i64,
     /// What it will be stopped for.
     pub reason: StopReason,
+    /// The lead that it was given with: a shorter one since does not bring the deadline that was told nearer, a longer one withdraws
+    /// it. Zero: given before this was kept.
+    #[serde(default)]
+    pub lead: std::time::Duration,
 }
 
 impl Warning {

@@ -19,10 +19,10 @@ proptest! {
     /// before the timeout after the last activity that counts, never before the end of a job, never before its warning has
     /// been out for the whole lead (since its ack, or, without one, for as long as an ack is waited for), never before the
     /// node was heard, and never in an exam. A deadline that was told is never followed by an earlier one while its warning
-    /// is out.
+    /// is out, whatever lead the policies set meanwhile.
     #[test]
     fn never_stops_an_active_workspace_and_never_without_the_lead(
-        steps in proptest::collection::vec((1_i64..400, 0..9_u8), 1..80),
+        steps in proptest::collection::vec((1_i64..400, 0..10_u8), 1..80),
         exam in proptest::option::of((0_i64..9000, 1_i64..4000)),
         (lms_counts, lead) in (any::<bool>(), 5_u64..200),
     ) {
@@ -49,6 +49,7 @@ proptest! {
                     desk.activity.awake = Awake { until: awake.until.max(desk.activity.awake.until), ..awake };
                     desk.signals(Signal::Job, now);
                 }
+                6 => desk.policy.warning_lead = Duration::from_secs(step.unsigned_abs() / 2 + 5),
                 _ => desk.heard = true,
             }
             let verdict = desk.decide(now);

@@ -60,6 +60,28 @@ fn an_ack_is_waited_for_even_when_the_lead_is_shorter() {
 }
 
 #[test]
+fn a_shorter_lead_brings_a_deadline_that_was_told_no_nearer() {
+    let mut desk = Desk::new();
+    desk.acks = false;
+    assert!(matches!(desk.decide(780), Verdict::Warn { deadline_at, .. } if deadline_at == at(900)));
+    desk.acks_at(790);
+    desk.policy.warning_lead = Duration::from_secs(10);
+    assert_eq!(desk.decide(850), Verdict::Active { recheck_at: at(910) });
+    assert!(matches!(desk.decide(910), Verdict::Stop { .. }));
+}
+
+#[test]
+fn a_longer_lead_is_given_whole_and_a_shorter_one_after_it_takes_nothing_of_that() {
+    let mut desk = Desk::new();
+    desk.decide(780);
+    desk.policy.warning_lead = Duration::from_secs(300);
+    assert!(matches!(desk.decide(850), Verdict::Withdraw { .. }));
+    assert!(matches!(desk.decide(850), Verdict::Warn { deadline_at, .. } if deadline_at == at(1150)));
+    desk.policy.warning_lead = Duration::from_secs(120);
+    assert_eq!(desk.decide(900), Verdict::Active { recheck_at: at(1150) });
+}
+
+#[test]
 fn nothing_is_decided_before_the_node_has_told_what_it_saw() {
     let mut desk = Desk::new();
     desk.heard = false;
