@@ -62,7 +62,7 @@ pub struct Activity {
     pub awake: Awake,
     /// The newest warning that the node's session has acked.
     pub acked: Option<Acked>,
-    /// Rises with each record of activity or extension: the `deadline_version`.
+    /// Rises with each record of activity or extension, and with the ack of a warning: the `deadline_version`.
     pub version: i64,
 }
 

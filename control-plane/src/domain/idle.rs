@@ -232,7 +232,9 @@ impl Look<'_> {
         let unacked = warning.at + lead.max(self.policy.ack_within);
         let full = match self.acked_at(warning) {
             Some(acked_at) => acked_at + lead,
-            None => unacked.min(self.now.max(warning.at) + lead),
+            // As it was told with the warning, for as long as it can be: not another time at each look.
+            None if self.now < warning.at + lead => warning.at + lead,
+            None => unacked.min(self.now + lead),
         };
         self.deadline(due, full)
     }

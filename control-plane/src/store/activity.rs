@@ -204,7 +204,7 @@ impl Store {
 }
 
 /// In the order of ids, as every batch of activity rows is locked. The first ack of a warning is the one that counts; one of
-/// an older warning, late, undoes nothing.
+/// an older warning, late, undoes nothing. It moves the deadline, so whoever follows that is told.
 const ACK: &str = "
 WITH locked AS (
     SELECT a.workspace_id, t.warned_at
@@ -212,7 +212,8 @@ WITH locked AS (
     WHERE coalesce(a.acked_warning_at < t.warned_at, true)
     ORDER BY a.workspace_id FOR UPDATE OF a
 )
-UPDATE workspace_activity a SET acked_warning_at = locked.warned_at, warning_acked_at = clock_timestamp()
+UPDATE workspace_activity a
+SET acked_warning_at = locked.warned_at, warning_acked_at = clock_timestamp(), version = a.version + 1
 FROM locked WHERE a.workspace_id = locked.workspace_id AND coalesce(a.acked_warning_at < locked.warned_at, true)";
 
 impl Store {

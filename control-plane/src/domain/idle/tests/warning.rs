@@ -24,6 +24,18 @@ fn without_a_session_the_warning_is_out_in_the_log() {
 }
 
 #[test]
+fn a_deadline_stays_as_it_was_told_with_the_warning_until_that_is_acked() {
+    let mut desk = Desk::new();
+    desk.acks = false;
+    desk.policy.warning_lead = Duration::from_secs(20);
+    desk.decide(880);
+    let told = |desk: &Desk, now| desk.look(now).clock().times().map(|times| times.deadline_at);
+    assert_eq!([881, 890, 899].map(|now| told(&desk, now)), [Some(at(900)); 3]);
+    desk.acks_at(895);
+    assert_eq!(told(&desk, 899), Some(at(915)));
+}
+
+#[test]
 fn an_ack_that_nobody_waits_for_any_more_moves_nothing() {
     let mut desk = Desk::new();
     desk.acks = false;
