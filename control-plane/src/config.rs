@@ -17,7 +17,7 @@ use crate::domain::activity::BySignal;
 use crate::domain::idle::IdlePolicy;
 use crate::domain::lease::LeaseTerms;
 use crate::domain::placement::Strategy;
-use crate::domain::policy::Defaults;
+use crate::domain::policy::{Defaults, LONGEST_TIME};
 use crate::domain::reconcile::OrderTimes;
 use crate::domain::workspace::Stays;
 use crate::store::CandidateLimits;
@@ -296,6 +296,16 @@ impl ServeArgs {
         if self.warning_lead >= self.idle_timeout {
             return bad("--warning-lead", "must be shorter than --idle-timeout");
         }
+        for (flag, span) in [
+            ("--idle-timeout", self.idle_timeout),
+            ("--extension-budget", self.extension_budget),
+            ("--keep-awake-budget", self.keep_awake_budget),
+            ("--max-lifetime", self.max_lifetime),
+        ] {
+            if span > LONGEST_TIME {
+                return bad(flag, "must be at most 366days");
+            }
+        }
         if self.unreachable_after < self.heartbeat_interval * 3 {
             return bad("--unreachable-after", "must be at least three times --heartbeat-interval");
         }
@@ -438,6 +448,9 @@ mod tests {
     fn times_that_contradict_each_other_are_refused() {
         assert!(parse(&["--dev", "--warning-lead", "20m"]).check().is_err());
         assert!(parse(&["--dev", "--unreachable-after", "10s"]).check().is_err());
+        assert!(parse(&["--dev", "--max-lifetime", "366days"]).check().is_ok());
+        assert!(parse(&["--dev", "--max-lifetime", "367days"]).check().is_err());
+        assert!(parse(&["--dev", "--idle-timeout", "367days"]).check().is_err());
         assert!(
             parse(&["--dev", "--idle-timeout", "4s", "--warning-lead", "1s", "--idle-sweep", "1s"])
                 .check()

@@ -12,7 +12,7 @@ use super::convert;
 use crate::app::StoredPolicy;
 use crate::app::{Explained, policy_etag};
 use crate::domain::idle::Clock;
-use crate::domain::policy::{Effective, Policy, Probe, QuietWindow, Scope, SignalRule};
+use crate::domain::policy::{Effective, LONGEST_TIME, Policy, Probe, QuietWindow, Scope, SignalRule};
 
 const LONGEST_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
 const LONGEST_EXTRA: Duration = Duration::from_secs(24 * 3600);
@@ -22,8 +22,6 @@ const MOST_IMAGES: usize = 100;
 const LONGEST_REASON: usize = 200;
 /// Timers below are for nobody: the loops themselves look each second.
 const SHORTEST: Duration = Duration::from_millis(100);
-/// Years: beyond every use, and still a time that can be added.
-const LONGEST: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// `policies/site`, `policies/course-…`, `policies/student-…`.
 pub(super) fn scope(field: &'static str, name: &str) -> Result<Scope, WireError> {
@@ -44,7 +42,7 @@ fn span(
     let Some(span) = message.map(|span| wire::span_of(field, span)).transpose()? else { return Ok(None) };
     match span {
         span if span < least => Err(WireError::new(field, format!("must be at least {least:?}"))),
-        span if span > LONGEST => Err(WireError::new(field, "must be at most 366 days")),
+        span if span > LONGEST_TIME => Err(WireError::new(field, "must be at most 366 days")),
         span => Ok(Some(span)),
     }
 }

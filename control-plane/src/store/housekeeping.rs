@@ -6,6 +6,7 @@ use sea_orm::ConnectionTrait;
 
 use super::error::{Result, StoreError};
 use super::{Store, sql};
+use crate::domain::policy::LONGEST_TIME;
 
 /// Placements that are over are kept this long, for people who ask where a workspace ran; the last of each workspace longer.
 const PLACEMENTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -13,12 +14,14 @@ const PLACEMENTS_KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 const FAILURES_KEPT: Duration = Duration::from_secs(24 * 3600);
 /// The API promises the first answer again within 24 h.
 const ANSWERS_KEPT: Duration = Duration::from_secs(24 * 3600);
+/// No deadline is as old, even if half the time before it could not be observed.
+const PAUSES_KEPT: Duration = LONGEST_TIME.saturating_mul(2);
 /// Readers of logs give a sign of life each few seconds; one whose replica was killed could not clear up.
 const LOGS_KEPT: Duration = Duration::from_secs(3600);
 
 impl Store {
-    /// Drops old events (and remembers how far), answered requests, join tokens that have ended, released placements and
-    /// failed starts; how many rows went.
+    /// Drops old events (and remembers how far), answered requests, join tokens that have ended, released placements,
+    /// failed starts and pauses; how many rows went.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -59,6 +62,7 @@ impl Store {
                 "DELETE FROM start_failures WHERE at < clock_timestamp() - make_interval(secs => $1)",
                 FAILURES_KEPT,
             ),
+            ("DELETE FROM pauses WHERE to_at < clock_timestamp() - make_interval(secs => $1)", PAUSES_KEPT),
         ] {
             rows += self
                 .db

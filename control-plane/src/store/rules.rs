@@ -19,9 +19,6 @@ use crate::domain::pulse::Reading;
 /// Arbitrary, but ours: the advisory lock that stops are decided under, and policies changed.
 const RULES_LOCK: i64 = 0x6361_7272_656d;
 
-/// Older pauses move no deadline any more: no idle timeout is that long.
-const PAUSES_MATTER: Duration = Duration::from_secs(48 * 3600);
-
 /// A policy as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredPolicy {
@@ -98,11 +95,7 @@ async fn load(connection: &impl ConnectionTrait) -> Result<StoredRules> {
         .map(|row| read(row).map(|kept| (kept.scope, kept.policy)))
         .collect::<Result<BTreeMap<_, _>>>()?;
     let rows = connection
-        .query_all_raw(sql(
-            "SELECT from_at, to_at FROM pauses WHERE to_at > clock_timestamp() - make_interval(secs => $1)
-             ORDER BY from_at, to_at",
-            [PAUSES_MATTER.as_secs_f64().into()],
-        ))
+        .query_all_raw(sql("SELECT from_at, to_at FROM pauses ORDER BY from_at, to_at", []))
         .await
         .map_err(&sorted)?;
     let pause = |row: &QueryResult| -> std::result::Result<_, sea_orm::DbErr> {

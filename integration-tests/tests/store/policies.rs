@@ -313,3 +313,30 @@ async fn an_explanation_tells_signals_origins_and_what_comes_next() {
     assert!(matches!(told.idle.clock, Clock::Running(_)) && !told.idle.warned);
     rig.end().await;
 }
+
+#[tokio::test]
+async fn a_pause_of_months_ago_still_moves_a_deadline_that_is_as_far_away() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    let day = 24 * 3600;
+    rig.app.set_policy(&call("SetPolicy"), &scope("site"), "", &timeout(300 * day)).await.unwrap();
+    rig.database
+        .execute("UPDATE workspaces SET ready_at = ready_at - interval '250 days', version = version + 1")
+        .await;
+    let before = deadline(&rig, "ada").await;
+    let pause = |from: u64, to: u64| {
+        format!(
+            "INSERT INTO pauses (from_at, to_at) VALUES (now() - interval '{from} minutes', now() - interval '{to} minutes')"
+        )
+    };
+    rig.database.execute(&pause(200 * 24 * 60, 200 * 24 * 60 - 40)).await;
+    rig.database.execute(&pause(800 * 24 * 60, 800 * 24 * 60 - 40)).await;
+    rig.database.execute("UPDATE cluster SET rules_version = rules_version + 1").await;
+    rig.app.store.drop_old(Duration::from_secs(3600)).await.unwrap();
+    rig.app.refresh_rules().await.unwrap();
+    assert_eq!((deadline(&rig, "ada").await - before).whole_minutes(), 40);
+    let old = "SELECT count(*)::text FROM pauses WHERE to_at < now() - interval '1 day'";
+    assert_eq!(rig.database.text(old).await, "1", "the other is too old for any deadline");
+    rig.end().await;
+}

@@ -25,6 +25,9 @@ use super::idle::IdlePolicy;
 pub use check::Contradiction;
 pub use effective::Effective;
 
+/// No time that a policy sets is longer: years are beyond every use, and a time that is so far away can still be told.
+pub const LONGEST_TIME: Duration = Duration::from_secs(366 * 24 * 3600);
+
 /// Whose policy it is. Students are kept by `StudentId::key`.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Scope {
