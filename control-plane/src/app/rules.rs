@@ -16,7 +16,7 @@ use super::{App, AppError, Call, IdleView, Result, Settings};
 use crate::domain::activity::Activity;
 use crate::domain::drain::Drain;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::idle::{Clock, IdlePolicy, Look, Pause, Times};
+use crate::domain::idle::{Clock, IdlePolicy, Look, Pause, Times, Verdict};
 use crate::domain::policy::{Defaults, Effective, Policy, PolicyBook, Scope};
 use crate::domain::workspace::{Grounds, SignalEvidence, Workspace};
 use crate::store::{StoredDrain, StoredPolicy, StoredRules, Work};
@@ -74,6 +74,7 @@ impl Rules {
         Grounds {
             policy_version: self.book.version,
             idle_timeout_origin: origins.get("idle_timeout").cloned().unwrap_or_default(),
+            max_lifetime_origin: origins.get("max_lifetime").cloned().unwrap_or_default(),
             signals: Signal::ALL.into_iter().map(seen).collect(),
         }
     }
@@ -140,6 +141,8 @@ pub struct Explained {
     pub activity: Activity,
     /// Its deadline.
     pub idle: IdleView,
+    /// A warning or a stop is due, but its node has yet to tell what it saw.
+    pub unheard: bool,
     /// What holds.
     pub policy: Effective,
 }
@@ -312,8 +315,13 @@ impl App {
         let activity = activities.remove(&workspace.uid).unwrap_or_default();
         let behind = self.state.get().behind.is_some();
         let idle = IdleView::new(&rules, &workspace, &activity, now).while_behind(behind);
+        let nodes: Vec<_> = workspace.node.into_iter().collect();
+        let heard = !self.store.begin().await?.nodes_that_have_told(nodes).await?.is_empty();
+        let times = rules.times(&workspace);
+        let look = Look { heard, ..rules.look(&times, &workspace, &activity, now) };
+        let unheard = look.decide() == Verdict::Unheard;
         let policy = rules.book.effective(workspace.course.as_ref(), Some(student));
-        Ok(Explained { workspace, activity, idle, policy })
+        Ok(Explained { workspace, activity, idle, unheard, policy })
     }
 }
 

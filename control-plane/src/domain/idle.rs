@@ -327,6 +327,7 @@ impl Look<'_> {
                         last_signal: last.map(|(_, signal)| signal),
                         basis_at,
                         idle_timeout: self.policy.idle_timeout,
+                        max_lifetime: self.policy.max_lifetime,
                         deadline_at,
                         warned_at: warning.at,
                         warning_acked_at: self.acked_at(&warning),

@@ -66,12 +66,14 @@ pub(super) fn evidence(e: &IdleEvidence) -> pb::IdleEvidence {
         last_active_time: e.last_active_at.map(timestamp),
         basis_time: Some(timestamp(e.basis_at)),
         idle_timeout: Some(duration(e.idle_timeout)),
+        max_lifetime: Some(e.max_lifetime).filter(|span| !span.is_zero()).map(duration),
         deadline_time: Some(timestamp(e.deadline_at)),
         warning_time: Some(timestamp(e.warned_at)),
         warning_acked_time: e.warning_acked_at.map(timestamp),
         decision_time: Some(timestamp(e.decided_at)),
         policy_version: e.grounds.policy_version,
         idle_timeout_origin: e.grounds.idle_timeout_origin.clone(),
+        max_lifetime_origin: e.grounds.max_lifetime_origin.clone(),
         signals: e.grounds.signals.iter().map(signal_evidence).collect(),
         ..pb::IdleEvidence::default()
     };

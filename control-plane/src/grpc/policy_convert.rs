@@ -7,6 +7,7 @@ use carrel_common::id::StudentId;
 use carrel_common::model::{Signal, StopReason};
 use carrel_common::wire::{self, WireError, duration, timestamp};
 use carrel_proto::v1 as pb;
+use carrel_proto::v1::idle_explanation::Verdict;
 
 use super::convert;
 use crate::app::StoredPolicy;
@@ -266,34 +267,47 @@ fn next(told: &Explained) -> Vec<pb::NextStep> {
     steps.into_iter().map(step).collect()
 }
 
-/// Why a workspace is, or is not, stopped.
-pub(super) fn explanation(told: Explained) -> pb::IdleExplanation {
-    use pb::idle_explanation::Verdict;
-    let (verdict, message) = match told.idle.clock {
+/// Where the decision stands, and why, in one sentence.
+fn verdict(told: &Explained) -> (Verdict, &'static str) {
+    let warned = told.idle.warned;
+    let active = if warned { Verdict::Warned } else { Verdict::Active };
+    match told.idle.clock {
         Clock::Off => (Verdict::NotRunning, "It does not run, so nothing is counted."),
         Clock::Paused => (
             Verdict::PausedUnobservable,
             "Its host is silent, or the database was restored and nobody has declared that yet: the clock stands still.",
         ),
+        Clock::Quiet(_) | Clock::Running(_) if told.unheard => (
+            Verdict::PausedUnobservable,
+            "Its host has yet to tell what it saw while nobody could hear it: nothing is decided before.",
+        ),
         Clock::Quiet(times) | Clock::Running(times) if times.reason == StopReason::Drain => (
-            if told.idle.warned { Verdict::Warned } else { Verdict::Active },
+            active,
             "Its host is being emptied: it leaves when nobody has worked in it for a moment, or at the drain's deadline.",
         ),
         Clock::Quiet(_) => {
             (Verdict::PausedQuiet, "A quiet window holds stops back; the times are those after it.")
         }
-        Clock::Running(_) if told.idle.warned => (
-            Verdict::Warned,
-            "The warning is out: it is stopped at the deadline unless somebody works in it.",
-        ),
-        Clock::Running(times) if times.reason == StopReason::MaxLifetime => {
-            (Verdict::Active, "Its longest lifetime ends next; work in it does not move that.")
+        Clock::Running(times) if times.reason == StopReason::MaxLifetime => match warned {
+            true => (
+                active,
+                "The warning is out: its longest lifetime ends at the deadline; work in it does not move that.",
+            ),
+            false => (active, "Its longest lifetime ends next; work in it does not move that."),
+        },
+        Clock::Running(_) if warned => {
+            (active, "The warning is out: it is stopped at the deadline unless somebody works in it.")
         }
         Clock::Running(_) if told.idle.awake_until.is_some() => {
-            (Verdict::Active, "A declared job keeps it awake; then it is stopped at the deadline.")
+            (active, "A declared job keeps it awake; then it is stopped at the deadline.")
         }
-        Clock::Running(_) => (Verdict::Active, "It is stopped at the deadline unless somebody works in it."),
-    };
+        Clock::Running(_) => (active, "It is stopped at the deadline unless somebody works in it."),
+    }
+}
+
+/// Why a workspace is, or is not, stopped.
+pub(super) fn explanation(told: Explained) -> pb::IdleExplanation {
+    let (verdict, message) = verdict(&told);
     let last_stop = told.workspace.stop.as_ref().and_then(|stop| stop.evidence.as_ref());
     let mut explained = pb::IdleExplanation {
         message: message.to_owned(),

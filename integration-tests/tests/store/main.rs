@@ -10,6 +10,7 @@ mod clock;
 mod drains;
 mod enrolment;
 mod events;
+mod explaining;
 mod failing;
 mod fenced;
 mod fencing;

@@ -117,6 +117,9 @@ pub struct IdleEvidence {
     pub basis_at: OffsetDateTime,
     /// The timeout in force.
     pub idle_timeout: std::time::Duration,
+    /// The longest lifetime in force; zero: none, or not kept.
+    #[serde(default)]
+    pub max_lifetime: std::time::Duration,
     /// The deadline that passed.
     #[serde(with = "time::serde::rfc3339")]
     pub deadline_at: OffsetDateTime,
@@ -144,6 +147,9 @@ pub struct Grounds {
     pub policy_version: i64,
     /// The policy that set the idle timeout, or `default`.
     pub idle_timeout_origin: String,
+    /// The policy that set the longest lifetime, or `default`; empty: not kept.
+    #[serde(default)]
+    pub max_lifetime_origin: String,
     /// Every kind of signal.
     pub signals: Vec<SignalEvidence>,
 }
