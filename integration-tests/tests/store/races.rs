@@ -231,6 +231,9 @@ impl Race {
                         "{will:?}: what was answered is not in the evidence"
                     );
                 }
+                if will == Will::Policy {
+                    assert!(self.stopped_before_the_policy(desk).await, "by what held before: {evidence:?}");
+                }
                 let late = vec![beat(desk.student.as_str(), Signal::LmsInput, Duration::ZERO)];
                 let late = self.rig.app.record(late).await.unwrap().remove(0);
                 assert!(
@@ -241,6 +244,16 @@ impl Race {
             }
             state => panic!("{will:?}: {state:?}"),
         }
+    }
+
+    /// Whether the last stop of a desk was decided before its student's policy was changed last: both write the log under the lock of
+    /// the rules, so its order is theirs, however late anybody looks.
+    async fn stopped_before_the_policy(&self, desk: &Workspace) -> bool {
+        let last = |which: &str| format!("(SELECT max(id) FROM events WHERE {which})");
+        let stop = last(&format!("workspace_id = '{}' AND kind = 'workspace.stopping'", desk.uid));
+        let policy = format!("policies/{}", scope(desk.student.as_str()));
+        let change = last(&format!("kind = 'policy.changed' AND data->>'policy' = '{policy}'"));
+        self.rig.database.text(&format!("SELECT ({stop} < {change})::text")).await == "true"
     }
 
     /// The desk comes to rest as it should: a Start that came after the stop runs, everything else can be stopped.
