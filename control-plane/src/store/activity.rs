@@ -158,7 +158,7 @@ impl Store {
     }
 
     /// Running workspaces that a warning or a stop may be due for, each as far as its deadline is derived from it, and the
-    /// database's time. Stopped workspaces cost nothing here.
+    /// database's time. Of stopped workspaces nothing is read.
     ///
     /// # Errors
     /// When the database cannot be reached.
