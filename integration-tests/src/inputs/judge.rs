@@ -4,21 +4,18 @@
 //! moment it can have been, an ack by itself), and none to its disfavour where it must stop (an input without an answer may
 //! have been recorded, as late as it was given up).
 
+mod record;
+
 use std::collections::BTreeMap;
 
-use super::{Answer, Asked, DATABASE, Line};
+use super::Line;
+use record::{Claim, Record};
 
 const SECOND: i64 = 1_000_000;
-/// An outage excuses its own length and this.
-const AFTER_AN_OUTAGE: i64 = 10 * SECOND;
 /// What the 99th of 100 stops may be late.
 const LATE: i64 = 5 * SECOND;
-/// Of an outage of the database that is longer it is known that it was one; and then a lead begins anew.
-const NOTICED: i64 = 4 * SECOND;
 /// A stop that was decided just before a step is told just after it: a transaction lasts so long at most.
 const UNDER_WAY: i64 = SECOND / 4;
-/// The machine's two clocks may drift apart by this in a test; more and its own clock was set, so that nothing can be said.
-const DRIFT: i64 = SECOND / 10;
 
 /// An event, as far as it matters here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +28,10 @@ pub struct Told {
     pub reason: String,
     /// Of which incarnation.
     pub generation: i64,
+    /// On which node; empty when on none.
+    pub node: String,
+    /// The version of the deadline that it names; 0 when it names none.
+    pub version: i64,
     /// When, by the database's clock, in microseconds since 1970.
     pub time: i64,
 }
@@ -56,7 +57,30 @@ pub enum Violation {
         /// How long the warning was out.
         lead: Option<i64>,
     },
-    /// A stop whose warning was given before the database was away or its clock was set.
+    /// A stop by a warning that spoke of another deadline: what was acked since moved it.
+    MovedOn {
+        /// Whose.
+        student: String,
+        /// When.
+        at: i64,
+        /// When the warning was given.
+        warned: i64,
+    },
+    /// A warning while one stood, or the withdrawal of one that did not stand.
+    Withdrawal {
+        /// Whose.
+        student: String,
+        /// When.
+        at: i64,
+    },
+    /// Somebody was told that the desk does not run, which nobody had stopped.
+    Refused {
+        /// Who.
+        student: String,
+        /// When it was asked.
+        at: i64,
+    },
+    /// A stop whose warning was given before the database or the node was away, or the clock was set.
     StaleLead {
         /// Whose.
         student: String,
@@ -116,159 +140,94 @@ pub fn lateness_at(percent: usize, sorted: &[i64]) -> i64 {
     sorted.get(rank - 1).copied().unwrap_or_default()
 }
 
-/// What "replica 1" is one of.
-fn kind_of(what: &str) -> &str {
-    what.trim_end_matches(|c: char| c.is_ascii_digit() || c == ' ')
-}
-
 /// What one incarnation has gone through.
-#[derive(Clone, Copy, Debug, Default)]
-struct Life {
+#[derive(Clone, Debug, Default)]
+struct Life<'a> {
     generation: i64,
+    node: &'a str,
     first_ready: Option<i64>,
     last_ready: Option<i64>,
-    warned: Option<i64>,
+    /// When the warning that stands was given, and the version that it names.
+    warned: Option<(i64, i64)>,
+    /// When it was stopped for idleness.
+    idle_stop: Option<i64>,
 }
 
-struct Court<'a> {
-    idle: i64,
-    lead: i64,
-    /// Of each student.
-    asked: BTreeMap<&'a str, Vec<&'a Line>>,
-    /// What excuses lateness.
-    outages: Vec<(i64, i64)>,
-    /// What a warning may not be older than.
-    breaks: Vec<(i64, i64)>,
-    /// How far the database's clock was off, at some time.
-    offs: Vec<i64>,
-    strikes: BTreeMap<String, usize>,
-    begun: super::Stamp,
-    over: super::Stamp,
+/// When the order to stop an incarnation stood: until its node refused it, if it did.
+#[derive(Clone, Copy, Debug)]
+struct Stopping {
+    generation: i64,
+    from: i64,
+    to: i64,
 }
 
-/// Judges a whole run.
+/// Judges a whole run. The events of each student are in the order of their positions.
 pub fn judge(lines: &[Line], events: &[Told]) -> Verdict {
-    match Court::read(lines) {
-        Ok(court) => court.sit(events),
+    match Record::read(lines) {
+        Ok(record) => sit(&record, events),
         Err(problem) => Verdict { violations: vec![Violation::Unusable(problem)], ..Verdict::default() },
     }
 }
 
-impl<'a> Court<'a> {
-    fn read(lines: &'a [Line]) -> Result<Self, String> {
-        let (Some(Line::Begun { at: begun, idle_timeout, warning_lead }), Some(Line::Over { at: over })) =
-            (lines.first(), lines.last())
-        else {
-            return Err("it has no beginning or no end".into());
-        };
-        let drift = (over.wall - begun.wall) - (over.at - begun.at);
-        if drift.abs() > DRIFT {
-            return Err(format!("the machine's own clock was set by {drift} µs"));
+fn sit(record: &Record<'_>, events: &[Told]) -> Verdict {
+    let mut verdict =
+        Verdict { acked: record.acked(), strikes: record.strikes.clone(), ..Verdict::default() };
+    let mut by_student: BTreeMap<&str, Vec<&Told>> = BTreeMap::new();
+    for told in events {
+        by_student.entry(&told.student).or_default().push(told);
+    }
+    for student in record.students().filter(|student| !by_student.contains_key(*student)) {
+        let problem = format!("no events of {student}");
+        verdict.violations.push(Violation::Unusable(problem));
+    }
+    for (student, told) in by_student {
+        Follower { record, student, verdict: &mut verdict, stoppings: vec![] }.follow(&told);
+    }
+    verdict.unexcused.sort_unstable();
+    verdict.excused.sort_unstable();
+    for (excused, late) in [(false, &verdict.unexcused), (true, &verdict.excused)] {
+        let p99 = lateness_at(99, late);
+        if p99 > LATE {
+            verdict.violations.push(Violation::Late { excused, p99 });
         }
-        let mut court = Self {
-            idle: *idle_timeout,
-            lead: *warning_lead,
-            asked: BTreeMap::new(),
-            outages: vec![],
-            breaks: vec![],
-            offs: vec![0],
-            strikes: BTreeMap::new(),
-            begun: *begun,
-            over: *over,
-        };
-        // One that is set to what it was is not set.
-        let mut offs = BTreeMap::new();
-        for line in lines {
-            match line {
-                Line::Begun { .. } | Line::Over { .. } => {}
-                Line::Asked { student, .. } => court.asked.entry(student).or_default().push(line),
-                Line::Down { what, from, to } => {
-                    *court.strikes.entry(format!("{} killed", kind_of(what))).or_default() += 1;
-                    court.outages.push((from.at, to.at + AFTER_AN_OUTAGE));
-                    if what == DATABASE && to.at - from.at > NOTICED {
-                        court.breaks.push((from.at, to.at));
-                    }
-                }
-                Line::Set { clock, at, off_by } => {
-                    let before = offs.insert(clock, *off_by).unwrap_or(0);
-                    if before == *off_by {
-                        continue;
-                    }
-                    let way = if *off_by > before { "forward" } else { "back" };
-                    let kind = format!("{}'s clock set {way}", kind_of(clock));
-                    *court.strikes.entry(kind).or_default() += 1;
-                    court.outages.push((at.at, at.at + AFTER_AN_OUTAGE));
-                    if clock == DATABASE {
-                        court.breaks.push((at.at, at.at));
-                        court.offs.push(*off_by);
-                    }
-                }
-            }
-        }
-        court.offs.sort_unstable();
-        court.offs.dedup();
-        court.outages.sort_unstable();
-        Ok(court)
+    }
+    verdict
+}
+
+/// Follows one student's desk through its events.
+struct Follower<'a> {
+    record: &'a Record<'a>,
+    student: &'a str,
+    verdict: &'a mut Verdict,
+    stoppings: Vec<Stopping>,
+}
+
+impl<'a> Follower<'a> {
+    fn student(&self) -> String {
+        self.student.to_owned()
     }
 
-    /// When an event was, by the log's own clock: of all settings of the database's clock only one lies within the test.
-    fn time_of(&self, told: &Told) -> Option<i64> {
-        let within = |off: &i64| {
-            let at = told.time - off * SECOND - self.begun.wall + self.begun.at;
-            (self.begun.at - DRIFT..=self.over.at + DRIFT).contains(&at).then_some(at)
-        };
-        let mut all = self.offs.iter().filter_map(within);
-        all.next().filter(|_| all.next().is_none())
+    fn accuse(&mut self, violation: Violation) {
+        self.verdict.violations.push(violation);
     }
 
-    /// How much of a time outages take away.
-    fn excused(&self, from: i64, to: i64) -> i64 {
-        let (mut sum, mut reached) = (0, from);
-        for (start, end) in &self.outages {
-            let (start, end) = ((*start).max(reached), (*end).min(to));
-            sum += (end - start).max(0);
-            reached = reached.max(end);
+    /// A warning ended, or none stood: `well`, or not.
+    fn ends(&mut self, well: bool, at: i64) {
+        if !well {
+            self.accuse(Violation::Withdrawal { student: self.student(), at });
         }
-        sum
     }
 
-    fn sit(&self, events: &[Told]) -> Verdict {
-        let strikes = self.strikes.clone();
-        let mut verdict = Verdict { acked: self.acked(), strikes, ..Verdict::default() };
-        let mut by_student: BTreeMap<&str, Vec<&Told>> = BTreeMap::new();
-        for told in events {
-            by_student.entry(&told.student).or_default().push(told);
-        }
-        for student in self.asked.keys().filter(|student| !by_student.contains_key(*student)) {
-            let problem = format!("no events of {student}");
-            verdict.violations.push(Violation::Unusable(problem));
-        }
-        for (student, told) in by_student {
-            self.follow(student, &told, &mut verdict);
-        }
-        verdict.unexcused.sort_unstable();
-        verdict.excused.sort_unstable();
-        for (excused, late) in [(false, &verdict.unexcused), (true, &verdict.excused)] {
-            let p99 = lateness_at(99, late);
-            if p99 > LATE {
-                verdict.violations.push(Violation::Late { excused, p99 });
-            }
-        }
-        verdict
+    fn unasked(&mut self, told: &Told) {
+        let what = format!("{} {}", told.kind, told.reason).trim_end().to_owned();
+        self.accuse(Violation::Unasked { student: self.student(), what });
     }
 
-    fn acked(&self) -> usize {
-        let all = self.asked.values().flatten();
-        all.filter(|line| matches!(line, Line::Asked { answer: Answer::Acked, .. })).count()
-    }
-
-    /// Follows one student's desk through its events.
-    fn follow(&self, student: &str, events: &[&Told], verdict: &mut Verdict) {
+    fn follow(mut self, events: &[&'a Told]) {
         let (mut life, mut last) = (Life::default(), "");
-        let owned = || student.to_owned();
-        for told in events {
-            let Some(at) = self.time_of(told) else {
-                verdict.violations.push(Violation::Untimed { student: owned(), kind: told.kind.clone() });
+        for (n, told) in events.iter().enumerate() {
+            let Some(at) = self.record.time_of(told.time) else {
+                self.accuse(Violation::Untimed { student: self.student(), kind: told.kind.clone() });
                 continue;
             };
             if told.generation != life.generation {
@@ -276,66 +235,99 @@ impl<'a> Court<'a> {
             }
             match (told.kind.as_str(), told.reason.as_str()) {
                 ("ready", _) => {
+                    life.node = &told.node;
                     life.first_ready = life.first_ready.or(Some(at));
                     life.last_ready = Some(at);
                 }
-                ("warning", _) => life.warned = Some(at),
-                ("warning_withdrawn", _) => life.warned = None,
-                ("stopping", "IDLE") => self.idle_stop(student, life, at, verdict),
-                ("stopping", "USER") => {}
-                ("stopping" | "failed" | "stop_refused" | "moved" | "restarting", why) => {
-                    let what = format!("{} {why}", told.kind).trim_end().to_owned();
-                    verdict.violations.push(Violation::Unasked { student: owned(), what });
+                ("warning", _) => {
+                    let stood = life.warned.replace((at, told.version));
+                    self.ends(stood.is_none(), at);
                 }
+                ("warning_withdrawn", _) => {
+                    let stood = life.warned.take();
+                    self.ends(stood.is_some_and(|(_, version)| version == told.version), at);
+                }
+                ("stopping", why @ ("IDLE" | "USER")) => {
+                    self.stoppings.push(Stopping { generation: life.generation, from: at, to: i64::MAX });
+                    if why == "IDLE" {
+                        let is_end =
+                            |told: &&&Told| ["stop_refused", "stopped"].contains(&told.kind.as_str());
+                        let refused =
+                            events[n..].iter().find(is_end).is_some_and(|end| end.kind == "stop_refused");
+                        self.idle_stop(&life, at, refused);
+                        life.idle_stop = Some(at);
+                    }
+                    life.warned = None;
+                }
+                ("stop_refused", _) => {
+                    self.stoppings.iter_mut().rev().take(1).for_each(|stopping| stopping.to = at);
+                    let unknown = |claim: &Claim| {
+                        claim.touch && life.idle_stop.is_some_and(|stop| claim.sent < at && claim.from > stop)
+                    };
+                    if !self.record.claims(self.student, life.generation).any(|claim| unknown(&claim)) {
+                        self.unasked(told);
+                    }
+                }
+                ("stopping" | "failed" | "moved" | "restarting", _) => self.unasked(told),
                 _ => {}
             }
             last = &told.kind;
         }
         if last != "stopped" {
-            verdict.violations.push(Violation::Stuck { student: owned(), last: last.to_owned() });
+            self.accuse(Violation::Stuck { student: self.student(), last: last.to_owned() });
+        }
+        for (generation, sent, answered) in self.record.refusals(self.student) {
+            let stops = |stopping: &Stopping| {
+                stopping.generation == generation && stopping.from <= answered && stopping.to >= sent
+            };
+            if !self.stoppings.iter().any(stops) {
+                self.accuse(Violation::Refused { student: self.student(), at: sent });
+            }
         }
     }
 
-    fn idle_stop(&self, student: &str, life: Life, at: i64, verdict: &mut Verdict) {
-        let owned = || student.to_owned();
-        let (mut earliest, mut latest) = (i64::MIN, life.last_ready.unwrap_or(at) + self.idle);
-        for line in self.asked.get(student).into_iter().flatten() {
-            let Line::Asked { generation, asked, sent, answered, answer, .. } = line else { continue };
-            if *generation != life.generation || matches!(answer, Answer::Refused(_)) {
-                continue;
-            }
-            let (from, to) = match asked {
-                Asked::Input { age, .. } => (sent.at - age + self.idle, answered.at - age + self.idle),
-                Asked::Extension { by } => (sent.at + by, answered.at + by),
-                Asked::Job { by } => {
-                    let by = *by.max(&self.idle);
-                    (sent.at + by, answered.at + by)
+    /// `refused`: the node did not carry it out, as there was input that only it knew of.
+    fn idle_stop(&mut self, life: &Life<'_>, at: i64, refused: bool) {
+        let student = || self.student.to_owned();
+        let (record, mut found) = (self.record, vec![]);
+        let first_ready = life.first_ready.unwrap_or(at);
+        let mut due = record.moved_on(life.node, first_ready, first_ready + record.idle, at);
+        let mut latest = life.last_ready.unwrap_or(at) + record.idle;
+        for claim in record.claims(self.student, life.generation) {
+            // What was touched while the node went about the stop may have come too late.
+            let unknown = claim.touch && (refused || claim.answered > at);
+            if claim.acked && !unknown {
+                let moved = claim.since.map(|since| record.moved_on(life.node, since, claim.from, at));
+                due = due.max(moved.unwrap_or(claim.from));
+                let moves = |warned: i64| claim.sent > warned && claim.from > warned + record.lead;
+                if let Some((warned, _)) = life.warned.filter(|(warned, _)| moves(*warned)) {
+                    let moved_on = Violation::MovedOn { student: student(), at, warned };
+                    found.extend((!found.contains(&moved_on)).then_some(moved_on));
                 }
-            };
-            if *answer == Answer::Acked {
-                earliest = earliest.max(from);
             }
-            if sent.at <= at {
-                latest = latest.max(to);
+            if claim.sent <= at {
+                latest = latest.max(claim.to);
             }
         }
-        let due = earliest.max(life.first_ready.unwrap_or(at) + self.idle);
         if at < due {
-            verdict.violations.push(Violation::Early { student: owned(), at, due });
+            found.push(Violation::Early { student: student(), at, due });
         }
-        let lead = life.warned.map(|warned| at - warned);
-        if lead.is_none_or(|lead| lead < self.lead) {
-            verdict.violations.push(Violation::ShortLead { student: owned(), at, lead });
+        let lead = life.warned.map(|(warned, _)| at - warned);
+        if lead.is_none_or(|lead| lead < record.lead) {
+            found.push(Violation::ShortLead { student: student(), at, lead });
         }
-        let stale = |(from, to): &(i64, i64)| {
-            life.warned.is_some_and(|warned| warned < *from) && at > *to + UNDER_WAY
+        let stale = |(from, to): (i64, i64)| {
+            life.warned.is_some_and(|(warned, _)| warned < from) && at > to + UNDER_WAY
         };
-        if self.breaks.iter().any(stale) {
-            verdict.violations.push(Violation::StaleLead { student: owned(), at });
+        if record.breaks(life.node).any(stale) {
+            found.push(Violation::StaleLead { student: student(), at });
         }
-        let excused = self.excused(latest - self.idle, at);
-        let late = if excused == 0 { &mut verdict.unexcused } else { &mut verdict.excused };
-        late.push((at - latest - excused).max(0));
+        self.verdict.violations.extend(found);
+        if !refused {
+            let excused = record.excused(life.node, latest, at);
+            let late = if excused == 0 { &mut self.verdict.unexcused } else { &mut self.verdict.excused };
+            late.push((at - latest - excused).max(0));
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 
 mod judge;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,8 @@ pub enum Asked {
         /// How long before it was sent.
         age: i64,
     },
+    /// Nothing: the file of the desk was touched by which its editor says that there was input. It is acked at once.
+    Touch,
     /// No idle stop for so many microseconds.
     Extension {
         /// From when it is recorded.
@@ -72,6 +75,10 @@ pub enum Line {
         idle_timeout: i64,
         /// The warning lead in force, in microseconds.
         warning_lead: i64,
+        /// How long a node may be silent, in microseconds.
+        unreachable_after: i64,
+        /// The nodes of the agents, each by what the log calls its agent.
+        nodes: BTreeMap<String, String>,
     },
     /// A student did something.
     Asked {
@@ -126,10 +133,16 @@ pub struct Log {
 
 impl Log {
     /// Begins one.
-    pub fn begin(path: &Path, idle_timeout: i64, warning_lead: i64) -> Self {
+    pub fn begin(
+        path: &Path,
+        idle_timeout: i64,
+        warning_lead: i64,
+        unreachable_after: i64,
+        nodes: BTreeMap<String, String>,
+    ) -> Self {
         let file = Mutex::new(File::create(path).expect("the log can be made"));
         let log = Self { path: path.to_owned(), begun: Instant::now(), file };
-        log.write(&Line::Begun { at: log.stamp(), idle_timeout, warning_lead });
+        log.write(&Line::Begun { at: log.stamp(), idle_timeout, warning_lead, unreachable_after, nodes });
         log
     }
 

@@ -267,6 +267,13 @@ impl Rig {
         self.database.text(&format!("SELECT state FROM nodes WHERE facts->>'hostname' = '{name}'")).await
     }
 
+    /// The node that a host is, as `nodes/{id}`.
+    pub async fn node_of(&self, host: usize) -> String {
+        let name = self.hosts[host].name();
+        let query = format!("SELECT 'nodes/' || id FROM nodes WHERE facts->>'hostname' = '{name}'");
+        self.database.text(&query).await
+    }
+
     /// The sessions that a host's agent has had.
     pub async fn sessions_of(&self, host: usize) -> i64 {
         let name = self.hosts[host].name();

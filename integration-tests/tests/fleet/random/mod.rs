@@ -6,12 +6,15 @@
 //! an excuse, and nothing is known of lateness. A run in which less than a third had none, or a kind of strike was missing,
 //! fails.
 //!
+//! Half of them work in the editor: of their input only the agent knows, which sees it by a file's time.
+//!
 //! The small one has fixed strikes. `full::two_hundred_desks…` draws them: `CARREL_RANDOM_DESKS`, `CARREL_RANDOM_SECONDS`,
 //! and `CARREL_SEED` for a former run again.
 
 mod strikes;
 mod students;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,6 +68,10 @@ impl Run {
         PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}-{what}.jsonl", self.name))
     }
 
+    fn unreachable_after(&self) -> Duration {
+        UNREACHABLE_AFTER.max(self.timing.heartbeat * 4)
+    }
+
     async fn go(self, mut chance: Chance) {
         let flag = |span: Duration| format!("{}ms", span.as_millis());
         let shape = Shape::new(self.hosts, 2)
@@ -72,20 +79,29 @@ impl Run {
             .flag("idle-timeout", &flag(self.timing.idle))
             .flag("warning-lead", &flag(self.timing.lead))
             .flag("heartbeat-interval", &flag(self.timing.heartbeat))
-            .flag("unreachable-after", &flag(UNREACHABLE_AFTER.max(self.timing.heartbeat * 4)))
+            .flag("unreachable-after", &flag(self.unreachable_after()))
             // Beyond any outage here.
             .flag("fence-after", "10m")
             // Starts that come at once wait for each other on a machine of two cores.
             .flag("longest-starting", "2m")
             .flag("longest-stopping", "1m");
         let mut rig = Rig::start(shape).await;
-        let log = Log::begin(&self.file("inputs"), micros(self.timing.idle), micros(self.timing.lead));
+        let mut nodes = BTreeMap::new();
+        for host in 0..rig.hosts().len() {
+            nodes.insert(strikes::agent(host), rig.node_of(host).await);
+        }
+        let [idle, lead] = [self.timing.idle, self.timing.lead].map(micros);
+        let log = Log::begin(&self.file("inputs"), idle, lead, micros(self.unreachable_after()), nodes);
         let log = Arc::new(log);
         let over = Arc::new(AtomicBool::new(false));
         let addresses: Vec<_> = rig.replicas().iter().map(|replica| replica.address()).collect();
+        let state_dirs: Vec<_> = rig.hosts().iter().map(|host| host.state_dir()).collect();
         let students = (0..self.desks).map(|n| {
             let name = format!("s{n}");
-            let student = Student::new(name, &addresses, self.timing, log.clone(), over.clone(), &mut chance);
+            // Every other one works in the editor, which only the agent sees.
+            let editor = if n % 2 == 0 { state_dirs.clone() } else { vec![] };
+            let (log, over) = (log.clone(), over.clone());
+            let student = Student::new(name, &addresses, editor, self.timing, log, over, &mut chance);
             tokio::spawn(student.live(chance.millis(0..self.begun_by.as_millis().try_into().unwrap())))
         });
         let students: Vec<_> = students.collect();
@@ -104,7 +120,9 @@ impl Run {
         self.until_all_are_stopped(&rig).await;
         log.write(&Line::Over { at: log.stamp() });
 
-        let events = rig.client().list_events(pb::EventFilter::default()).await;
+        let mut events = rig.client().list_events(pb::EventFilter::default()).await;
+        // They are told by transaction, of which the one that waited for the other may be the older.
+        events.sort_by_key(|event| event.position);
         let told: Vec<_> = events.iter().filter_map(told).collect();
         self.keep(&events);
         let verdict = judge(&log.read(), &told);
@@ -167,14 +185,18 @@ impl Run {
 /// What the judge needs of an event; `None` when it is not about a workspace.
 fn told(event: &pb::Event) -> Option<Told> {
     let time = event.time.unwrap();
-    let generation = event.data.as_ref()?.fields.get("generation")?.kind.as_ref()?;
-    let prost_types::value::Kind::NumberValue(generation) = generation else { return None };
+    let number = |name: &str| match event.data.as_ref()?.fields.get(name)?.kind.as_ref()? {
+        #[expect(clippy::cast_possible_truncation, reason = "generations and versions are whole and small")]
+        prost_types::value::Kind::NumberValue(number) => Some(*number as i64),
+        _ => None,
+    };
     Some(Told {
         student: event.workspace.strip_prefix("workspaces/")?.to_owned(),
         kind: event.r#type.strip_prefix("workspace.")?.to_owned(),
         reason: event.reason.clone(),
-        #[expect(clippy::cast_possible_truncation, reason = "generations are whole and small")]
-        generation: *generation as i64,
+        generation: number("generation")?,
+        node: event.node.clone(),
+        version: number("deadline_version").unwrap_or_default(),
         time: time.seconds * 1_000_000 + i64::from(time.nanos) / 1000,
     })
 }
@@ -186,7 +208,7 @@ async fn nobody_who_works_is_stopped_whatever_is_killed_and_set() {
     let strikes = vec![
         (second * 8, Strike::Replica(0, second)),
         (second, Strike::AgentClock(0, -1750)),
-        (second, Strike::Agent(0, second)),
+        (second, Strike::Agent(0, second * 12)),
         (second * 2, Strike::ReplicaClock(1, 1750)),
         (second, Strike::Postgres(second)),
         (second * 3, Strike::DatabaseClock(1750)),
@@ -199,7 +221,7 @@ async fn nobody_who_works_is_stopped_whatever_is_killed_and_set() {
         away: second * 3,
         work: second * 12,
     };
-    let (begun_by, length) = (second * 6, second * 56);
+    let (begun_by, length) = (second * 6, second * 70);
     Run { name: "random", hosts: 1, desks: 20, timing, begun_by, length, strikes }.go(chance).await;
 }
 
@@ -209,7 +231,7 @@ mod full {
 
     use super::*;
 
-    /// In one storm: two of them are all kinds.
+    /// In one storm: three of them are all kinds.
     const STORM: usize = 3;
 
     /// Storms until nothing more fits, each after a calm. Whoever begins to wait 10 s after a storm and is stopped before the

@@ -39,6 +39,11 @@ pub(super) const EACH_KIND: [&str; 7] = [
     "database's clock set back",
 ];
 
+/// What the log calls a host's agent.
+pub(super) fn agent(host: usize) -> String {
+    format!("agent {host}")
+}
+
 /// Strikes are drawn from it like cards, so that each kind comes as often as any other; and no clock is set to what it shows.
 #[derive(Debug)]
 pub(super) struct Deck {
@@ -58,7 +63,7 @@ impl Deck {
     /// The next one.
     pub(super) fn draw(&mut self, chance: &mut Chance) -> Strike {
         if self.left.is_empty() {
-            self.left = (0..6).collect();
+            self.left = (0..7).collect();
         }
         let kind = self.left.swap_remove(chance.below(self.left.len()));
         let dead_for = chance.millis(0..5000);
@@ -69,6 +74,8 @@ impl Deck {
             2 => Strike::Postgres(dead_for),
             3 => Strike::ReplicaClock(replica, self.another_time(chance, (kind, replica))),
             4 => Strike::AgentClock(host, self.another_time(chance, (kind, host))),
+            // Silent for so long that the clock of its desks stands still.
+            5 => Strike::Agent(host, chance.millis(14_000..18_000)),
             _ => Strike::DatabaseClock(self.another_time(chance, (kind, 0))),
         }
     }
@@ -111,7 +118,7 @@ impl Strike {
                 rig.host(host).kill_agent();
                 tokio::time::sleep(dead_for).await;
                 rig.host(host).spawn_agent();
-                down(format!("agent {host}"), from);
+                down(agent(host), from);
                 rig.wait_for_agent(host, before).await;
             }
             Self::Postgres(dead_for) => {
@@ -126,7 +133,7 @@ impl Strike {
             }
             Self::AgentClock(host, off_by) => {
                 rig.host(host).clock().set(off_by);
-                set(format!("agent {host}"), off_by);
+                set(agent(host), off_by);
             }
             Self::DatabaseClock(off_by) => {
                 rig.postgres().clock().set(off_by);

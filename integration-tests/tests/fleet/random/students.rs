@@ -1,9 +1,10 @@
 //! One student: works for a while, forgets the desk or leaves it, comes back. Whatever is done is written down with its
 //! answer.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use carrel_proto::v1::workspace::State;
 use carrel_proto::v1::{self as pb, Signal};
@@ -29,6 +30,10 @@ pub(super) struct Student {
     callers: Callers,
     /// Of each replica: an input goes to any of them, once.
     clients: Vec<Client>,
+    /// Where the agents keep their state, of one who works in the editor; empty for one who does not.
+    editor: Vec<PathBuf>,
+    /// Of the desk.
+    uid: String,
     timing: Timing,
     log: Arc<Log>,
     /// No longer anything new.
@@ -40,6 +45,7 @@ impl Student {
     pub(super) fn new(
         name: String,
         addresses: &[String],
+        editor: Vec<PathBuf>,
         timing: Timing,
         log: Arc<Log>,
         over: Arc<AtomicBool>,
@@ -47,7 +53,8 @@ impl Student {
     ) -> Self {
         let clients = addresses.iter().map(|address| Client::of(address)).collect();
         let rng = StdRng::seed_from_u64(chance.below(usize::MAX) as u64);
-        Self { name, callers: Callers::of(addresses), clients, timing, log, over, rng }
+        let (callers, uid) = (Callers::of(addresses), String::new());
+        Self { name, callers, clients, editor, uid, timing, log, over, rng }
     }
 
     /// Lives until it is over.
@@ -91,6 +98,7 @@ impl Student {
         loop {
             let now = self.callers.get(&self.name).await;
             if now.state() == State::Running && now.generation >= started.generation {
+                self.uid = now.uid;
                 return Some(now.generation);
             }
             if self.is_over() {
@@ -147,6 +155,9 @@ impl Student {
 
     /// Whether the desk still runs, as far as is known.
     async fn input(&mut self, generation: i64) -> bool {
+        if !self.editor.is_empty() {
+            return self.touch(generation);
+        }
         let signal = SIGNALS[self.rng.random_range(0..SIGNALS.len())];
         let age = match self.rng.random_range(0..5) {
             0 => Duration::from_millis(self.rng.random_range(0..3000)),
@@ -162,6 +173,22 @@ impl Student {
         };
         let mut client = self.any().workspaces;
         self.ask(generation, asked, async move { client.record_heartbeat(request).await.map(|_| ()) }).await
+    }
+
+    /// As the editor does; no matter whether an agent runs that sees it.
+    fn touch(&self, generation: i64) -> bool {
+        let desk = format!("desks/{}/activity/input", self.uid);
+        let sent = self.log.stamp();
+        let touched = self.editor.iter().any(|state| {
+            let input = std::fs::File::options().write(true).open(state.join(&desk));
+            input.and_then(|input| input.set_modified(SystemTime::now())).is_ok()
+        });
+        if touched {
+            let (student, answered) = (self.name.clone(), self.log.stamp());
+            let (asked, answer) = (Asked::Touch, Answer::Acked);
+            self.log.write(&Line::Asked { student, generation, asked, sent, answered, answer });
+        }
+        touched
     }
 
     async fn extend(&mut self, generation: i64) -> bool {
