@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use carrel_proto::v1::stop::Reason;
 use carrel_proto::v1::workspace::State;
 use integration_tests::chance::Chance;
 use integration_tests::process::{Signal, run};
@@ -112,7 +113,12 @@ async fn row_16_a_desk_that_runs_wild_hurts_nobody_else() {
     let is_full =
         async || std::fs::read_to_string(&told).is_ok_and(|s| s.contains("No space left on device"));
     until("its temporary directory is full", TRUTH, is_full).await;
-    until("the bomb went off", TRUTH, async || rig.hosts()[0].refused_forks(&ada.id) > 100).await;
+    // Nothing can be begun any more, not by her own program either: it ends by that, and the bomb with it, sooner or later.
+    let went_off = async || {
+        let ended = client.events_of("ada").await.iter().any(|event| event.r#type == "workspace.restarting");
+        ended || rig.hosts()[0].refused_forks(&ada.id) > 100
+    };
+    until("the bomb went off", TRUTH, went_off).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(rig.desk("bob").await, bob);
     let url = client.access("bob").await;
@@ -121,6 +127,8 @@ async fn row_16_a_desk_that_runs_wild_hurts_nobody_else() {
     // Its processes may have used up the CPU time that they need to die: the agent lifts their limit.
     client.stop_and_wait("ada").await;
     assert_undisturbed(&rig, &["bob"]);
+    let stopped = client.get("ada").await;
+    assert_eq!((stopped.generation, stopped.stop.unwrap().reason()), (1, Reason::User));
 }
 
 mod full {

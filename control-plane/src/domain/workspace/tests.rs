@@ -198,7 +198,13 @@ fn first_words() -> [Report; 3] {
 #[test]
 fn a_warning_that_nobody_could_see_for_the_nodes_silence_is_withdrawn_whatever_it_says_first() {
     let mut warned = after([start(), Event::Place { node: node() }, Event::Report(running())]);
-    let warning = Warning { at: T0, nominal_deadline: T0, version: 1, reason: StopReason::MaxLifetime };
+    let warning = Warning {
+        at: T0,
+        nominal_deadline: T0,
+        version: 1,
+        reason: StopReason::MaxLifetime,
+        lead: std::time::Duration::from_secs(120),
+    };
     warned.warning = Some(warning);
     let (silent, _) = warned.apply(Event::NodeSilent, T0).expect("legal");
     for word in first_words() {
