@@ -23,6 +23,9 @@ const BLIND_PAUSE: Duration = Duration::from_secs(1);
 /// A workspace that somebody else holds is looked at again so soon: by then a heartbeat or a report is over.
 const HELD_PAUSE: Duration = Duration::from_millis(50);
 
+/// After a warning it is looked at once more so soon: for input that was written right behind it.
+const AFTER_A_WARNING: Duration = Duration::from_secs(1);
+
 /// What a look at a workspace found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdleCheck {
@@ -160,7 +163,8 @@ impl App {
                         .with("deadline_version", warning.version)
                         .with("why", why);
                     warnings.push(with_warning(&look, Some(warning), entry));
-                    Some(deadline_at)
+                    // Input that waited for this step saw no warning yet, so it rings nobody.
+                    Some(deadline_at.min(now + AFTER_A_WARNING))
                 }
                 // A policy was changed meanwhile: decided anew by that one.
                 Verdict::Stop { .. } if !may_stop => Some(now),

@@ -25,6 +25,18 @@ async fn idle_desks() -> (Rig, [WorkspaceUid; 3]) {
 }
 
 #[tokio::test]
+async fn who_was_just_warned_is_looked_at_once_more_before_the_deadline() {
+    let rig = Rig::with_idle(TIMEOUT, Duration::from_secs(120)).await;
+    let node = rig.node(4).await;
+    let ada = rig.running(node, "ada").await;
+    tokio::time::sleep(TIMEOUT).await;
+    let check = rig.app.check_idle(ada.uid).await.unwrap();
+    assert!(rig.get("ada").await.warning.is_some());
+    // Input that waited for the warning to be written did not see it, and rings nobody.
+    assert_eq!(check.again_at, Some(check.now + Duration::from_secs(1)));
+}
+
+#[tokio::test]
 async fn many_are_warned_kept_and_stopped_in_one_transaction_each_with_its_own_event() {
     let (rig, uids) = idle_desks().await;
     let warned = rig.app.check_idle_all(&uids).await;
