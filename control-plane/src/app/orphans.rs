@@ -91,6 +91,31 @@ impl Known {
     }
 }
 
+/// Judges a container and keeps it as an orphan; `own`: while it runs its student is not placed.
+pub(super) async fn keep(
+    work: &mut Work,
+    node: NodeId,
+    container: &Container,
+    known: &Known,
+    own: bool,
+    withheld: bool,
+) -> Result<(Verdict, &'static str)> {
+    let (verdict, reason) = orphan::judge(container, &known.rules());
+    let held = match verdict {
+        Verdict::Hold => Some(reason),
+        // A stop is told when it was done.
+        Verdict::Stop | Verdict::StopByOrder => withheld.then_some(WITHHELD),
+    };
+    let kept = Kept { verdict, reason, own, withheld: withheld && verdict == Verdict::Stop };
+    // What is reported again and again is told once.
+    let news = work.keep_orphan(node, container, &kept).await?;
+    if let (Some(why), true) = (held, news) {
+        let entry = told_of("orphan.held", Actor::ControlPlane, container).because(why);
+        work.append(about(node, container), entry).await?;
+    }
+    Ok((verdict, reason))
+}
+
 fn about(node: NodeId, container: &Container) -> Subject {
     Subject { workspace: Some((container.workspace, container.student.clone())), node: Some(node) }
 }
@@ -172,21 +197,10 @@ impl App {
         }
         let known = Known::of(&mut work, node, container).await?;
         still_told_by(&mut work, session).await?;
-        let (verdict, reason) = orphan::judge(container, &known.rules());
-        let held = match verdict {
-            Verdict::Hold => Some(reason),
-            // A stop is told when it was done.
-            Verdict::Stop | Verdict::StopByOrder => withheld.then_some(WITHHELD),
-        };
-        let kept = Kept { verdict, reason, own: known.here, withheld: withheld && verdict == Verdict::Stop };
-        // What is reported again and again is told once.
-        let news = work.keep_orphan(node, container, &kept).await?;
-        if let (Some(why), true) = (held, news) {
-            let entry = told_of("orphan.held", Actor::ControlPlane, container).because(why);
-            work.append(about(node, container), entry).await?;
-        }
+        let own = known.here;
+        let judged = keep(&mut work, node, container, &known, own, withheld).await?;
         self.nudge.ring(&work.commit().await?);
-        Ok((verdict, reason))
+        Ok(judged)
     }
 
     /// A page of the orphans that wait for an operator, and the place to ask for the next with.

@@ -14,7 +14,7 @@ use carrel_common::model::Container;
 use super::greeting::Greeting;
 use super::node_admin::about;
 use super::nodes::still_told_by;
-use super::orphans::Known;
+use super::orphans::{Known, keep};
 use super::settle::settle;
 use super::{App, Result, alone};
 use crate::domain::event::{Actor, Entry};
@@ -97,6 +97,11 @@ impl App {
             None => false,
         };
         if !may_take_in(container, node, &known.rules(), settled) {
+            if container.running {
+                // Whatever the copy says of it, it may be writing: until it is gone its student is not placed beside it.
+                keep(&mut work, node, container, &known, true, false).await?;
+                self.nudge.ring(&work.commit().await?);
+            }
             return Ok(false);
         }
         self.adopt(&mut work, node, container, &known).await?;

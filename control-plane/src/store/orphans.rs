@@ -263,7 +263,7 @@ impl Work {
                                            made_by, placement_id, running, verdict, reason, spec, own, withheld)
                  VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)
                  ON CONFLICT (node_id, container_id) DO UPDATE
-                 SET running = $9, verdict = $10, reason = $11, spec = $12, own = $13, withheld = $14
+                 SET running = $9, verdict = $10, reason = $11, spec = $12, own = orphans.own OR $13, withheld = $14
                  RETURNING NOT EXISTS (SELECT 1 FROM known WHERE (verdict, reason, withheld) = ($10, $11, $14)) AS news",
                 [
                     node.0.into(),

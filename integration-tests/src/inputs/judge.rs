@@ -264,7 +264,10 @@ impl<'a> Follower<'a> {
                     let unknown = |claim: &Claim| {
                         claim.touch && life.idle_stop.is_some_and(|stop| claim.sent < at && claim.from > stop)
                     };
-                    if !self.record.claims(self.student, life.generation).any(|claim| unknown(&claim)) {
+                    // By a clock that was set forward what was seen before seems to be older than its node knows it to be.
+                    let seems_new = |claim: &Claim| claim.touch && self.record.is_set_forward(claim.sent, at);
+                    let may_refuse = |claim: Claim| unknown(&claim) || seems_new(&claim);
+                    if !self.record.claims(self.student, life.generation).any(may_refuse) {
                         self.unasked(told);
                     }
                 }

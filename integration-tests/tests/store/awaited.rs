@@ -1,8 +1,9 @@
 //! After a store was declared restored: what may run on a host that has not told yet is not started a second time.
 
+use carrel_common::model::StatusReason;
 use control_plane::domain::workspace::State;
 
-use crate::restored::{containers, declare, greeting};
+use crate::restored::{containers, declare, event, forget, greeting};
 use crate::rig::{Rig, call};
 
 #[tokio::test]
@@ -88,5 +89,39 @@ async fn no_wait_starts_at_once_and_what_a_host_is_yet_to_be_told_of_is_not_miss
     assert_eq!((eve.state, eve.node), (State::Starting, Some(node)));
     rig.hello(node, &greeting(&rig, node, vec![]).await).await;
     assert_eq!(rig.get("eve").await, eve);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn nobody_is_placed_beside_what_runs_and_is_not_taken_in() {
+    let rig = Rig::new().await;
+    let node = rig.node(1).await;
+    let mut found = forget(&rig, async || {
+        rig.running(node, "ada").await;
+        containers(&rig, node).await
+    })
+    .await;
+    // Before anybody notices she starts again, on another host as this one is full: the same pair.
+    rig.running(node, "bob").await;
+    found.extend(containers(&rig, node).await);
+    let other = rig.node(1).await;
+    let again = rig.running(other, "ada").await;
+    let runs_there = containers(&rig, other).await;
+    declare(&rig, true).await;
+    for (host, runs) in [(node, found), (other, runs_there)] {
+        rig.hello(host, &greeting(&rig, host, runs).await).await;
+    }
+    assert_eq!(event(&rig, "orphan.held").await, 1);
+    assert_eq!(rig.get("ada").await.node, again.node);
+
+    rig.stop("ada").await;
+    rig.obey(other).await;
+    rig.start("ada").await.unwrap();
+    rig.app.place_waiting().await.unwrap();
+    let waits = rig.get("ada").await;
+    assert_eq!((waits.state, waits.status_reason), (State::Pending, Some(StatusReason::ContainerHeld)));
+    rig.judge_report(node, &[], &[]).await;
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("ada").await.state, State::Starting);
     rig.end().await;
 }

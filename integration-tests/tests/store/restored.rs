@@ -46,7 +46,7 @@ pub(crate) async fn declare(rig: &Rig, wait: bool) -> Declared {
 }
 
 /// The store as a copy from before `change` has it: what the change did to desks and placements is undone.
-async fn forget<T>(rig: &Rig, change: impl AsyncFnOnce() -> T) -> T {
+pub(crate) async fn forget<T>(rig: &Rig, change: impl AsyncFnOnce() -> T) -> T {
     let run = async |sql: &str| rig.database.execute(sql).await;
     for table in ["nodes", "workspaces", "workspace_activity", "placements"] {
         run(&format!("CREATE TABLE copy_{table} AS TABLE {table}")).await;
@@ -67,7 +67,7 @@ async fn judge(rig: &Rig, node: NodeId, container: &Container) -> (Verdict, &'st
     (judged.verdict, judged.reason)
 }
 
-async fn event(rig: &Rig, kind: &str) -> i64 {
+pub(crate) async fn event(rig: &Rig, kind: &str) -> i64 {
     rig.database
         .text(&format!("SELECT count(*)::text FROM events WHERE kind = '{kind}'"))
         .await

@@ -58,6 +58,8 @@ pub(super) struct Record<'a> {
     outages: Vec<Outage<'a>>,
     /// How far the database's clock was off, at some time.
     offs: Vec<i64>,
+    /// When it was set forward.
+    forward: Vec<i64>,
     begun: Stamp,
     over: Stamp,
 }
@@ -79,6 +81,11 @@ fn union(mut spans: Vec<(i64, i64)>) -> i64 {
 }
 
 impl<'a> Record<'a> {
+    /// Whether the database's clock was set forward between two moments.
+    pub(super) fn is_set_forward(&self, from: i64, to: i64) -> bool {
+        self.forward.iter().any(|at| (from..to).contains(at))
+    }
+
     pub(super) fn read(lines: &'a [Line]) -> Result<Self, String> {
         let (
             Some(Line::Begun { at: begun, idle_timeout, warning_lead, unreachable_after, nodes }),
@@ -98,6 +105,7 @@ impl<'a> Record<'a> {
             asked: BTreeMap::new(),
             outages: vec![],
             offs: vec![0],
+            forward: vec![],
             begun: *begun,
             over: *over,
         };
@@ -128,6 +136,7 @@ impl<'a> Record<'a> {
                         let (lengthens, noticed) = (true, true);
                         record.outages.push(Outage { node: None, from, to, lengthens, noticed });
                         record.offs.push(*off_by);
+                        record.forward.extend((*off_by > before).then_some(at.at));
                     }
                 }
             }

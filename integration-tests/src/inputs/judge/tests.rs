@@ -162,6 +162,7 @@ fn a_touch_that_the_control_plane_cannot_know_of_is_the_nodes_to_refuse_for() {
     assert_eq!((verdict.violations, verdict.unexcused), (vec![], vec![2 * SECOND]));
     let unasked = Violation::Unasked { student: ada(), what: "stop_refused IDLE".into() };
     assert!(violations(vec![acked(10)], &kept).contains(&unasked), "for nothing");
+    assert!(violations(vec![touched(10)], &kept).contains(&unasked), "for what it had told");
     let found = violations(vec![acked(10), acked(29), touched(29)], &kept);
     assert!(found.contains(&moved_on(30, 24)), "what was acked it knew of: {found:?}");
     let early = |due: i64| Violation::Early { student: ada(), at: 30 * SECOND, due: due * SECOND };
