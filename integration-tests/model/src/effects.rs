@@ -1,7 +1,7 @@
 //! What each step changes.
 
 use crate::rules::Mutant;
-use crate::state::{Agent, Claim, Host, Message, Start, State};
+use crate::state::{Agent, Claim, Finding, Host, Message, Start, State};
 use crate::steps::{BROKEN, Fleet, Step, Word};
 
 impl Fleet {
@@ -18,6 +18,11 @@ impl Fleet {
             Step::PressStart => {
                 state.store.wanted = true;
                 state.starts += 1;
+                // What is being stopped is stopped all the same; the next one is another generation.
+                if let Some((node, _)) = state.store.placed {
+                    state.store.generation += 1;
+                    state.store.version[node] += 1;
+                }
             }
             Step::PressStop => {
                 let (node, _) = state.store.placed.expect("it is placed");
@@ -27,23 +32,26 @@ impl Fleet {
             }
             Step::Place(host) => self.place(state, host),
             Step::Fence => {
-                let (node, claim) = state.store.placed.expect("it is placed");
-                state.release(node, claim);
-                // Its session can never renew again.
+                if let Some((BROKEN, claim)) = state.store.placed {
+                    state.release(BROKEN, claim);
+                    state.truly_wanted = None;
+                }
+                // What it held it has ended; its session can never renew again.
+                state.store.held[BROKEN] = None;
                 state.sessions += 1;
-                state.store.session[node] = state.sessions;
-                state.truly_wanted = None;
+                state.store.session[BROKEN] = state.sessions;
             }
             Step::Declare => {
                 state.store.incarnation += 1;
                 state.store.behind = false;
+                state.store.settled = false;
                 state.store.heard = [false; 2];
                 state.declared_at = Some(state.now);
                 for host in &mut state.hosts {
                     host.session = None;
                 }
             }
-            Step::Hello(host) => hello(state, host, self.has(Mutant::OldOrdersHold)),
+            Step::Hello(host) => self.hello(state, host),
             Step::Judge(host) => self.judge(state, host),
             Step::SendHeartbeat => {
                 let session = state.hosts[BROKEN].session.expect("it is connected");
@@ -132,11 +140,7 @@ impl Fleet {
             }
             Step::Cut | Step::Freeze | Step::Die | Step::Restart | Step::Clone | Step::GoBack => {
                 state.faults += 1;
-                match step {
-                    // Its Docker, its hardware, or the life of the one that it is a clone of gives it away.
-                    Step::Clone if !self.has(Mutant::CloneAccepted) => state.clone_refused = true,
-                    _ => fault(state, step),
-                }
+                fault(state, step);
             }
         }
     }
@@ -151,29 +155,18 @@ impl Fleet {
             generation: store.generation,
             placement: state.placements,
         };
-        store.placed = Some((host, claim));
-        store.version[host] += 1;
+        store.put(host, claim);
         state.truly_wanted = Some(claim);
     }
 
-    /// What the store says of a container that no order names.
+    /// What the store says of a container that no order names. It is never taken in here: outside of a restore only an operator does that.
     fn judge(&self, state: &mut State, host: usize) {
         let Some(claim) = state.hosts[host].container else { return };
-        let known_over =
-            claim.generation <= state.store.generation && claim.incarnation <= state.store.incarnation;
-        if self.has(Mutant::UnknownIsStopped) || (known_over && state.declared_at.is_none()) {
+        if self.has(Mutant::UnknownIsStopped) || state.store.find(claim) == Finding::Over {
             state.kill_for(host);
-        } else if state.store.placed.is_none() {
-            state.store.held[host] = None;
-            state.keep_copy();
-            state.store.placed = Some((host, claim));
-            state.store.generation = state.store.generation.max(claim.generation);
-            state.store.wanted = true;
-            state.store.version[host] += 1;
-        } else if !self.has(Mutant::HeldIsForgotten) {
+        } else if state.store.placed_on[host] && !self.has(Mutant::HeldIsForgotten) {
             state.store.held[host] = Some(claim);
         }
-        state.store.heard[host] = true;
     }
 
     /// The share holds what the store does not know. Of its own incarnation: it went back in time. Of an older one: that was
@@ -195,6 +188,57 @@ impl Fleet {
         } else {
             state.store.behind = true;
         }
+    }
+
+    fn hello(&self, state: &mut State, index: usize) {
+        let set = state.pair_of_set(index);
+        let (store, host) = (&state.store, &mut state.hosts[index]);
+        // Of a student whom the store has never placed there a container proves nothing, but by its incarnation.
+        let known = if store.placed_on[index] { store.generation } else { u8::MAX };
+        let shows = |claim: Claim| claim.pair() > (store.incarnation, known);
+        let ahead = host.accepted > set || host.container.is_some_and(shows);
+        // What was declared restored is known to be older than what runs.
+        state.store.behind |= ahead && state.declared_at.is_none();
+        state.sessions += 1;
+        state.store.session[index] = state.sessions;
+        host.session = Some(state.sessions);
+        // What was ordered in another session may have been given to another host since: it starts nothing more.
+        host.order = if self.has(Mutant::OldOrdersHold) { host.order } else { None };
+        // Everything is told anew in a new session.
+        host.gone = host.gone.or(host.acked_gone.take());
+        if !state.store.behind && !state.store.heard[index] {
+            self.take_stock(state, index);
+        }
+    }
+
+    /// The first Hello to a store that was declared restored: what runs there is taken in, or keeps its student waiting until it is gone;
+    /// what the copy has there in vain is over.
+    fn take_stock(&self, state: &mut State, index: usize) {
+        let container = state.hosts[index].container;
+        let is_there = |claim: Claim| container.is_some_and(|found| found.pair() == claim.pair());
+        let (placed, settled) = (state.store.placed, state.store.settled);
+        if let Some(found) = container {
+            // Of two hosts the first to tell is believed.
+            let free = placed.is_none_or(|(node, _)| node == index) || !settled;
+            if placed.is_some_and(|(node, claim)| node == index && is_there(claim)) {
+                state.store.settled = true;
+            } else if state.store.find(found) == Finding::Forgotten && free {
+                state.keep_copy();
+                if let Some((node, _)) = placed {
+                    state.store.version[node] += 1;
+                }
+                state.store.put(index, found);
+                state.store.generation = state.store.generation.max(found.generation);
+                state.store.wanted = true;
+            } else if !self.has(Mutant::HeldIsForgotten) {
+                state.store.held[index] = Some(found);
+            }
+        }
+        if state.store.placed.is_some_and(|(node, claim)| node == index && !is_there(claim)) {
+            state.store.wanted = false;
+            state.store.version[index] += 1;
+        }
+        state.store.heard[index] = true;
     }
 
     fn deliver(&self, state: &mut State, message: Message) {
@@ -241,25 +285,6 @@ fn deliver_to(host: &mut Host, message: Message, now: u8, mutant: Option<Mutant>
         | Message::Heartbeat { .. }
         | Message::Gone { .. } => {}
     }
-}
-
-fn hello(state: &mut State, index: usize, old_orders_hold: bool) {
-    let set = state.pair_of_set(index);
-    let newest = (state.store.incarnation, state.store.generation);
-    let host = &mut state.hosts[index];
-    let ahead = host.accepted > set || host.container.is_some_and(|claim| claim.pair() > newest);
-    // What was declared restored is known to be older than what runs.
-    state.store.behind |= ahead && state.declared_at.is_none();
-    state.sessions += 1;
-    state.store.session[index] = state.sessions;
-    host.session = Some(state.sessions);
-    let unknown = host.container.is_some_and(|claim| state.store.placed != Some((index, claim)));
-    // Heard is who has nothing that is still to be judged.
-    state.store.heard[index] = state.store.heard[index] || !unknown;
-    // What was ordered in another session may have been given to another host since: it starts nothing more.
-    host.order = if old_orders_hold { host.order } else { None };
-    // Everything is told anew in a new session.
-    host.gone = host.gone.or(host.acked_gone.take());
 }
 
 fn fault(state: &mut State, step: Step) {

@@ -22,7 +22,8 @@ pub(crate) enum Mutant {
     LaunchedCutOff,
     /// A silent host's workspace is placed anew without the fence.
     PlaceBeforeRelease,
-    /// A clone of the host, with an empty Docker, may take the session over, and its empty inventory counts as proof.
+    /// A clone of the host, with an empty Docker, may take the session over, and its empty inventory counts as proof. That it is refused
+    /// is no step of the model: it is told apart by what it is, whatever the state is, and nothing follows from it.
     CloneAccepted,
     /// Only the agent itself stops what runs when the lease ends.
     NoFenceProcess,
@@ -32,7 +33,7 @@ pub(crate) enum Mutant {
     RaisedAtOnce,
     /// After a restore was declared, placements do not wait for the hosts.
     PlacedBeforeHeard,
-    /// A container that was left alone does not keep its student from being placed elsewhere.
+    /// A container that was left alone does not keep its student from being placed elsewhere, not even where the student was placed.
     HeldIsForgotten,
     /// A report is acked when it arrives, and committed later or never.
     AckBeforeCommit,

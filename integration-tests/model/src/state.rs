@@ -21,6 +21,10 @@ impl Claim {
 pub(crate) struct Store {
     pub(crate) incarnation: u8,
     pub(crate) generation: u8,
+    /// The latest pair that was ever placed.
+    pub(crate) newest: (u8, u8),
+    /// Hosts on which the student was ever placed: about those a host is believed.
+    pub(crate) placed_on: [bool; 2],
     pub(crate) wanted: bool,
     /// The unreleased placement.
     pub(crate) placed: Option<(usize, Claim)>,
@@ -30,10 +34,23 @@ pub(crate) struct Store {
     pub(crate) session: [u8; 2],
     /// It has noticed that it went back in time.
     pub(crate) behind: bool,
-    /// Hosts whose containers are all known, adopted, or held, since the restore was declared.
+    /// Hosts that have told what they run since the restore was declared.
     pub(crate) heard: [bool; 2],
-    /// A container on a host that is left alone, as something else of the student is placed.
+    /// The student was placed or found since the restore was declared: it runs where the store says.
+    pub(crate) settled: bool,
+    /// A container on a host that is left alone and keeps the student waiting.
     pub(crate) held: [Option<Claim>; 2],
+}
+
+/// What a container is that no order names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Finding {
+    /// Its time is over.
+    Over,
+    /// Later than all that the store knows, and of an incarnation whose end it may have lost.
+    Forgotten,
+    /// Anything else.
+    Unclear,
 }
 
 /// How an agent is.
@@ -113,8 +130,6 @@ pub(crate) struct State {
     /// What the student wants running, whatever the store has forgotten.
     pub(crate) truly_wanted: Option<Claim>,
     pub(crate) killed_without_reason: bool,
-    /// A clone of the broken host was refused.
-    pub(crate) clone_refused: bool,
     /// An acked report that the store does not hold, though it never went back.
     pub(crate) lost_report: bool,
 }

@@ -1,9 +1,11 @@
 //! What can happen, in any order.
 
+use std::cmp::Ordering;
+
 use stateright::{Model, Property};
 
 use crate::rules::{FENCE_AFTER, Mutant, STOP_BUDGET, replace_after};
-use crate::state::{Agent, Claim, Host, Message, Start, State, Store};
+use crate::state::{Agent, Claim, Finding, Host, Message, Start, State, Store};
 
 /// Host 0 suffers; host 1 is steady: it is heard at once, and its lease always holds.
 pub(crate) const BROKEN: usize = 0;
@@ -129,6 +131,33 @@ pub(crate) enum Step {
     GoBack,
 }
 
+impl Store {
+    /// Places the student.
+    pub(crate) fn put(&mut self, host: usize, claim: Claim) {
+        self.placed = Some((host, claim));
+        self.placed_on[host] = true;
+        self.newest = self.newest.max(claim.pair());
+        self.settled = true;
+        self.version[host] += 1;
+    }
+
+    /// What a container is that no order names, by what the store knows.
+    pub(crate) fn find(&self, claim: Claim) -> Finding {
+        let later = if claim.incarnation < self.incarnation { Finding::Forgotten } else { Finding::Unclear };
+        if claim.incarnation > self.incarnation {
+            return later;
+        }
+        if let Some((_, placed)) = self.placed {
+            return match claim.pair().cmp(&placed.pair()) {
+                Ordering::Less => Finding::Over,
+                Ordering::Equal => Finding::Unclear,
+                Ordering::Greater => later,
+            };
+        }
+        if claim.pair() <= self.newest || claim.generation < self.generation { Finding::Over } else { later }
+    }
+}
+
 impl State {
     pub(crate) fn lease_holds(&self, host: usize) -> bool {
         host == STEADY || self.now < self.hosts[BROKEN].lease_from + FENCE_AFTER
@@ -185,13 +214,14 @@ impl State {
         }
     }
 
-    /// Whether, after a restore was declared, every host was heard and has nothing that is still to be judged, or was silent for so
-    /// long that its lease is over.
+    /// Whether, after a restore was declared, the student can run nowhere unseen: it was placed or found since, or every host has told what
+    /// it runs, or was silent for so long that its lease is over.
     pub(crate) fn all_heard(&self, mutant: Option<Mutant>) -> bool {
         let Some(declared_at) = self.declared_at else { return true };
         let silent = self.now >= declared_at.max(self.still_since) + replace_after(mutant);
         let broken = self.store.heard[BROKEN] || silent;
-        mutant == Some(Mutant::PlacedBeforeHeard) || (broken && self.store.heard[STEADY])
+        let all = broken && self.store.heard[STEADY];
+        self.store.settled || all || mutant == Some(Mutant::PlacedBeforeHeard)
     }
 }
 
@@ -226,12 +256,15 @@ impl Model for Fleet {
         let store = Store {
             incarnation: 1,
             generation: 0,
+            newest: (0, 0),
+            placed_on: [false; 2],
             wanted: true,
             placed: None,
             version: [0; 2],
             session: [1; 2],
             behind: false,
             heard: [true; 2],
+            settled: false,
             held: [None; 2],
         };
         vec![State {
@@ -250,7 +283,6 @@ impl Model for Fleet {
             placements: 0,
             truly_wanted: None,
             killed_without_reason: false,
-            clone_refused: false,
             lost_report: false,
         }]
     }
@@ -291,9 +323,6 @@ impl Model for Fleet {
             Property::sometimes("it runs on the broken host", |_, state: &State| {
                 state.hosts[BROKEN].container.is_some()
             }),
-            Property::sometimes("a clone is refused", |fleet: &Self, state: &State| {
-                state.clone_refused || !fleet.breaks || fleet.has(Mutant::CloneAccepted)
-            }),
             Property::sometimes("it runs on the steady host", |_, state: &State| {
                 state.hosts[STEADY].container.is_some()
             }),
@@ -307,7 +336,7 @@ impl Fleet {
         if state.now < self.horizon && self.time_may_pass(state) {
             steps.push(Step::Tick);
         }
-        if self.stops && !store.wanted && state.starts < 2 {
+        if !store.wanted && state.starts < 2 {
             steps.push(Step::PressStart);
         }
         if self.stops && store.wanted && store.placed.is_some() && state.starts < 2 {
@@ -326,7 +355,9 @@ impl Fleet {
             }
         }
         let stands_still = state.now - state.still_since >= replace_after(self.mutant);
-        if stands_still && !store.behind && store.placed.is_some_and(|(node, _)| node == BROKEN) {
+        let has_something =
+            store.held[BROKEN].is_some() || store.placed.is_some_and(|(node, _)| node == BROKEN);
+        if stands_still && !store.behind && has_something {
             steps.push(Step::Fence);
         }
         if store.behind {
@@ -436,7 +467,10 @@ impl Fleet {
             steps.push(Step::Cut);
         }
         if self.breaks && host.agent == Agent::Up {
-            steps.extend([Step::Freeze, Step::Die, Step::Restart, Step::Clone]);
+            steps.extend([Step::Freeze, Step::Die, Step::Restart]);
+            if self.has(Mutant::CloneAccepted) {
+                steps.push(Step::Clone);
+            }
         }
         if self.goes_back && state.old.is_some() && !state.went_back {
             steps.push(Step::GoBack);
