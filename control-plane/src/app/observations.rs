@@ -33,6 +33,7 @@ impl App {
         let mut batch: Vec<_> = batch.iter().collect();
         // The order of ids is the order of locks.
         batch.sort_by_key(|o| (o.workspace, o.generation, o.sequence));
+        // Unlike `concerns_all` a conflict as well: what is not acked is told again by the next session alone, so this one ends.
         let of_all = |error: &AppError| error.is_passing() || matches!(error, AppError::SessionSuperseded(_));
         match settle!(self.observe_once(node, session_epoch, &batch)) {
             Err(error) if !of_all(&error) => {}
