@@ -1,14 +1,15 @@
 //! Finding a node for what waits.
 //!
 //! A start is placed at once, in its own transaction, unless somebody waits: then it joins the line, and a pass over the
-//! line places it. A pass reads the nodes once, decides in memory, and claims many places in one transaction, each checked
-//! again under its node's lock. A start waits for nobody: one that finds its node's row in the hands of another transaction
+//! line places it. A pass reads the nodes once, decides in memory, and claims many places in one transaction, node by node, each
+//! checked again under its node's lock. A start waits for nobody: one that finds its node's row in the hands of another transaction
 //! joins the line, so of those that come at one moment one is placed alone, and the others in the pass.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{Resources, StatusReason};
+use futures_util::future::join_all;
 use time::OffsetDateTime;
 
 use super::{App, AppError, Result, alone};
@@ -16,11 +17,14 @@ use crate::domain::event::Entry;
 use crate::domain::node::NodeState;
 use crate::domain::placement::{self, Fleet, Held, NoPlace, Strategy, Turn, Waiting};
 use crate::domain::workspace::{Event, State, Workspace};
-use crate::store::{Change, InLine, Locked, Work};
+use crate::store::{Change, Claim, InLine, Locked, Work};
 
 /// Claimed, or told why they wait, in one transaction: long enough to be cheap, short enough that no heartbeat of their
 /// nodes waits for long.
 const AT_ONCE: usize = 250;
+
+/// Of these transactions, so many are under way together: the database works at one while the next is made.
+const ABREAST: usize = 2;
 
 /// Purges tried in one pass; the rest is tried in the next.
 const PURGES: i64 = 50;
@@ -156,17 +160,9 @@ impl App {
             }
         }
         let mut done = BTreeSet::new();
-        for chunk in wins.chunks(AT_ONCE) {
-            match self.claim_many(chunk).await {
-                Ok(claimed) => done.extend(claimed),
-                Err(error) if error.is_conflict() => self.metrics.lost_race(),
-                Err(error) if error.is_passing() => return Err(error),
-                // It is about one of them: that one alone stays where it is.
-                Err(_) => {
-                    for win in chunk {
-                        done.extend(alone(win.0, self.claim_many(std::slice::from_ref(win)).await)?);
-                    }
-                }
+        for abreast in by_node(wins).chunks(ABREAST) {
+            for claimed in join_all(abreast.iter().map(|wins| self.claim_all(wins))).await {
+                done.extend(claimed?);
             }
         }
         for chunk in waits.chunks(AT_ONCE) {
@@ -203,37 +199,54 @@ impl App {
         Ok(placement::plan(line, &mut fleet, now))
     }
 
+    /// As [`App::claim_many`]; where something is wrong with one of them, that one alone stays where it is.
+    async fn claim_all(&self, wins: &[Win]) -> Result<Vec<WorkspaceUid>> {
+        match self.claim_many(wins).await {
+            Err(error) if error.is_conflict() => {
+                self.metrics.lost_race();
+                Ok(vec![])
+            }
+            Err(error) if !error.is_passing() => {
+                let mut done = vec![];
+                for win in wins {
+                    done.extend(alone(win.0, self.claim_many(std::slice::from_ref(win)).await)?);
+                }
+                Ok(done)
+            }
+            claimed => claimed,
+        }
+    }
+
     /// Claims places that a pass decided on; those that still could be had.
-    async fn claim_many(&self, wins: &[(WorkspaceUid, NodeId)]) -> Result<Vec<WorkspaceUid>> {
-        let nodes_of: BTreeMap<_, _> = wins.iter().copied().collect();
-        let nodes: BTreeSet<_> = nodes_of.values().copied().collect();
+    async fn claim_many(&self, wins: &[Win]) -> Result<Vec<WorkspaceUid>> {
+        let uids: Vec<_> = wins.iter().map(|(uid, _)| *uid).collect();
+        let nodes: BTreeSet<_> = wins.iter().map(|(_, node)| *node).collect();
         let nodes: Vec<_> = nodes.into_iter().collect();
         let mut work = self.store.begin().await?;
-        let uids: Vec<_> = nodes_of.keys().copied().collect();
         let (locked, now) = work.lock_many(&uids).await?;
         let held = work.held_containers().await?;
         let candidates = work.lock_candidates(&nodes, &[], self.settings.limits).await?;
         let mut fleet = Fleet::new(Strategy::default(), candidates, []);
-        let mut changes = Vec::with_capacity(locked.len());
-        for before in locked.into_iter().filter(|w| waits(w) && !held.contains_key(&w.uid)) {
-            let Some(node) = nodes_of.get(&before.uid) else { continue };
+        let still = locked.into_iter().filter(|w| waits(w) && !held.contains_key(&w.uid));
+        let mut still: HashMap<_, _> = still.map(|workspace| (workspace.uid, workspace)).collect();
+        let (mut changes, mut claims) = (Vec::with_capacity(wins.len()), Vec::with_capacity(wins.len()));
+        for (uid, node) in wins.iter().copied() {
+            let Some(before) = still.remove(&uid) else { continue };
             // Another replica may have placed there meanwhile; then the next pass finds another node.
-            if fleet.take_on(*node, &Waiting::of(&before).ask()) {
-                let (after, log) = before.apply(Event::Place { node: *node }, now)?;
+            if fleet.take_on(node, &Waiting::of(&before).ask()) {
+                let (after, log) = before.apply(Event::Place { node }, now)?;
+                claims.push(Claim { workspace: uid, node, resources: after.spec.resources });
                 changes.push(Change { before, after, log });
             }
         }
-        let claims: Vec<_> =
-            changes.iter().filter_map(|change| Some((&change.after, change.after.node?))).collect();
-        work.insert_placements(&claims).await?;
-        let claimed: Vec<_> =
-            changes.iter().map(|change| (change.after.uid, change.after.started_at)).collect();
+        let since: Vec<_> = changes.iter().map(|change| change.after.started_at).collect();
         work.save_many(changes, now).await?;
+        work.insert_placements(&claims).await?;
         self.nudge.ring(&work.commit().await?);
-        for (_, since) in &claimed {
-            self.metrics.placed(*since, now);
+        for since in since {
+            self.metrics.placed(since, now);
         }
-        Ok(claimed.into_iter().map(|(uid, _)| uid).collect())
+        Ok(claims.into_iter().map(|claim| claim.workspace).collect())
     }
 
     /// Tells those who wait why.
@@ -300,6 +313,24 @@ impl App {
     }
 }
 
+/// One whose turn it is, and the node that takes it.
+type Win = (WorkspaceUid, NodeId);
+
+/// What is claimed in one transaction: all that a node takes, and no more than [`AT_ONCE`] unless one node takes them. So a node is
+/// locked once in a pass, its agent hears of them together, and no two transactions want the same node. On each node, who comes
+/// first in line comes first.
+fn by_node(mut wins: Vec<Win>) -> Vec<Vec<Win>> {
+    wins.sort_by_key(|(_, node)| *node);
+    let mut batches: Vec<Vec<Win>> = vec![];
+    for of_node in wins.chunk_by(|(_, one), (_, next)| one == next) {
+        match batches.last_mut() {
+            Some(last) if last.len() + of_node.len() <= AT_ONCE => last.extend(of_node),
+            Some(_) | None => batches.push(of_node.to_vec()),
+        }
+    }
+    batches
+}
+
 /// Whether it is in line.
 fn waits(workspace: &Workspace) -> bool {
     workspace.state == State::Pending && workspace.node.is_none() && workspace.deleted_at.is_none()
@@ -328,4 +359,28 @@ async fn no_healthy_node(work: &mut Work) -> Result<AppError> {
             passing: true,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_that_a_node_takes_is_claimed_together_in_the_order_of_the_line() {
+        let id = |n: usize| uuid::Uuid::from_u128(n as u128);
+        let win = |(place, node): (usize, usize)| (WorkspaceUid(id(1000 - place)), NodeId(id(node)));
+        let sizes = [100, 100, 100, 300, 10];
+        let mut line: Vec<_> = (0..300).flat_map(|n| (0..5).filter(move |node| n < sizes[*node])).collect();
+        line.rotate_left(1);
+        let wins: Vec<_> = line.into_iter().enumerate().map(win).collect();
+        let batches = by_node(wins.clone());
+        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [200, 100, 300, 10]);
+        for node in (0..5).map(|node| NodeId(id(node))) {
+            let of_node = |wins: &[Win]| wins.iter().filter(|(_, n)| *n == node).copied().collect::<Vec<_>>();
+            let claimed: Vec<_> =
+                batches.iter().map(|batch| of_node(batch)).filter(|wins| !wins.is_empty()).collect();
+            assert_eq!(claimed, [of_node(&wins)]);
+        }
+        assert!(by_node(vec![]).is_empty());
+    }
 }

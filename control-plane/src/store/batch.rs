@@ -1,11 +1,11 @@
 //! Many workspaces in one transaction: each step is as with one, the statements are not.
 
 use carrel_common::id::{NodeId, PlacementId, WorkspaceUid};
-use sea_orm::entity::prelude::*;
-use sea_orm::sea_query::OnConflict;
-use sea_orm::{ConnectionTrait, IntoActiveModel, Iterable as _, QueryOrder as _, QuerySelect as _};
+use carrel_common::model::Resources;
+use sea_orm::{ConnectionTrait, EntityTrait as _};
 use serde_json::json;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use super::error::{Result, StoreError};
 use super::readable::readable_workspaces;
@@ -25,6 +25,33 @@ pub struct Change {
     pub log: Vec<Entry>,
 }
 
+/// A place that a workspace is to have.
+#[derive(Debug, Clone, Copy)]
+pub struct Claim {
+    /// The workspace.
+    pub workspace: WorkspaceUid,
+    /// Where.
+    pub node: NodeId,
+    /// What it holds there.
+    pub resources: Resources,
+}
+
+/// Whether all that became of a workspace is where it stands and what is said of it, as when its turn in line comes. The other
+/// columns are the wider ones, and stay as they are.
+fn is_a_turn(before: &Workspace, after: &Workspace) -> bool {
+    let turned = Workspace {
+        state: after.state,
+        state_since: after.state_since,
+        status_reason: after.status_reason,
+        status_message: after.status_message.clone(),
+        stage: after.stage,
+        node: after.node,
+        last_node: after.last_node,
+        ..before.clone()
+    };
+    turned == *after && before.open_for_activity() == after.open_for_activity()
+}
+
 impl Work {
     /// Locks workspaces as [`Work::lock`] does, in the order of their ids; those that are gone, or cannot be read, are left out. And the
     /// database's time.
@@ -41,10 +68,12 @@ impl Work {
             ))
             .await
             .map_err(&sorted)?;
+        // One value for all of them: with one for each, Postgres reads the whole table rather than the index.
         let models = entity::Entity::find()
-            .filter(entity::Column::Id.is_in(ids))
-            .order_by_asc(entity::Column::Id)
-            .lock_exclusive()
+            .from_raw_sql(sql(
+                "SELECT * FROM workspaces WHERE id = ANY ($1) ORDER BY id FOR UPDATE",
+                [ids.into()],
+            ))
             .all(&self.tx)
             .await
             .map_err(&sorted)?;
@@ -52,70 +81,80 @@ impl Work {
         Ok((readable_workspaces(models), now))
     }
 
-    /// Writes what steps made of locked workspaces, as [`Work::save`] does with one. Steps that open or close a workspace
-    /// for activity are not for this.
+    /// Writes what steps made of locked workspaces, as [`Work::save`] does with one.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when a row is no longer the one that was read.
     pub async fn save_many(&mut self, changes: Vec<Change>, now: OffsetDateTime) -> Result<()> {
         let operation = "write workspaces";
-        let changes: Vec<_> = changes.into_iter().filter(|change| change.before != change.after).collect();
-        if changes.is_empty() {
-            return Ok(());
-        }
         let (mut rows, mut log) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
         for Change { before, mut after, log: entries } in changes {
+            if before == after {
+                continue;
+            }
+            if !is_a_turn(&before, &after) {
+                self.save(&before, after, entries, now).await?;
+                continue;
+            }
             after.version = before.version.saturating_add(1);
-            after.updated_at = now;
-            rows.push(entity::Model::try_from(&after)?.into_active_model().reset_all());
+            rows.push(json!({
+                "id": after.uid, "read": before.version, "version": after.version, "state": after.state,
+                "state_since": after.state_since.format(&Rfc3339).map_err(|e| StoreError::Corrupt { table: "workspaces", problem: e.to_string() })?,
+                "status_reason": after.status_reason, "status_message": after.status_message, "stage": after.stage,
+                "node_id": after.node, "last_node_id": after.last_node,
+            }));
             self.note(&before, &after);
             log.extend(told(&before, &after, entries));
         }
+        if rows.is_empty() {
+            return Ok(());
+        }
         let count = u64::try_from(rows.len()).unwrap_or(u64::MAX);
-        let mut columns: Vec<_> = entity::Column::iter().collect();
-        columns.retain(|column| !matches!(column, entity::Column::Id));
-        // The rows exist and are locked: this is an update of many, by the version that was read.
-        let mut update = OnConflict::column(entity::Column::Id);
-        update
-            .update_columns(columns)
-            .action_and_where(Expr::cust("workspaces.version + 1 = excluded.version"));
-        let done = entity::Entity::insert_many(rows)
-            .on_conflict(update)
-            .exec_without_returning(&self.tx)
+        let done = self
+            .tx
+            .execute_raw(sql(
+                "UPDATE workspaces w
+                 SET version = c.version, state = c.state, state_since = c.state_since, status_reason = c.status_reason,
+                     status_message = c.status_message, stage = c.stage, node_id = c.node_id,
+                     last_node_id = c.last_node_id, updated_at = $2
+                 FROM jsonb_to_recordset($1) AS c (id uuid, read bigint, version bigint, state text,
+                      state_since timestamptz, status_reason jsonb, status_message text, stage jsonb, node_id uuid,
+                      last_node_id uuid)
+                 WHERE w.id = c.id AND w.version = c.read",
+                [serde_json::Value::Array(rows).into(), now.into()],
+            ))
             .await
             .map_err(StoreError::sort(operation))?;
-        if done != count {
+        if done.rows_affected() != count {
             return Err(StoreError::Conflict { operation });
         }
         self.append_many(log).await
     }
 
-    /// Claims places, each on its node. The database refuses a second unreleased claim of a workspace.
+    /// Claims the places that saved workspaces are to have, each on its node. What they are made of is in their rows. The database
+    /// refuses a second unreleased claim of a workspace.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when a workspace has a placement already.
-    pub async fn insert_placements(&mut self, claims: &[(&Workspace, NodeId)]) -> Result<()> {
-        let rows: Vec<_> = claims
-            .iter()
-            .map(|(workspace, node)| {
-                json!({
-                    "id": PlacementId::new().0, "workspace_id": workspace.uid.0, "node_id": node.0,
-                    "generation": workspace.generation.0, "spec": workspace.spec,
-                    "cpu_millicores": workspace.spec.resources.cpu_millicores,
-                    "memory_bytes": workspace.spec.resources.memory_bytes,
-                })
-            })
-            .collect();
+    pub async fn insert_placements(&mut self, claims: &[Claim]) -> Result<()> {
+        let each = |column: fn(&Claim) -> i64| claims.iter().map(column).collect::<Vec<_>>();
+        let ids: Vec<_> = claims.iter().map(|_| PlacementId::new().0).collect();
+        let workspaces: Vec<_> = claims.iter().map(|claim| claim.workspace.0).collect();
+        let nodes: Vec<_> = claims.iter().map(|claim| claim.node.0).collect();
+        let cpu = each(|claim| claim.resources.cpu_millicores);
+        let memory = each(|claim| claim.resources.memory_bytes);
         self.tx
             .execute_raw(sql(
                 "INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes, incarnation)
-                 SELECT c.*, cluster.incarnation FROM cluster, jsonb_to_recordset($1) AS c (id uuid, workspace_id uuid,
-                        node_id uuid, generation bigint, spec jsonb, cpu_millicores bigint, memory_bytes bigint)",
-                [serde_json::Value::Array(rows).into()],
+                 SELECT c.id, c.workspace, c.node, w.generation, w.spec, c.cpu, c.memory, cluster.incarnation
+                 FROM cluster, unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[], $5::bigint[])
+                      AS c (id, workspace, node, cpu, memory),
+                      LATERAL (SELECT generation, spec FROM workspaces WHERE id = c.workspace OFFSET 0) w",
+                [ids.into(), workspaces.into(), nodes.into(), cpu.into(), memory.into()],
             ))
             .await
             .map_err(StoreError::sort("claim places"))?;
-        self.touched.nodes.extend(claims.iter().map(|(_, node)| *node));
+        self.touched.nodes.extend(claims.iter().map(|claim| claim.node));
         Ok(())
     }
 }

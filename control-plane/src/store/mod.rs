@@ -47,7 +47,7 @@ use limited::Pool;
 
 pub use activity::SweepLimits;
 pub use address::check_address;
-pub use batch::Change;
+pub use batch::{Change, Claim};
 pub use beats::{Beat, Beaten, Input, Job};
 pub use error::{Result, StoreError};
 pub use events::{EventQuery, Position, StoredEvent};

@@ -22,6 +22,7 @@ mod lost;
 mod migrations;
 mod nodes;
 mod orphans;
+mod passes;
 mod placing;
 mod policies;
 mod races;
