@@ -12,6 +12,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::rules::Rules;
 use super::settle::settle;
@@ -19,7 +20,7 @@ use super::workspaces::clock_was_set;
 use super::{App, AppError, IdleView, Result};
 use crate::domain::activity::{Activity, BySignal, falls_short};
 use crate::domain::workspace::Workspace;
-use crate::store::{Beat, Beaten, Input, Job};
+use crate::store::{Beat, Beaten, Input, Job, Written};
 
 /// With so many reports a batch is full: the bench shows no gain beyond. The last call is taken whole.
 const BATCH: usize = 1000;
@@ -100,7 +101,7 @@ impl App {
     /// Writes what is handed in until `stop`, then finishes it.
     pub async fn write_heartbeats(&self, inbox: Inbox, stop: CancellationToken) {
         let Inbox(mut inbox) = inbox;
-        let mut writing = FuturesUnordered::new();
+        let (mut writing, answering) = (FuturesUnordered::new(), TaskTracker::new());
         let (mut gathered, mut size) = (Vec::new(), 0);
         // More may come; nothing new is taken.
         let (mut open, mut closing) = (true, false);
@@ -114,7 +115,11 @@ impl App {
             tokio::select! {
                 // Cancel-safe: a batch that is not done stays in `writing`, recv loses nothing, a token stays cancelled.
                 biased;
-                Some(()) = writing.next(), if !writing.is_empty() => {}
+                Some(batch) = writing.next(), if !writing.is_empty() => {
+                    // The database has the next batch to write meanwhile.
+                    let app = self.clone();
+                    answering.spawn(async move { app.answer_batch(batch).await });
+                }
                 waiting = inbox.recv(), if open && size < BATCH => match waiting {
                     Some(waiting) => {
                         size += waiting.beats.len();
@@ -134,20 +139,34 @@ impl App {
                 }
             }
         }
+        answering.close();
+        answering.wait().await;
     }
 
-    async fn write_batch(&self, batch: Vec<Waiting>) {
-        let gathered = Gathered::of(batch.iter().flat_map(|waiting| &waiting.beats));
-        let (mut input, mut jobs) = (Vec::new(), Vec::new());
-        for round in &gathered.input {
-            input.push(self.store.record_input(round).await.map_err(AppError::from));
+    async fn write_batch(&self, waiting: Vec<Waiting>) -> Batch {
+        let Gathered { input, jobs, places } = Gathered::of(waiting.iter().flat_map(|waiting| &waiting.beats));
+        let (mut written, mut granted) = (Vec::new(), Vec::new());
+        for round in input {
+            let done = self.store.write_input(&round).await.map_err(AppError::from);
+            written.push((round, done));
         }
-        for round in &gathered.jobs {
-            jobs.push(settle!(self.record_jobs(round)));
+        for round in &jobs {
+            granted.push(settle!(self.record_jobs(round)));
+        }
+        Batch { waiting, places, input: written, jobs: granted }
+    }
+
+    async fn answer_batch(&self, Batch { waiting, places, input: written, jobs }: Batch) {
+        let mut input = Vec::with_capacity(written.len());
+        for (round, written) in written {
+            input.push(match written {
+                Ok(written) => self.store.what_became_of(&round, &written).await.map_err(AppError::from),
+                Err(error) => Err(error),
+            });
         }
         let rules = self.rules.get();
-        let mut places = gathered.places.iter();
-        for waiting in batch {
+        let mut places = places.iter();
+        for waiting in waiting {
             let answers = waiting.beats.iter().zip(&mut places).map(|(beat, place)| {
                 let rounds = if beat.signal == Signal::Job { &jobs } else { &input };
                 match rounds.get(place.round) {
@@ -214,6 +233,16 @@ struct Gathered {
     jobs: Vec<Vec<Job>>,
     /// Where each report went, in order.
     places: Vec<Place>,
+}
+
+/// A batch that was committed, and what became of each statement.
+#[derive(Debug)]
+struct Batch {
+    waiting: Vec<Waiting>,
+    /// Where each report went, in order.
+    places: Vec<Place>,
+    input: Vec<(Vec<Input>, Result<Written>)>,
+    jobs: Vec<Result<Vec<Beaten>>>,
 }
 
 /// Of what is gathered, in which statement, and where in it.

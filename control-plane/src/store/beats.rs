@@ -174,6 +174,10 @@ SELECT lower(w.student_id) AS key, w.stop, a.closed, a.generation
 FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id
 WHERE lower(w.student_id) = ANY ($1::text[]) AND w.deleted_at IS NULL";
 
+/// What the database answered to input that it committed.
+#[derive(Debug)]
+pub struct Written(Vec<QueryResult>);
+
 /// What became of those that a statement named, in its order; `None`: it was not recorded.
 type Answers = Vec<Option<Beaten>>;
 
@@ -182,6 +186,10 @@ fn recorded(row: &QueryResult) -> Result<(usize, Workspace, Activity, OffsetDate
     let number: i64 = refuse(row.try_get("", "number"))?;
     let place = usize::try_from(number - 1).unwrap_or(usize::MAX);
     Ok((place, clocked(row)?, activity(row)?, refuse(row.try_get("", "now"))?))
+}
+
+fn keys(input: &[Input]) -> Vec<&str> {
+    input.iter().map(|input| input.key.as_str()).collect()
 }
 
 fn texts(keys: &[&str]) -> Value {
@@ -193,35 +201,41 @@ fn numbers(generations: impl Iterator<Item = Option<Generation>>) -> Vec<i64> {
 }
 
 impl Store {
-    /// Records the input of several students, each named once, in one statement; one answer for each, in order, after the
-    /// commit.
+    /// Records the input of several students, each named once, in one statement, and commits. What became of each is read
+    /// from the answer ([`Store::what_became_of`]), which the next batch need not wait for.
     ///
     /// # Errors
     /// When the database cannot be reached: then it is not known whether they were recorded.
-    pub async fn record_input(&self, input: &[Input]) -> Result<Vec<Beaten>> {
-        let operation = "record activity";
-        let keys: Vec<&str> = input.iter().map(|input| input.key.as_str()).collect();
+    pub async fn write_input(&self, input: &[Input]) -> Result<Written> {
+        let sorted = StoreError::sort("record activity");
         let ages = |signal| -> Vec<f64> {
             let age = |input: &Input| input.ages.get(signal).map_or(-1.0, |age| age.as_secs_f64());
             input.iter().map(age).collect()
         };
         let mut arguments = PgArguments::default();
         let added = arguments
-            .add(&keys)
+            .add(keys(input))
             .and_then(|()| arguments.add(numbers(input.iter().map(|input| input.generation))))
             .and_then(|()| arguments.add(ages(Signal::LmsInput)))
             .and_then(|()| arguments.add(ages(Signal::EditorInput)))
             .and_then(|()| arguments.add(ages(Signal::KeepWorking)));
-        added.map_err(|error| StoreError::sort(operation)(DbErr::Custom(error.to_string())))?;
-        let rows = self.beats.rows(&RECORD, arguments).await.map_err(StoreError::sort(operation))?;
+        added.map_err(|error| sorted(DbErr::Custom(error.to_string())))?;
+        self.beats.rows(&RECORD, arguments).await.map(Written).map_err(sorted)
+    }
+
+    /// What became of input that was [written](Store::write_input), one answer for each, in order.
+    ///
+    /// # Errors
+    /// When the answer cannot be read, or the database cannot be reached to look why some was not recorded.
+    pub async fn what_became_of(&self, input: &[Input], Written(rows): &Written) -> Result<Vec<Beaten>> {
         let mut answers: Answers = vec![None; input.len()];
-        for row in &rows {
+        for row in rows {
             let (place, workspace, activity, now) = recorded(row)?;
             if let Some(answer) = answers.get_mut(place) {
                 *answer = Some(Beaten::Recorded { workspace: Box::new(workspace), activity, now });
             }
         }
-        self.with_refused(answers, &keys).await
+        self.with_refused(answers, &keys(input)).await
     }
 
     /// Records declared jobs, each student named once; `grant` says what each gets, on the row as it is locked. One answer for

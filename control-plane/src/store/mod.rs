@@ -48,7 +48,7 @@ use limited::Pool;
 pub use activity::SweepLimits;
 pub use address::check_address;
 pub use batch::{Change, Claim};
-pub use beats::{Beat, Beaten, Input, Job};
+pub use beats::{Beat, Beaten, Input, Job, Written};
 pub use error::{Result, StoreError};
 pub use events::{EventQuery, Position, StoredEvent};
 pub use failures::Blamed;

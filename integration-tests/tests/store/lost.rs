@@ -40,7 +40,11 @@ impl Way {
     async fn record(&self, reports: usize) -> Vec<bool> {
         let ages = BySignal { lms_input: Some(Duration::ZERO), ..BySignal::default() };
         let input = [Input { key: "ada".into(), generation: None, ages }];
-        let answers = join_all((0..reports).map(|_| self.store.record_input(&input))).await;
+        let record = |_| async {
+            let written = self.store.write_input(&input).await?;
+            self.store.what_became_of(&input, &written).await
+        };
+        let answers = join_all((0..reports).map(record)).await;
         let recorded = |answer: Result<Vec<_>, _>| match answer {
             Ok(beaten) => matches!(beaten[..], [Beaten::Recorded { .. }]),
             Err(StoreError::Unavailable { .. }) => false,
