@@ -225,7 +225,8 @@ async fn a_start_that_completes_after_its_student_was_moved_gives_way_without_an
         "UPDATE placements SET released_at = now() WHERE released_at IS NULL".to_owned(),
         format!(
             "INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes, incarnation, released_at)
-             SELECT '{other}', workspace_id, node_id, 2, spec, cpu_millicores, memory_bytes, incarnation, now() FROM placements"
+             SELECT '{other}', p.workspace_id, p.node_id, 2, p.spec, p.cpu_millicores, p.memory_bytes, p.incarnation, now()
+             FROM placements p JOIN workspaces w ON w.id = p.workspace_id AND w.student_id = '{student}'"
         ),
         "UPDATE nodes SET desired_generation = desired_generation + 1".to_owned(),
         format!(
