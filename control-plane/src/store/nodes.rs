@@ -98,7 +98,8 @@ impl Store {
         Ok(())
     }
 
-    /// Nodes that have not been heard of for `silence`, and are not marked so yet, or hold workspaces that are not.
+    /// Nodes that have not been heard of for `silence`, and are not marked so yet, or hold workspaces that are not, or that wait for
+    /// them without knowing it.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -110,7 +111,9 @@ impl Store {
                  WHERE removed_at IS NULL AND state <> 'FENCED'
                    AND coalesce(last_heartbeat_at, created_at) < clock_timestamp() - make_interval(secs => $1)
                    AND (state <> 'UNREACHABLE' OR EXISTS (
-                        SELECT 1 FROM workspaces w WHERE w.node_id = n.id AND w.state IN ('STARTING', 'RUNNING')))",
+                        SELECT 1 FROM workspaces w WHERE w.node_id = n.id
+                          AND (w.state IN ('STARTING', 'RUNNING') OR w.state = 'PENDING'
+                               AND w.status_reason IS DISTINCT FROM '\"PREVIOUS_HOST_UNREACHABLE\"')))",
                 [silence.as_secs_f64().into()],
             ))
             .await

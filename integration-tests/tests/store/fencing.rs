@@ -91,6 +91,43 @@ async fn a_sign_of_life_and_the_fence_exclude_each_other() {
     rig.end().await;
 }
 
+/// What waits for a silent host comes to do so after that fell silent: nobody presses Start before.
+#[tokio::test]
+async fn who_begins_to_wait_for_a_silent_node_is_told_what_for() {
+    let rig = Rig::with(|settings| {
+        settings.unreachable_after = Duration::ZERO;
+        settings.stays.stopping = Duration::ZERO;
+    })
+    .await;
+    let node = rig.node(4).await;
+    for student in ["ada", "bob"] {
+        rig.running(node, student).await;
+    }
+    silent(&rig, node).await;
+    let told = async || rig.app.store.silent_nodes(Duration::ZERO).await.unwrap();
+    assert_eq!(told().await, [], "all there is to say of it was said");
+    rig.app.restart(&call("RestartWorkspace"), &id("ada")).await.unwrap();
+    rig.stop("bob").await;
+    rig.app.end_all_overdue().await.unwrap();
+    rig.start("bob").await.unwrap();
+    for student in ["ada", "bob"] {
+        let waits = rig.get(student).await;
+        assert_eq!(
+            (waits.state, waits.status_reason),
+            (State::Pending, Some(StatusReason::PreviousStopping)),
+            "{student}"
+        );
+    }
+    assert_eq!(told().await, [node]);
+    rig.app.give_up_node(node).await.unwrap();
+    for student in ["ada", "bob"] {
+        let reason = rig.get(student).await.status_reason;
+        assert_eq!(reason, Some(StatusReason::PreviousHostUnreachable), "{student}");
+    }
+    assert_eq!(told().await, [], "told once");
+    rig.end().await;
+}
+
 #[tokio::test]
 async fn what_was_observed_has_to_be_what_is() {
     let rig = rig().await;

@@ -99,7 +99,9 @@ impl Workspace {
             }
             (Pending, Event::NodeSilent) => {
                 next.status_reason = Some(StatusReason::PreviousHostUnreachable);
-                next.status_message = "Waits for the host that held it before, which does not answer.".into();
+                next.status_message =
+                    "Waits for the host that held it before, which does not answer: until that is back, or given up."
+                        .into();
                 vec![]
             }
             (Stopped | Stopping | Failed | Unreachable, Event::NodeSilent) => vec![],
