@@ -10,7 +10,7 @@ use carrel_common::id::{NodeId, StudentId, WorkspaceUid};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::node_admin::about;
+use super::node_admin::{about, left_on};
 use super::settle::settle;
 use super::workspaces::{replay, rfc3339};
 use super::{App, AppError, Call, Result, Rules, alone};
@@ -228,7 +228,7 @@ async fn fates(
 
 /// Notes that a locked node that is being emptied is empty; whether it is.
 async fn note_if_empty(work: &mut Work, id: NodeId) -> Result<bool> {
-    let empty = work.unreleased_on(id).await? == 0;
+    let empty = left_on(work, id).await? == 0;
     if empty {
         work.note_drained(id).await?;
         work.append(about(id), Entry::new("node.drained", Actor::ControlPlane)).await?;

@@ -16,6 +16,11 @@ pub(super) fn about(node: NodeId) -> Subject {
     Subject { workspace: None, node: Some(node) }
 }
 
+/// What may still write on a locked node: unreleased placements, and containers that no order names and that keep their student waiting.
+pub(super) async fn left_on(work: &mut Work, node: NodeId) -> Result<i64> {
+    Ok(work.unreleased_on(node).await? + work.held_on(node).await?)
+}
+
 impl App {
     /// A page of nodes, and the id to ask for the next with.
     ///
@@ -125,7 +130,7 @@ impl App {
         work.change_rules().await?;
         let node = work.lock_node(id).await?.ok_or(AppError::NodeNotFound(id))?;
         // Its lease runs on after the ban: what was left alone there could still write.
-        let remaining = work.unreleased_on(id).await? + work.held_on(id).await?;
+        let remaining = left_on(&mut work, id).await?;
         if remaining > 0 {
             return Err(AppError::NodeNotEmpty { node: id, remaining });
         }

@@ -7,6 +7,7 @@ use control_plane::domain::node::Standing;
 use control_plane::domain::policy::{Policy, QuietWindow, Scope};
 use control_plane::domain::workspace::{Desired, State, Workspace};
 
+use crate::orphans::{held, judge};
 use crate::rig::{Rig, beat, call, id};
 
 const LEAD: Duration = Duration::from_millis(200);
@@ -203,6 +204,21 @@ async fn an_empty_node_is_drained_at_once() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;
     assert_eq!(drain(&rig, node, &within(Duration::ZERO)).await.unwrap(), Vec::<String>::new());
+    assert_eq!(standing(&rig, node).await, Standing::Drained);
+    rig.end().await;
+}
+
+/// What follows on DRAINED is a reboot.
+#[tokio::test]
+async fn a_node_is_not_drained_while_a_container_that_was_left_alone_may_write_there() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    held(&rig, node).await;
+    assert_eq!(drain(&rig, node, &within(HOUR)).await.unwrap(), Vec::<String>::new());
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 0);
+    assert_eq!(standing(&rig, node).await, Standing::Draining);
+    judge(&rig, node, &[]).await;
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 1);
     assert_eq!(standing(&rig, node).await, Standing::Drained);
     rig.end().await;
 }
