@@ -258,7 +258,7 @@ impl App {
                 Resolution::Adopt => {
                     let adopted = self.adopt(&mut work, node, container, &known).await?;
                     work.forget_orphan(node, container_id).await?;
-                    refuse_given_up(&mut work, node).await?;
+                    refuse_where_nothing_stands(&mut work, node).await?;
                     ("ADOPT", adopted)
                 }
             };
@@ -322,13 +322,16 @@ impl App {
     }
 }
 
-/// Nothing stands on a node that was given up: nobody would give it up once more. Asked last, as node rows come last in the order of
-/// locks: who gives the node up at this moment was before, or finds what is done here.
-async fn refuse_given_up(work: &mut Work, node: NodeId) -> Result<()> {
-    match work.lock_node(node).await?.is_some_and(|node| node.state == NodeState::Fenced) {
-        true => Err(AppError::OrphanCannotBeAdopted {
-            why: "its node was given up, and what ran there has ended; a node that is back tells what it runs",
-        }),
-        false => Ok(()),
-    }
+/// Nothing stands on a node that was given up: nobody would give it up once more; nor on one that was taken out, of which nothing is
+/// heard any more. Asked last, as node rows come last in the order of locks: who gives the node up at this moment was before, or finds
+/// what is done here.
+async fn refuse_where_nothing_stands(work: &mut Work, node: NodeId) -> Result<()> {
+    let why = match work.lock_node(node).await? {
+        Some(node) if node.removed_at.is_some() => "its node was removed",
+        Some(node) if node.state == NodeState::Fenced => {
+            "its node was given up, and what ran there has ended; a node that is back tells what it runs"
+        }
+        _ => return Ok(()),
+    };
+    Err(AppError::OrphanCannotBeAdopted { why })
 }

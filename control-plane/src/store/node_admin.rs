@@ -213,7 +213,7 @@ impl Work {
     /// When the database cannot be reached.
     pub async fn remove_node(&mut self, id: NodeId) -> Result<()> {
         for statement in [
-            "UPDATE nodes SET removed_at = clock_timestamp() WHERE id = $1",
+            "UPDATE nodes SET removed_at = clock_timestamp(), session_epoch = session_epoch + 1 WHERE id = $1",
             "DELETE FROM orphans WHERE node_id = $1",
         ] {
             self.tx

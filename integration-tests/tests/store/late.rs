@@ -8,7 +8,7 @@ use control_plane::domain::workspace::State;
 
 use crate::orphans::{container, held, resolve};
 use crate::restored::{declare, greeting};
-use crate::rig::{Rig, id, secret_of};
+use crate::rig::{Rig, call, id, secret_of};
 
 /// Until somebody waits for a lock in the database.
 pub(crate) async fn somebody_waits(rig: &Rig) {
@@ -62,5 +62,25 @@ async fn a_report_of_orphans_by_a_session_that_is_over_forgets_none_and_keeps_no
         assert_eq!(rig.app.resolved_orphans(node).await.unwrap().len(), 1, "an operator's word stands");
         assert!(matches!(refused, Err(AppError::SessionSuperseded(known)) if known == node), "{refused:?}");
     }
+    rig.end().await;
+}
+
+/// An order could stand there for ever: the node is neither given up nor removed once more.
+#[tokio::test]
+async fn a_report_of_orphans_by_a_node_that_was_taken_out_meanwhile_keeps_none_and_nothing_is_adopted_there() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let before = rig.epoch(node).await;
+    let late = container("c1", WorkspaceUid::new(), "kim", 1, node);
+    rig.judge_report(node, std::slice::from_ref(&late), &[]).await;
+    // As a report leaves it that had asked for the session just before the removal.
+    rig.database.execute("CREATE TABLE told AS TABLE orphans").await;
+    rig.app.remove_node(&call("RemoveNode"), node, "sold", false).await.unwrap();
+    let refused = rig.app.judge_report(node, before, std::slice::from_ref(&late), &[]).await;
+    assert!(matches!(refused, Err(AppError::SessionSuperseded(known)) if known == node), "{refused:?}");
+    assert_eq!(rig.database.text("SELECT count(*)::text FROM orphans").await, "0");
+    rig.database.execute("INSERT INTO orphans SELECT * FROM told").await;
+    let adopted = resolve(&rig, (node, "c1"), Resolution::Adopt, false).await;
+    assert!(matches!(adopted, Err(AppError::OrphanCannotBeAdopted { .. })), "{adopted:?}");
     rig.end().await;
 }
