@@ -67,7 +67,7 @@ impl App {
     /// A token with which one host can enrol within `ttl`: a new one, or the host of `node` once more.
     ///
     /// # Errors
-    /// [`AppError::NoAuthority`]; the node is unknown or removed; the call was answered before; the database.
+    /// [`AppError::NoAuthority`]; the node is unknown, banned or removed; the call was answered before; the database.
     pub async fn create_join_token(
         &self,
         call: &Call,
@@ -93,7 +93,7 @@ impl App {
         }
         if let Some(id) = node {
             let known = work.lock_node(id).await?.ok_or(AppError::NodeNotFound(id))?;
-            if known.removed_at.is_some() {
+            if known.banned_since().is_some() {
                 return Err(AppError::NodeRemoved(id));
             }
         }
@@ -112,7 +112,7 @@ impl App {
     ///
     /// # Errors
     /// The token is not good; the host is another than the node's, or runs containers of another node; the node was
-    /// removed; the request for a certificate is none; the database.
+    /// banned or removed; the request for a certificate is none; the database.
     pub async fn enroll_with_token(&self, host: &Applicant) -> Result<Certified> {
         let authorities = self.authorities()?;
         if host.secret.is_empty() {
@@ -128,10 +128,10 @@ impl App {
             Admission::New => (NodeId::new(), 0),
             Admission::As(id) | Admission::Again(id, _) => {
                 let node = work.lock_node(id).await?.ok_or(AppError::JoinTokenInvalid)?;
+                not_banned(&node)?;
                 if matches!(admission, Admission::Again(_, epoch) if epoch != node.session_epoch) {
                     return Err(AppError::JoinTokenInvalid);
                 }
-                not_removed(&node)?;
                 same_host(&node, &host.facts)?;
                 (id, node.session_epoch)
             }
@@ -158,14 +158,14 @@ impl App {
     /// A new certificate for a node.
     ///
     /// # Errors
-    /// The node is unknown or was removed, or of another Carrel; the request for a certificate is none; the database.
+    /// The node is unknown, was banned or removed, or is of another Carrel; the request for a certificate is none; the database.
     pub async fn renew_certificate(&self, credentials: &Credentials, csr_pem: &str) -> Result<Certified> {
         let id = credentials.node;
         let (authorities, request) = (self.authorities()?, request(csr_pem)?);
         of_this_carrel(credentials, self.state.cluster())?;
         let mut work = self.store.begin().await?;
         let node = work.lock_node(id).await?.ok_or(AppError::NodeUnknown(id))?;
-        not_removed(&node)?;
+        not_banned(&node)?;
         let certified = self.certify(&mut work, authorities, id, &request).await?;
         self.nudge.ring(&work.commit().await?);
         tracing::info!(node.id = %id, hostname = node.facts.hostname, "certificate renewed");
@@ -243,9 +243,9 @@ pub(super) fn of_this_carrel(credentials: &Credentials, ours: ClusterId) -> Resu
     }
 }
 
-/// A node that was taken out does nothing any more.
-pub(super) fn not_removed(node: &Node) -> Result<()> {
-    match node.removed_at {
+/// A node that was banned, or taken out, does nothing any more.
+pub(super) fn not_banned(node: &Node) -> Result<()> {
+    match node.banned_since() {
         Some(_) => Err(AppError::NodeBanned(node.id)),
         None => Ok(()),
     }

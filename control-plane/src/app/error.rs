@@ -126,8 +126,8 @@ pub enum AppError {
         /// Why.
         why: &'static str,
     },
-    /// The node was taken out for good.
-    #[error("node {0} was removed; its host can enrol as a new node with an empty state directory")]
+    /// The node was banned, or taken out for good.
+    #[error("node {0} was removed or banned; its host can enrol as a new node with an empty state directory")]
     NodeBanned(NodeId),
     /// The authority did not sign.
     #[error(transparent)]
@@ -137,7 +137,7 @@ pub enum AppError {
     NodeUnknown(NodeId),
     /// An operator says that it is dead, and it speaks.
     #[error(
-        "node {0} gives signs of life, so it is not dead: drain it, or stop its host and wait until it is UNREACHABLE"
+        "node {0} gives signs of life, so it is not dead: drain it, or stop its host and wait until it is UNREACHABLE, or ban it (RemoveNode with force)"
     )]
     NodeStillHeard(NodeId),
     /// The node was enrolled on another host or another Docker daemon.
@@ -153,12 +153,12 @@ pub enum AppError {
     /// No such node.
     #[error("there is no node {0}; ListNodes names those there are")]
     NodeNotFound(NodeId),
-    /// The node was taken out for good: told to an operator.
-    #[error("node {0} was removed; its host can come back only as a new node")]
+    /// The node was banned, or taken out for good: told to an operator.
+    #[error("node {0} was removed or banned; its host can come back only as a new node")]
     NodeRemoved(NodeId),
     /// Something is still placed there, or runs there without an order.
     #[error(
-        "{remaining} workspaces or containers are still on node {node}; drain it and resolve its orphans first, or confirm it dead"
+        "{remaining} workspaces or containers are still on node {node}; drain it and resolve its orphans first, or confirm it dead; force bans it at once"
     )]
     NodeNotEmpty {
         /// The node.

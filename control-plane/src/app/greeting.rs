@@ -3,7 +3,7 @@
 use carrel_common::id::ClusterId;
 use carrel_common::model::{Container, DesiredPair, HeartbeatCount, NodeFacts};
 
-use super::enrolment::{Credentials, not_removed, of_this_carrel};
+use super::enrolment::{Credentials, not_banned, of_this_carrel};
 use super::node_admin::about;
 use super::settle::settle;
 use super::{App, AppError, Result};
@@ -101,7 +101,7 @@ impl App {
                 }
             },
         };
-        not_removed(&node)?;
+        not_banned(&node)?;
         of_this_carrel(credentials, state.cluster)?;
         if let Err(error) = self.check_who(&mut work, &node, greeting).await? {
             self.nudge.ring(&work.commit().await?);

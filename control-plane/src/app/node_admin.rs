@@ -112,7 +112,22 @@ impl App {
         why: &str,
         validate_only: bool,
     ) -> Result<NodeLoad> {
-        settle!(self.remove_node_once(call, id, why, validate_only))
+        settle!(self.remove_node_once(call, id, why, (false, validate_only)))
+    }
+
+    /// Has nothing count that is said in a node's name, whatever is on it and however the store stands: at once taken out when it is
+    /// known to be empty, else silent from now on, and given up by its lease as silent nodes are.
+    ///
+    /// # Errors
+    /// [`AppError`].
+    pub async fn ban_node(
+        &self,
+        call: &Call,
+        id: NodeId,
+        why: &str,
+        validate_only: bool,
+    ) -> Result<NodeLoad> {
+        settle!(self.remove_node_once(call, id, why, (true, validate_only)))
     }
 
     async fn remove_node_once(
@@ -120,23 +135,37 @@ impl App {
         call: &Call,
         id: NodeId,
         why: &str,
-        validate_only: bool,
+        (force, validate_only): (bool, bool),
     ) -> Result<NodeLoad> {
         let mut work = self.store.begin().await?;
         if let Some(answer) = replay(&mut work, call).await? {
             return Ok(answer);
         }
-        self.refuse_while_behind(&mut work).await?;
+        if !force {
+            self.refuse_while_behind(&mut work).await?;
+        }
         work.change_rules().await?;
         let node = work.lock_node(id).await?.ok_or(AppError::NodeNotFound(id))?;
         // Its lease runs on after the ban: what was left alone there could still write.
         let remaining = left_on(&mut work, id).await?;
-        if remaining > 0 {
+        if remaining > 0 && !force {
             return Err(AppError::NodeNotEmpty { node: id, remaining });
         }
-        if node.removed_at.is_none() {
-            work.remove_node(id).await?;
-            let entry = Entry::new("node.removed", Actor::Operator)
+        // While the store is behind it does not know what is there.
+        let unknown = force && work.state().await?.behind.is_some();
+        let done = match (node.removed_at, node.banned_at) {
+            (None, _) if remaining == 0 && !unknown => {
+                work.remove_node(id).await?;
+                Some("node.removed")
+            }
+            (None, None) => {
+                work.ban_node(id).await?;
+                Some("node.banned")
+            }
+            (Some(_), _) | (None, Some(_)) => None,
+        };
+        if let Some(kind) = done {
+            let entry = Entry::new(kind, Actor::Operator)
                 .with("hostname", node.facts.hostname.as_str())
                 .with("why", why);
             work.append(about(id), entry).await?;
@@ -146,8 +175,8 @@ impl App {
             return self.load(&mut work, id).await;
         }
         let answer = self.finish_node(work, call, id).await?;
-        if node.removed_at.is_none() {
-            tracing::info!(node.id = %id, hostname = node.facts.hostname, "node removed");
+        if let Some(kind) = done {
+            tracing::info!(node.id = %id, hostname = node.facts.hostname, remaining, "{kind}");
         }
         Ok(answer)
     }

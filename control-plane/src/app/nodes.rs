@@ -3,7 +3,7 @@
 use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{DesiredPair, DesiredSet, Health, HeartbeatCount};
 
-use super::enrolment::not_removed;
+use super::enrolment::not_banned;
 use super::node_admin::about;
 use super::{App, AppError, Result, alone};
 use crate::domain::behind::Evidence;
@@ -76,7 +76,7 @@ impl App {
     ) -> Result<HeartbeatOutcome> {
         let mut work = self.store.begin().await?;
         let Some(before) = work.lock_node(id).await? else { return Ok(HeartbeatOutcome::Superseded) };
-        not_removed(&before)?;
+        not_banned(&before)?;
         let state = Node::heard_state(docker, storage);
         let renewed = work.renew_node(id, session_epoch, docker, storage, state).await?;
         let Some(count) = renewed else { return Ok(HeartbeatOutcome::Superseded) };
@@ -118,7 +118,7 @@ impl App {
     /// ordered as before.
     ///
     /// # Errors
-    /// [`AppError::NodeBanned`] when it was taken out, [`AppError::InventoryAwaited`] while nothing may be ordered there; the
+    /// [`AppError::NodeBanned`] when it was banned, or taken out, [`AppError::InventoryAwaited`] while nothing may be ordered there; the
     /// database.
     pub async fn desired_set(&self, node: NodeId, sent: Option<&SentSet>) -> Result<Option<DesiredSet>> {
         let found = self.store.placements_on(node).await?;
@@ -164,7 +164,7 @@ impl App {
         Ok(())
     }
 
-    /// Marks a node that has not been heard of, and what it holds; how many workspaces that concerned.
+    /// Marks a node that has not been heard of, or is banned and will not be, and what it holds; how many workspaces that concerned.
     ///
     /// # Errors
     /// The database.
@@ -173,7 +173,7 @@ impl App {
         let Some(node) = work.lock_node(id).await? else { return Ok(0) };
         let now = work.now().await?;
         let heard = node.last_heartbeat_at.is_some_and(|at| now < at + self.settings.unreachable_after);
-        if heard || node.state == NodeState::Fenced {
+        if heard && node.banned_at.is_none() || node.state == NodeState::Fenced {
             return Ok(0);
         }
         // The clock may have been set, or nobody could hear it: the next sign of life moves what it is measured by.

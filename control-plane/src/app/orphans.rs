@@ -322,12 +322,12 @@ impl App {
     }
 }
 
-/// Nothing stands on a node that was given up: nobody would give it up once more; nor on one that was taken out, of which nothing is
-/// heard any more. Asked last, as node rows come last in the order of locks: who gives the node up at this moment was before, or finds
+/// Nothing stands on a node that was given up: nobody would give it up once more; nor on one that was banned, or taken out, of which
+/// nothing is heard any more. Asked last, as node rows come last in the order of locks: who gives the node up at this moment was before, or finds
 /// what is done here.
 async fn refuse_where_nothing_stands(work: &mut Work, node: NodeId) -> Result<()> {
     let why = match work.lock_node(node).await? {
-        Some(node) if node.removed_at.is_some() => "its node was removed",
+        Some(node) if node.banned_since().is_some() => "its node was banned or removed",
         Some(node) if node.state == NodeState::Fenced => {
             "its node was given up, and what ran there has ended; a node that is back tells what it runs"
         }

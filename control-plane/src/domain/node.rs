@@ -98,6 +98,9 @@ pub struct Node {
     pub cordon: Option<String>,
     /// The drain under way, or done.
     pub drain: Option<NodeDrain>,
+    /// When it was banned before it could be taken out.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub banned_at: Option<OffsetDateTime>,
     /// When it was taken out for good.
     #[serde(with = "time::serde::rfc3339::option")]
     pub removed_at: Option<OffsetDateTime>,
@@ -141,6 +144,11 @@ impl Node {
         } else {
             NodeState::Degraded
         }
+    }
+
+    /// Since when nothing counts that is said in its name; `None`: its identity is good.
+    pub fn banned_since(&self) -> Option<OffsetDateTime> {
+        self.banned_at.or(self.removed_at)
     }
 
     /// What it can be used for: what is final first, then silence, then what an operator wants, then health.
@@ -215,6 +223,7 @@ pub(in crate::domain) mod tests {
             certificate_expires_at: None,
             cordon: None,
             drain: None,
+            banned_at: None,
             removed_at: None,
             created_at: T0,
             heartbeats: 0,

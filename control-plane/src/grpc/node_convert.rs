@@ -38,7 +38,7 @@ pub(super) fn node(load: NodeLoad) -> pb::Node {
     let problem = |(reason, message)| pb::NodeProblem { reason, message };
     let mut message = pb::Node {
         name: format!("nodes/{}", node.id),
-        schedulable: node.cordon.is_none() && node.removed_at.is_none(),
+        schedulable: node.cordon.is_none() && node.banned_since().is_none(),
         capacity: Some(capacity.into()),
         allocated: Some(allocated.into()),
         max_workspaces: node.facts.max_workspaces,
@@ -54,6 +54,7 @@ pub(super) fn node(load: NodeLoad) -> pb::Node {
             remaining: i32::try_from(count).unwrap_or(i32::MAX),
         }),
         create_time: Some(timestamp(node.created_at)),
+        ban_time: node.banned_since().map(timestamp),
         certificate_expire_time: node.certificate_expires_at.map(timestamp),
         ..pb::Node::default()
     };

@@ -107,9 +107,13 @@ impl NodeService for Nodes {
         let request = request.into_inner();
         let id = parse::node("name", &request.name).map_err(bad_field)?;
         let why = parse::needed_reason(&request.reason).map_err(bad_field)?;
-        let content = [request.name.as_str(), why, only(request.validate_only)];
+        let force = if request.force { "force" } else { "" };
+        let content = [request.name.as_str(), why, only(request.validate_only), force];
         let call = parse::call("RemoveNode", &request.request_id, &content).map_err(bad_field)?;
-        let removed = self.app.remove_node(&call, id, why, request.validate_only).await;
+        let removed = match request.force {
+            true => self.app.ban_node(&call, id, why, request.validate_only).await,
+            false => self.app.remove_node(&call, id, why, request.validate_only).await,
+        };
         let node = removed.map_err(to_status)?;
         Ok(Response::new(pb::RemoveNodeResponse { node: Some(convert::node(node)) }))
     }

@@ -13,7 +13,7 @@ use super::fleet::CandidateLimits;
 use super::nodes::node;
 use super::readable::readable_workspaces;
 use super::{Store, Work, sql};
-use crate::domain::node::Node;
+use crate::domain::node::{Node, NodeState};
 use crate::domain::placement::FAILURES_COUNT_FOR;
 use crate::domain::workspace::Workspace;
 
@@ -204,6 +204,24 @@ impl Work {
             .execute_raw(sql("UPDATE nodes SET drained_at = clock_timestamp() WHERE id = $1", [id.0.into()]))
             .await
             .map_err(StoreError::sort("note that a node is drained"))?;
+        Ok(())
+    }
+
+    /// Bans a locked node: its session ends, and as it is never heard again it is silent from now on, and given up as silent ones are.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn ban_node(&mut self, id: NodeId) -> Result<()> {
+        self.tx
+            .execute_raw(sql(
+                "UPDATE nodes SET banned_at = clock_timestamp(), session_epoch = session_epoch + 1, agent_connected = false,
+                        replacement_held = false, state = CASE state WHEN $2 THEN state ELSE $3 END
+                 WHERE id = $1",
+                [id.0.into(), NodeState::Fenced.as_str().into(), NodeState::Unreachable.as_str().into()],
+            ))
+            .await
+            .map_err(StoreError::sort("ban a node"))?;
+        self.touched.nodes.insert(id);
         Ok(())
     }
 

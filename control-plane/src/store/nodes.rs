@@ -53,6 +53,7 @@ pub(super) fn node(row: &QueryResult) -> Result<Node> {
         certificate_expires_at: row.try_get("", "certificate_expires_at").map_err(&get)?,
         cordon: row.try_get("", "cordon_reason").map_err(&get)?,
         drain: deadline_at.map(drain).transpose().map_err(&get)?,
+        banned_at: row.try_get("", "banned_at").map_err(&get)?,
         removed_at: row.try_get("", "removed_at").map_err(&get)?,
         created_at: row.try_get("", "created_at").map_err(&get)?,
     })
@@ -98,7 +99,7 @@ impl Store {
         Ok(())
     }
 
-    /// Nodes that have not been heard of for `silence`, and are not marked so yet, or hold workspaces that are not, or that wait for
+    /// Nodes that have not been heard of for `silence`, or are banned, and are not marked so yet, or hold workspaces that are not, or that wait for
     /// them without knowing it.
     ///
     /// # Errors
@@ -109,7 +110,8 @@ impl Store {
             .query_all_raw(sql(
                 "SELECT id FROM nodes n
                  WHERE removed_at IS NULL AND state <> 'FENCED'
-                   AND coalesce(last_heartbeat_at, created_at) < clock_timestamp() - make_interval(secs => $1)
+                   AND (banned_at IS NOT NULL
+                        OR coalesce(last_heartbeat_at, created_at) < clock_timestamp() - make_interval(secs => $1))
                    AND (state <> 'UNREACHABLE' OR EXISTS (
                         SELECT 1 FROM workspaces w WHERE w.node_id = n.id
                           AND (w.state IN ('STARTING', 'RUNNING') OR w.state = 'PENDING'

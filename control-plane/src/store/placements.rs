@@ -48,7 +48,7 @@ pub struct PlacedOn {
 
 const ORDERS: &str = "
 SELECT c.incarnation, n.desired_generation, r.behind_since IS NOT NULL OR n.id = ANY (r.awaited_nodes) AS held
-FROM cluster c, restoration r, nodes n WHERE n.id = $1 AND n.removed_at IS NULL";
+FROM cluster c, restoration r, nodes n WHERE n.id = $1 AND n.removed_at IS NULL AND n.banned_at IS NULL";
 
 async fn orders(connection: &impl ConnectionTrait, node: NodeId) -> Result<Option<OrdersState>> {
     let sorted = StoreError::sort("read the version of a desired set");
@@ -62,7 +62,7 @@ async fn orders(connection: &impl ConnectionTrait, node: NodeId) -> Result<Optio
 }
 
 impl Store {
-    /// What is placed on a node, and how its orders stand; `None` when it was taken out.
+    /// What is placed on a node, and how its orders stand; `None` when it was banned, or taken out.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -115,7 +115,7 @@ impl Store {
         Ok(generation.map(|generation| DesiredPair { generation, ..known }))
     }
 
-    /// How a node's orders stand; `None` when the node was taken out.
+    /// How a node's orders stand; `None` when the node was banned, or taken out.
     ///
     /// # Errors
     /// When the database cannot be reached.

@@ -279,6 +279,25 @@ async fn a_node_reports_on_its_own_desks_only_and_a_banned_one_on_none() {
     let renewal = pb::RenewCertificateRequest { csr_pem: host.csr() };
     let status = agents.renew_certificate(renewal).await.unwrap_err();
     assert_eq!((status.code(), reason(&status).as_str()), (Code::PermissionDenied, "NODE_BANNED"));
+
+    // A host that is heard and holds a desk is not removed, but it can be banned: what would become of it, then that.
+    let mut remove =
+        pb::RemoveNodeRequest { name: ada.node.clone(), reason: "stolen".into(), ..Default::default() };
+    let full = client.nodes.clone().remove_node(remove.clone()).await.unwrap_err();
+    assert_eq!(reason(&full), "NODE_NOT_EMPTY");
+    remove.force = true;
+    for only in [true, false] {
+        remove.validate_only = only;
+        let node = client.nodes.clone().remove_node(remove.clone()).await.unwrap().into_inner().node.unwrap();
+        assert_eq!((node.state(), node.running_count), (pb::node::State::Unreachable, 1));
+        assert!(node.ban_time.is_some() && !node.schedulable, "{node:?}");
+    }
+    let unreachable = client.wait_until("ada", "unreachable", |ada| ada.state() == State::Unreachable).await;
+    assert_eq!((unreachable.generation, unreachable.node), (ada.generation, ada.node));
+    eventually("its agent is told", Duration::from_secs(20), async || {
+        cluster.agent().log_tail(50).contains("was removed or banned")
+    })
+    .await;
 }
 
 #[tokio::test]

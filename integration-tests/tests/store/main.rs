@@ -6,6 +6,7 @@
 
 mod alarms;
 mod awaited;
+mod bans;
 mod clock;
 mod drains;
 mod enrolment;

@@ -14,6 +14,7 @@ mod m20261124_000011_log_tails;
 mod m20261124_000020_sweep;
 mod m20261124_000021_restored;
 mod m20261128_000022_own_orphans;
+mod m20261128_000023_bans;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -34,6 +35,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000020_sweep::Migration),
             Box::new(m20261124_000021_restored::Migration),
             Box::new(m20261128_000022_own_orphans::Migration),
+            Box::new(m20261128_000023_bans::Migration),
         ]
     }
 }
