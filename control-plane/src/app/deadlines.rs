@@ -32,7 +32,7 @@ impl App {
         let (running, now) = self.store.running_on(node).await?;
         let of = running.into_iter().map(|(workspace, activity)| {
             let clock = rules.clock(&workspace, &activity, now);
-            let warning = workspace.warning.filter(|_| warned(&workspace, clock));
+            let warning = workspace.warning.as_ref().filter(|_| warned(&workspace, clock));
             Deadline {
                 workspace: workspace.uid,
                 generation: workspace.generation,

@@ -329,6 +329,7 @@ impl App {
 pub(super) fn warned(workspace: &Workspace, clock: Clock) -> bool {
     workspace
         .warning
+        .as_ref()
         .is_some_and(|w| clock.times().is_some_and(|Times { warning_at, .. }| warning_at == w.at))
 }
 

@@ -3,10 +3,13 @@
 //! Everyone is warned at once. From then on each workspace leaves at its own idle moment, a short time without input, so
 //! that nobody is interrupted amid a sentence; by the deadline the rest leave. A drain stands in for the idle timeout and
 //! the longest lifetime: everything on the node ends by its deadline anyway. **Never with less than the whole lead**: who
-//! is warned late leaves late, even after the deadline.
+//! is warned late leaves late, even after the deadline. What the policies say of the idle moment holds for as long as the
+//! warning is out: when they change it, the warning is given anew, so that nobody leaves sooner than was told.
 
 use std::time::Duration;
 
+use carrel_common::model::Signal;
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::idle::IdlePolicy;
@@ -22,7 +25,34 @@ pub struct Drain {
     pub idle_moment: Duration,
 }
 
+/// What the policies say of a workspace's idle moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// No input for this long.
+    pub calm: Duration,
+    /// The signals that count as input.
+    pub counts: Vec<Signal>,
+    /// Quiet windows between the warning and the drain's deadline.
+    pub quiet: Vec<(OffsetDateTime, OffsetDateTime)>,
+}
+
 impl Drain {
+    fn calm(&self, policy: &IdlePolicy) -> Duration {
+        self.idle_moment.min(policy.idle_timeout)
+    }
+
+    /// What a warning that was given at `warned_at` follows from.
+    pub fn terms(&self, policy: &IdlePolicy, warned_at: OffsetDateTime) -> Terms {
+        let matters = |(start, end): &&(OffsetDateTime, OffsetDateTime)| {
+            *start < self.deadline_at && *end > warned_at
+        };
+        Terms {
+            calm: self.calm(policy),
+            counts: Signal::ALL.into_iter().filter(|signal| *policy.counts.get(*signal)).collect(),
+            quiet: policy.quiet.iter().filter(matters).copied().collect(),
+        }
+    }
+
     /// When a workspace leaves whose warning will have been out for the whole lead at `lead_over_at`, in which nobody has
     /// worked since `basis`, and which somebody wants kept until `kept_until`. An exam holds an idle moment back, but not
     /// the deadline.
@@ -33,7 +63,7 @@ impl Drain {
         basis: OffsetDateTime,
         kept_until: Option<OffsetDateTime>,
     ) -> OffsetDateTime {
-        let calm = basis + self.idle_moment.min(policy.idle_timeout);
+        let calm = basis + self.calm(policy);
         let calm = kept_until.map_or(calm, |until| until.max(calm)).max(lead_over_at);
         let calm = policy.quiet.iter().fold(calm, |at, (start, end)| {
             let meets = (*start..*end).contains(&at);

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::activity::{Activity, BySignal};
-use super::drain::Drain;
+use super::drain::{Drain, Terms};
 use super::workspace::{Grounds, IdleEvidence, State, Warning, Workspace};
 
 /// The idle clock stands still for at most this long in one go: a node that is gone for days must not keep a
@@ -249,17 +249,24 @@ impl Look<'_> {
         }
     }
 
+    /// What a drain's warning that was given at `warned_at` follows from by the policies of now.
+    fn drain_terms(&self, warned_at: OffsetDateTime) -> Option<Terms> {
+        self.policy.drain.as_ref().map(|drain| drain.terms(self.policy, warned_at))
+    }
+
     /// The warning that is out, if it still speaks of this stop, and could be seen all the while.
-    fn standing_warning(&self, due: Due) -> Option<Warning> {
+    fn standing_warning(&self, due: Due) -> Option<&Warning> {
         // One from the future was given before the clock was set back.
-        let warning = self.workspace.warning.filter(|warning| warning.at <= self.now)?;
+        let warning = self.workspace.warning.as_ref().filter(|warning| warning.at <= self.now)?;
         // Looked at late, the stop itself would fall into the window.
-        let until = self.deadline_after(&warning, due).max(self.now);
+        let until = self.deadline_after(warning, due).max(self.now);
         // A drain is announced in an exam, too: it takes long, and its deadline holds.
         let quiet = due.reason != StopReason::Drain
             && self.policy.quiet.iter().any(|(start, end)| *start < until && *end > warning.at);
         let lost = self.pauses.iter().any(|pause| pause.to > warning.at);
-        let speaks_of_it = warning.nominal_deadline == due.at && warning.reason == due.reason;
+        let speaks_of_it = warning.nominal_deadline == due.at
+            && warning.reason == due.reason
+            && warning.drain_terms == self.drain_terms(warning.at);
         let is_long_enough = warning.lead >= self.policy.warning_lead;
         (speaks_of_it && is_long_enough && !quiet && !lost).then_some(warning)
     }
@@ -278,7 +285,7 @@ impl Look<'_> {
         let times = match self.standing_warning(due) {
             Some(warning) => Times {
                 warning_at: warning.at,
-                deadline_at: self.deadline_after(&warning, due),
+                deadline_at: self.deadline_after(warning, due),
                 reason: due.reason,
             },
             None if due.reason == StopReason::Drain => Times {
@@ -302,8 +309,8 @@ impl Look<'_> {
             return Verdict::Unobservable;
         };
         let Times { warning_at, deadline_at, reason } = times;
-        match (self.workspace.warning, self.standing_warning(due)) {
-            (Some(warning), None) => Verdict::Withdraw { warning },
+        match (&self.workspace.warning, self.standing_warning(due)) {
+            (Some(warning), None) => Verdict::Withdraw { warning: warning.clone() },
             (_, None) if self.now < warning_at => Verdict::Active { recheck_at: warning_at },
             (_, Some(_)) if self.now < deadline_at => Verdict::Active { recheck_at: deadline_at },
             _ if !self.heard => Verdict::Unheard,
@@ -314,6 +321,7 @@ impl Look<'_> {
                     version: self.activity.version,
                     reason,
                     lead: self.policy.warning_lead,
+                    drain_terms: self.drain_terms(self.now),
                 },
                 deadline_at,
             },
@@ -330,7 +338,7 @@ impl Look<'_> {
                         max_lifetime: self.policy.max_lifetime,
                         deadline_at,
                         warned_at: warning.at,
-                        warning_acked_at: self.acked_at(&warning),
+                        warning_acked_at: self.acked_at(warning),
                         decided_at: self.now,
                         refusable_after: ready_at
                             .max(last.map(|(at, _)| at))

@@ -55,7 +55,7 @@ async fn a_drained_desk_moves_at_its_idle_moment_and_the_node_is_then_empty() {
     assert_eq!(drain(&rig, old, &within(HOUR)).await.unwrap(), ["ada"]);
     assert_eq!(standing(&rig, old).await, Standing::Draining);
     let warned = look(&rig, "ada").await;
-    assert_eq!(warned.warning.map(|warning| warning.reason), Some(StopReason::Drain));
+    assert_eq!(warned.warning.as_ref().map(|warning| warning.reason), Some(StopReason::Drain));
 
     // While somebody types it stays, however often it is looked at; the warning stands all the while.
     while started.elapsed() < LEAD + IDLE_MOMENT * 2 {

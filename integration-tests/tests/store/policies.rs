@@ -292,7 +292,7 @@ async fn a_program_that_ends_by_itself_moves_no_deadline_that_was_warned_of() {
         tokio::time::sleep(Duration::from_millis(100)).await;
         rig.report(node, ada.uid, ada.generation, ready.clone()).await;
         rig.app.check_idle(ada.uid).await.unwrap();
-        assert_eq!(rig.get("ada").await.warning, Some(warned));
+        assert_eq!(rig.get("ada").await.warning.as_ref(), Some(&warned));
     }
     rig.end().await;
 }

@@ -46,7 +46,7 @@ async fn many_are_warned_kept_and_stopped_in_one_transaction_each_with_its_own_e
         assert_eq!(again_at, check.now + LEAD, "{uid}");
     }
     let before = rig.get("bob").await;
-    assert_eq!(before.warning.map(|warning| warning.at), Some(before.updated_at));
+    assert_eq!(before.warning.as_ref().map(|warning| warning.at), Some(before.updated_at));
     rig.app.record(vec![beat("ada", Signal::LmsInput, Duration::ZERO)]).await.unwrap().remove(0).unwrap();
     tokio::time::sleep(LEAD).await;
     let decided: HashMap<_, _> = rig.app.check_idle_all(&uids).await.into_iter().collect();
@@ -65,7 +65,7 @@ async fn many_are_warned_kept_and_stopped_in_one_transaction_each_with_its_own_e
     assert_eq!((ada.state, ada.warning, bob.state), (State::Running, None, State::Stopping));
     assert_eq!(bob.version, before.version + 1);
     let evidence = bob.stop.unwrap().evidence.unwrap();
-    assert_eq!(Some(evidence.warned_at), before.warning.map(|warning| warning.at));
+    assert_eq!(Some(evidence.warned_at), before.warning.as_ref().map(|warning| warning.at));
     assert!(evidence.decided_at >= evidence.warned_at + LEAD);
     rig.end().await;
 }

@@ -78,7 +78,7 @@ impl Desk {
         match &verdict {
             Verdict::Withdraw { .. } => self.workspace.warning = None,
             Verdict::Warn { warning, .. } => {
-                self.workspace.warning = Some(*warning);
+                self.workspace.warning = Some(warning.clone());
                 if self.acks {
                     self.acks_at(seconds);
                 }
@@ -89,7 +89,7 @@ impl Desk {
     }
     /// The node's session acks the warning that is out.
     fn acks_at(&mut self, seconds: i64) {
-        let warned_at = self.workspace.warning.expect("a warning is out").at;
+        let warned_at = self.workspace.warning.as_ref().expect("a warning is out").at;
         self.activity.acked = Some(Acked { warned_at, at: at(seconds) });
     }
     fn signals(&mut self, signal: Signal, seconds: i64) {
@@ -177,7 +177,7 @@ fn a_lifetime_ends_whatever_is_typed_and_only_with_a_warning() {
         desk.types(typed);
         desk.decide(typed);
     }
-    assert_eq!(desk.workspace.warning.map(|w| (w.at, w.reason)), Some((at(1900), StopReason::MaxLifetime)));
+    assert_eq!(desk.workspace.warning.as_ref().map(|w| (w.at, w.reason)), Some((at(1900), StopReason::MaxLifetime)));
     desk.types(1950);
     assert_eq!(desk.runs_out(1950), (0, 2020, StopReason::MaxLifetime), "typing does not withdraw it");
 }

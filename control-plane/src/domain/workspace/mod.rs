@@ -22,6 +22,7 @@ use carrel_common::model::{Signal, Stage, StatusReason, StopReason, WorkspaceSpe
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use super::drain::Terms;
 use super::event::{Actor, Entry};
 
 pub use event::{Event, IllegalTransition, Report, Step};
@@ -169,7 +170,7 @@ pub struct SignalEvidence {
 }
 
 /// A warning that is out.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
     /// When it was given.
     #[serde(with = "time::serde::rfc3339")]
@@ -185,6 +186,9 @@ pub struct Warning {
     /// it. Zero: given before this was kept.
     #[serde(default)]
     pub lead: std::time::Duration,
+    /// In a drain: what it follows from; any other terms withdraw it.
+    #[serde(default)]
+    pub drain_terms: Option<Terms>,
 }
 
 impl Warning {

@@ -204,15 +204,16 @@ fn a_warning_that_nobody_could_see_for_the_nodes_silence_is_withdrawn_whatever_i
         version: 1,
         reason: StopReason::MaxLifetime,
         lead: std::time::Duration::from_secs(120),
+        drain_terms: None,
     };
-    warned.warning = Some(warning);
+    warned.warning = Some(warning.clone());
     let (silent, _) = warned.apply(Event::NodeSilent, T0).expect("legal");
     for word in first_words() {
         let (next, log) = silent.apply(Event::Report(word.clone()), T0).expect("legal");
         assert_eq!(next.warning, None, "{word:?}");
         assert!(log.iter().any(|entry| entry.kind == "workspace.warning_withdrawn"), "{log:?}");
         let (stands, _) = warned.apply(Event::Report(word), T0).expect("legal");
-        assert_eq!(stands.warning, Some(warning), "its program alone had ended");
+        assert_eq!(stands.warning.as_ref(), Some(&warning), "its program alone had ended");
     }
 }
 

@@ -35,7 +35,7 @@ fn a_busy_desk_leaves_after_two_minutes_without_input() {
     let mut desk = Desk::new();
     desk.policy.drain = drain(4000);
     assert_eq!(typed(&mut desk, 100, 1000), None);
-    assert_eq!(desk.workspace.warning.map(|w| (w.at, w.reason)), Some((at(100), StopReason::Drain)));
+    assert_eq!(desk.workspace.warning.as_ref().map(|w| (w.at, w.reason)), Some((at(100), StopReason::Drain)));
     let (_, left, _) = desk.runs_out(1000);
     assert_eq!(left, 980 + IDLE_MOMENT, "typing did not withdraw the warning");
 }
@@ -84,6 +84,47 @@ fn an_exam_holds_the_idle_moment_back_but_not_the_deadline() {
     forced.policy.drain = drain(4000);
     assert!(falls_into_quiet(at(4000), &forced.policy) && !falls_into_quiet(at(5000), &forced.policy));
     assert_eq!(forced.runs_out(290), (290, 4000, StopReason::Drain));
+}
+
+#[test]
+fn a_policy_that_brings_the_idle_moment_nearer_is_told_with_a_whole_lead() {
+    let told_until = |hold: fn(&mut Desk), held: i64, release: fn(&mut Desk)| {
+        let mut desk = Desk::new();
+        desk.policy.drain = drain(8000);
+        hold(&mut desk);
+        assert!(matches!(desk.decide(290), Verdict::Warn { .. }));
+        assert_eq!(desk.decide(600), Verdict::Active { recheck_at: at(held) });
+        release(&mut desk);
+        assert!(matches!(desk.decide(1000), Verdict::Withdraw { .. }));
+        assert!(matches!(desk.decide(1000), Verdict::Warn { deadline_at, .. } if deadline_at == at(1120)));
+        assert_eq!(desk.runs_out(1000), (0, 1120, StopReason::Drain));
+    };
+    told_until(|desk| desk.policy.quiet = vec![(at(300), at(5000))], 5000, |desk| desk.policy.quiet.clear());
+    told_until(
+        |desk| desk.activity.awake.until = Some(at(5000)),
+        5000,
+        |desk| desk.policy.counts.job = false,
+    );
+    told_until(
+        |desk| {
+            let moment = Duration::from_secs(1500);
+            desk.policy.drain = drain(8000).map(|drain| Drain { idle_moment: moment, ..drain });
+            desk.policy.idle_timeout = moment;
+        },
+        1500,
+        |desk| desk.policy.idle_timeout = Duration::from_secs(60),
+    );
+}
+
+#[test]
+fn a_policy_that_changes_nothing_of_the_idle_moment_leaves_the_warning() {
+    let mut desk = Desk::new();
+    desk.policy.drain = drain(8000);
+    desk.policy.quiet = vec![(at(100), at(200))];
+    desk.decide(290);
+    desk.policy.idle_timeout *= 2;
+    desk.policy.quiet = vec![(at(9000), at(9900))];
+    assert_eq!(desk.runs_out(300), (0, 410, StopReason::Drain));
 }
 
 #[test]
@@ -152,6 +193,45 @@ proptest! {
             prop_assert!(at(left) >= last + time::Duration::seconds(IDLE_MOMENT));
             prop_assert!(!falls_into_quiet(at(left), &desk.policy));
             prop_assert!(kept.is_none_or(|kept| left >= kept));
+        }
+    }
+
+    /// Whatever the policies say meanwhile, and whatever is typed: a deadline that was told is followed by no earlier one
+    /// while its warning is out, and each warning is out for the whole lead.
+    #[test]
+    fn leaves_no_sooner_than_was_told(
+        steps in proptest::collection::vec((1_i64..200, 0..8_u8), 1..80),
+        exam in (0_i64..4000, 1_i64..3000),
+    ) {
+        let mut desk = Desk::new();
+        desk.policy.drain = drain(6000);
+        desk.activity.awake.until = Some(at(1500));
+        let (mut now, mut told) = (0, None);
+        for (step, what) in steps {
+            now += step;
+            match what {
+                0 => desk.types(now),
+                1 => desk.signals(Signal::LmsInput, now),
+                2 => desk.policy.quiet = vec![(at(exam.0), at(exam.0 + exam.1))],
+                3 => desk.policy.quiet.clear(),
+                4 => desk.policy.idle_timeout = Duration::from_secs(step.unsigned_abs()),
+                5 => desk.policy.counts.job ^= true,
+                6 => desk.policy.counts.lms_input ^= true,
+                _ => {}
+            }
+            let verdict = desk.decide(now);
+            let earlier = |warned: OffsetDateTime| told.filter(|(at, _)| *at == warned).map(|(_, deadline)| deadline);
+            if let Verdict::Stop { evidence, .. } = verdict {
+                prop_assert!(earlier(evidence.warned_at).is_none_or(|earlier| evidence.deadline_at >= earlier));
+                prop_assert!(at(now) >= evidence.warned_at + desk.policy.warning_lead);
+                return Ok(());
+            }
+            let warned_at = desk.workspace.warning.as_ref().map(|warning| warning.at);
+            let times = desk.look(now).clock().times();
+            if let (Some(warned_at), Some(times)) = (warned_at, times) {
+                prop_assert!(earlier(warned_at).is_none_or(|earlier| times.deadline_at >= earlier));
+                told = Some((warned_at, times.deadline_at));
+            }
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::domain::activity::Awake;
 /// A desk without a session acks nothing; an ack may also come late, or too late.
 fn ack(desk: &mut Desk, now: i64) {
     if desk.workspace.warning.is_some()
-        && desk.activity.acked.map(|acked| acked.warned_at) != desk.workspace.warning.map(|w| w.at)
+        && desk.activity.acked.map(|acked| acked.warned_at) != desk.workspace.warning.as_ref().map(|w| w.at)
     {
         desk.acks_at(now);
     }
@@ -54,7 +54,7 @@ proptest! {
             }
             let verdict = desk.decide(now);
             let times = desk.look(now).clock().times();
-            if let (Some(warning), Some(times)) = (desk.workspace.warning, times) {
+            if let (Some(warning), Some(times)) = (&desk.workspace.warning, times) {
                 let earlier = told.filter(|(warned_at, _)| *warned_at == warning.at).map(|(_, deadline)| deadline);
                 prop_assert!(earlier.is_none_or(|earlier| times.deadline_at >= earlier), "{earlier:?} {times:?}");
                 told = Some((warning.at, times.deadline_at));
