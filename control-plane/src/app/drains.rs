@@ -191,7 +191,9 @@ impl App {
         let Some(rules) = self.rules_in(&mut work).await? else { return Ok(false) };
         let policy = rules.times(&before);
         let cut = |drain: &&Drain| drain.cuts_a_start(&policy, now);
-        let starts_here = before.state == State::Starting && before.node == Some(node);
+        // Somebody may work in one that starts again: it is warned when it is up, and leaves late.
+        let starts_here =
+            before.state == State::Starting && before.ready_at.is_none() && before.node == Some(node);
         let Some(drain) = policy.drain.as_ref().filter(|drain| starts_here && cut(drain)) else {
             return Ok(false);
         };

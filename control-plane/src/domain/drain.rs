@@ -72,7 +72,7 @@ impl Drain {
         calm.min(self.deadline_at).max(lead_over_at)
     }
 
-    /// Whether a workspace that is still starting goes elsewhere now: nobody works in it, and once it is up there would
+    /// Whether a workspace that was never ready goes elsewhere now: nobody works in it, and once it is up there would
     /// be no time left for a warning.
     pub fn cuts_a_start(&self, policy: &IdlePolicy, now: OffsetDateTime) -> bool {
         now + policy.warning_lead >= self.deadline_at

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use carrel_common::id::{NodeId, RequestId};
-use carrel_common::model::{Signal, StopReason};
+use carrel_common::model::{Observed, Signal, StopReason};
 use control_plane::app::{AppError, Call, DrainOrder, Settings};
 use control_plane::domain::node::Standing;
 use control_plane::domain::policy::{Policy, QuietWindow, Scope};
@@ -157,6 +157,30 @@ async fn a_start_on_a_drained_node_goes_elsewhere_before_there_is_no_time_for_a_
     rig.obey(new).await;
     let moved = rig.get("ada").await;
     assert_eq!((moved.state, moved.node), (State::Running, Some(new)));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_desk_that_starts_again_on_a_drained_node_leaves_only_with_its_whole_lead() {
+    let rig = Rig::with(|settings| {
+        quick(settings);
+        settings.drain_idle_moment = Duration::ZERO;
+    })
+    .await;
+    let node = rig.node(4).await;
+    let ada = rig.running(node, "ada").await;
+    drain(&rig, node, &within(LEAD)).await.unwrap();
+    let warned_at = look(&rig, "ada").await.warning.unwrap().at;
+    rig.report(node, ada.uid, ada.generation, Observed::Restarting).await;
+    tokio::time::sleep(LEAD).await;
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 0, "somebody may work there");
+    assert_eq!(rig.get("ada").await.state, State::Starting);
+    let ready = Observed::Running { endpoint: "127.0.0.1:1".into() };
+    rig.report(node, ada.uid, ada.generation, ready).await;
+    let stop = look(&rig, "ada").await.stop.unwrap();
+    let evidence = stop.evidence.unwrap();
+    assert_eq!((stop.reason, evidence.warned_at), (StopReason::Drain, warned_at));
+    assert!(evidence.decided_at >= warned_at + LEAD);
     rig.end().await;
 }
 
