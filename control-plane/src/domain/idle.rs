@@ -298,7 +298,9 @@ impl Look<'_> {
                 Times { warning_at: deadline_at - lead, deadline_at, reason: due.reason }
             }
         };
-        let quiet = self.policy.quiet.iter().any(|(start, end)| (*start..*end).contains(&self.now));
+        // What a quiet window holds back in a drain is in its times already: they hold within one, too.
+        let quiet = due.reason != StopReason::Drain
+            && self.policy.quiet.iter().any(|(start, end)| (*start..*end).contains(&self.now));
         if quiet { Clock::Quiet(times) } else { Clock::Running(times) }
     }
 

@@ -281,7 +281,7 @@ fn verdict(told: &Explained) -> (Verdict, &'static str) {
             Verdict::PausedUnobservable,
             "Its host has yet to tell what it saw while nobody could hear it: nothing is decided before.",
         ),
-        Clock::Quiet(times) | Clock::Running(times) if times.reason == StopReason::Drain => (
+        Clock::Running(times) if times.reason == StopReason::Drain => (
             active,
             "Its host is being emptied: it leaves when nobody has worked in it for a moment, or at the drain's deadline.",
         ),

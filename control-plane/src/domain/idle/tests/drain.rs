@@ -83,7 +83,9 @@ fn an_exam_holds_the_idle_moment_back_but_not_the_deadline() {
     forced.policy.quiet = vec![(at(300), at(5000))];
     forced.policy.drain = drain(4000);
     assert!(falls_into_quiet(at(4000), &forced.policy) && !falls_into_quiet(at(5000), &forced.policy));
-    assert_eq!(forced.runs_out(290), (290, 4000, StopReason::Drain));
+    assert!(matches!(forced.decide(290), Verdict::Warn { .. }));
+    assert!(matches!(forced.look(1000).clock(), Clock::Running(times) if times.deadline_at == at(4000)));
+    assert_eq!(forced.runs_out(1000), (0, 4000, StopReason::Drain));
 }
 
 #[test]
