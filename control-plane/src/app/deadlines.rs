@@ -4,7 +4,6 @@ use carrel_common::id::{Generation, NodeId, WorkspaceUid};
 use carrel_common::model::StopReason;
 use time::OffsetDateTime;
 
-use super::rules::warned;
 use super::{App, Result};
 
 /// When one workspace will be stopped.
@@ -31,14 +30,14 @@ impl App {
         let rules = self.rules.get();
         let (running, now) = self.store.running_on(node).await?;
         let of = running.into_iter().map(|(workspace, activity)| {
-            let clock = rules.clock(&workspace, &activity, now);
-            let warning = workspace.warning.as_ref().filter(|_| warned(&workspace, clock));
+            let policy = rules.times(&workspace);
+            let look = rules.look(&policy, &workspace, &activity, now);
             Deadline {
                 workspace: workspace.uid,
                 generation: workspace.generation,
-                at: clock.running().map(|times| (times.deadline_at, times.reason)),
+                at: look.clock().running().map(|times| (times.deadline_at, times.reason)),
                 version: activity.version,
-                warned_at: warning.map(|warning| warning.at),
+                warned_at: look.warning().map(|warning| warning.at),
             }
         });
         Ok((of.collect(), now))

@@ -16,7 +16,7 @@ use super::{App, AppError, Call, IdleView, Result, Settings};
 use crate::domain::activity::Activity;
 use crate::domain::drain::Drain;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::idle::{Clock, IdlePolicy, Look, Pause, Times, Verdict};
+use crate::domain::idle::{Clock, IdlePolicy, Look, Pause, Verdict};
 use crate::domain::policy::{Defaults, Effective, Policy, PolicyBook, Scope};
 use crate::domain::workspace::{Grounds, SignalEvidence, Workspace};
 use crate::store::{StoredDrain, StoredPolicy, StoredRules, Work};
@@ -323,14 +323,6 @@ impl App {
         let policy = rules.book.effective(workspace.course.as_ref(), Some(student));
         Ok(Explained { workspace, activity, idle, unheard, policy })
     }
-}
-
-/// Whether the warning that is out still holds; one that activity has overtaken is withdrawn in a moment.
-pub(super) fn warned(workspace: &Workspace, clock: Clock) -> bool {
-    workspace
-        .warning
-        .as_ref()
-        .is_some_and(|w| clock.times().is_some_and(|Times { warning_at, .. }| warning_at == w.at))
 }
 
 /// Opaque to callers; changes with every change.

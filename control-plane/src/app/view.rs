@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::line::Line;
-use super::rules::{Rules, warned};
+use super::rules::Rules;
 use super::{App, Result};
 use crate::domain::activity::Activity;
 use crate::domain::idle::Clock;
@@ -25,7 +25,7 @@ pub struct IdleView {
     pub version: i64,
     /// Version of the rules it was derived from.
     pub policy_version: i64,
-    /// A warning is out.
+    /// A warning is out, and holds.
     pub warned: bool,
     /// The latest time an extension can reach.
     pub extendable_until: OffsetDateTime,
@@ -40,14 +40,13 @@ impl IdleView {
     pub fn new(rules: &Rules, workspace: &Workspace, activity: &Activity, now: OffsetDateTime) -> Self {
         let policy = rules.times(workspace);
         let look = rules.look(&policy, workspace, activity, now);
-        let clock = look.clock();
         let budget = now + policy.extension_budget;
         Self {
             last: look.last(),
-            clock,
+            clock: look.clock(),
             version: activity.version,
             policy_version: rules.book.version,
-            warned: warned(workspace, clock),
+            warned: look.warning().is_some(),
             extendable_until: look.grant(budget).0,
             awake_until: look.awake_until(),
             now,

@@ -87,7 +87,7 @@ pub struct Times {
 pub enum Clock {
     /// The editor does not answer yet, or the workspace is not meant to run.
     Off,
-    /// The node is silent, so activity cannot be seen.
+    /// The node is silent, so activity cannot be seen; or the deadline has passed while its program starts again.
     Paused,
     /// A quiet window holds stops back until then.
     Quiet(Times),
@@ -271,18 +271,34 @@ impl Look<'_> {
         (speaks_of_it && is_long_enough && !quiet && !lost).then_some(warning)
     }
 
+    /// The warning that is out and still holds. It does on while the program that has ended by itself starts again.
+    pub fn warning(&self) -> Option<&Warning> {
+        let is_up = matches!(self.workspace.state, State::Running | State::Starting);
+        self.due().filter(|_| is_up).and_then(|due| self.standing_warning(due))
+    }
+
     /// What callers are told.
     pub fn clock(&self) -> Clock {
-        match self.workspace.state {
-            State::Unreachable => return Clock::Paused,
-            State::Running => {}
-            State::Stopped | State::Pending | State::Starting | State::Stopping | State::Failed => {
-                return Clock::Off;
-            }
+        let due = match (self.workspace.state, self.due()) {
+            (State::Unreachable, _) => return Clock::Paused,
+            (State::Running, Some(due)) => due,
+            (State::Starting, Some(due)) if self.warning().is_some() => due,
+            _ => return Clock::Off,
+        };
+        let times = self.times(due);
+        if self.workspace.state == State::Starting && times.deadline_at <= self.now {
+            // It is decided when it is up.
+            return Clock::Paused;
         }
-        let Some(due) = self.due() else { return Clock::Off };
+        // What a quiet window holds back in a drain is in its times already: they hold within one, too.
+        let quiet = due.reason != StopReason::Drain
+            && self.policy.quiet.iter().any(|(start, end)| (*start..*end).contains(&self.now));
+        if quiet { Clock::Quiet(times) } else { Clock::Running(times) }
+    }
+
+    fn times(&self, due: Due) -> Times {
         let lead = self.policy.warning_lead;
-        let times = match self.standing_warning(due) {
+        match self.standing_warning(due) {
             Some(warning) => Times {
                 warning_at: warning.at,
                 deadline_at: self.deadline_after(warning, due),
@@ -297,20 +313,16 @@ impl Look<'_> {
                 let deadline_at = self.policy.outside_quiet(due.at.max(self.now + lead));
                 Times { warning_at: deadline_at - lead, deadline_at, reason: due.reason }
             }
-        };
-        // What a quiet window holds back in a drain is in its times already: they hold within one, too.
-        let quiet = due.reason != StopReason::Drain
-            && self.policy.quiet.iter().any(|(start, end)| (*start..*end).contains(&self.now));
-        if quiet { Clock::Quiet(times) } else { Clock::Running(times) }
+        }
     }
 
     /// What is to be done now.
     pub fn decide(&self) -> Verdict {
-        let (Some(times), Some(basis_at), Some(due)) = (self.clock().times(), self.basis(), self.due())
+        let (State::Running, Some(basis_at), Some(due)) = (self.workspace.state, self.basis(), self.due())
         else {
             return Verdict::Unobservable;
         };
-        let Times { warning_at, deadline_at, reason } = times;
+        let Times { warning_at, deadline_at, reason } = self.times(due);
         match (&self.workspace.warning, self.standing_warning(due)) {
             (Some(warning), None) => Verdict::Withdraw { warning: warning.clone() },
             (_, None) if self.now < warning_at => Verdict::Active { recheck_at: warning_at },

@@ -13,6 +13,7 @@ use super::convert;
 use crate::app::StoredPolicy;
 use crate::app::{Explained, policy_etag};
 use crate::domain::idle::Clock;
+use crate::domain::workspace::State;
 use crate::domain::policy::{Effective, LONGEST_TIME, Policy, Probe, QuietWindow, Scope, SignalRule};
 
 const LONGEST_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -273,6 +274,9 @@ fn verdict(told: &Explained) -> (Verdict, &'static str) {
     let active = if warned { Verdict::Warned } else { Verdict::Active };
     match told.idle.clock {
         Clock::Off => (Verdict::NotRunning, "It does not run, so nothing is counted."),
+        Clock::Paused if told.workspace.state == State::Starting => {
+            (Verdict::PausedUnobservable, "Its deadline passed while it starts again: it is decided when it is up.")
+        }
         Clock::Paused => (
             Verdict::PausedUnobservable,
             "Its host is silent, or the database was restored and nobody has declared that yet: the clock stands still.",

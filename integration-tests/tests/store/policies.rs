@@ -289,6 +289,8 @@ async fn a_program_that_ends_by_itself_moves_no_deadline_that_was_warned_of() {
     let warned = rig.get("ada").await.warning.expect("a warning is due at once");
     for _ in 0..2 {
         rig.report(node, ada.uid, ada.generation, restarting.clone()).await;
+        let idle = rig.app.get(&id("ada")).await.unwrap().idle.unwrap();
+        assert!(idle.warned && idle.clock.running().is_some(), "{idle:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
         rig.report(node, ada.uid, ada.generation, ready.clone()).await;
         rig.app.check_idle(ada.uid).await.unwrap();

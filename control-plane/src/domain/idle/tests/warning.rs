@@ -128,3 +128,21 @@ fn a_node_that_has_seen_more_can_refuse_unless_what_it_sees_does_not_count() {
     desk.policy.counts.editor_input = false;
     assert_eq!(refusable(&mut desk), None);
 }
+
+#[test]
+fn a_warning_that_is_out_is_told_while_its_program_starts_again() {
+    let mut desk = Desk::new();
+    desk.workspace.state = State::Starting;
+    assert_eq!(desk.look(780).clock(), Clock::Off, "nobody was warned");
+    desk.workspace.state = State::Running;
+    desk.decide(780);
+    let told = desk.look(790).clock();
+    assert!(matches!(told, Clock::Running(times) if times.deadline_at == at(900)));
+    desk.workspace.state = State::Starting;
+    assert_eq!(desk.look(790).clock(), told);
+    assert_eq!(desk.decide(790), Verdict::Unobservable);
+    assert_eq!(desk.look(900).clock(), Clock::Paused, "it is stopped when it is up, if at all");
+    assert_eq!(desk.look(900).warning(), desk.workspace.warning.as_ref());
+    desk.types(850);
+    assert_eq!((desk.look(860).clock(), desk.look(860).warning()), (Clock::Off, None));
+}
