@@ -137,13 +137,13 @@ impl App {
             let look = Look { heard, ..rules.look(policy, workspace, activity, now) };
             looks.push(look);
         }
-        let stop_is_due = looks.iter().any(|look| matches!(look.decide(), Verdict::Stop { .. }));
-        let may_stop = stop_is_due && work.hold_rules(rules.book.version).await?;
+        let due: Vec<_> = looks.iter().map(|look| matches!(look.decide(), Verdict::Stop { .. })).collect();
+        let held = due.contains(&true) && work.hold_rules(rules.book.version).await?;
         // Just before it is written, however long all this took: a lead that nobody acks counts from here.
         let now = work.now().await?;
 
         let (mut checks, mut warnings, mut stops) = (Vec::with_capacity(looks.len()), vec![], vec![]);
-        for look in looks {
+        for (look, was_due) in looks.into_iter().zip(due) {
             let look = Look { now, ..look };
             let again_at = match look.decide() {
                 Verdict::Unobservable => None,
@@ -166,8 +166,9 @@ impl App {
                     // Input that waited for this step saw no warning yet, so it rings nobody.
                     Some(deadline_at.min(now + AFTER_A_WARNING))
                 }
-                // A policy was changed meanwhile: decided anew by that one.
-                Verdict::Stop { .. } if !may_stop => Some(now),
+                // A policy was changed meanwhile: decided anew by that one. Or it came due only now, by a clock that may have been set
+                // since it was found steady.
+                Verdict::Stop { .. } if !(held && was_due) => Some(now),
                 Verdict::Stop { reason, evidence } => {
                     let evidence = IdleEvidence { grounds: rules.grounds(&look), ..evidence };
                     let deadline_at = evidence.deadline_at;

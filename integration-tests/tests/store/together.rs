@@ -119,6 +119,28 @@ async fn one_that_cannot_be_read_and_one_that_is_held_hold_nobody_else_up() {
 }
 
 #[tokio::test]
+async fn who_comes_due_while_a_decision_waits_for_the_policies_is_looked_at_anew() {
+    let (rig, [ada, bob, _]) = idle_desks().await;
+    rig.app.check_idle_all(&[ada]).await;
+    tokio::time::sleep(LEAD / 2).await;
+    rig.app.check_idle_all(&[bob]).await;
+    tokio::time::sleep(LEAD / 2).await;
+    // Somebody is about to change a policy, and does not.
+    let mut changing = rig.app.store.begin().await.unwrap();
+    changing.change_rules().await.unwrap();
+    let app = rig.app.clone();
+    let deciding = tokio::spawn(async move { app.check_idle_all(&[ada, bob]).await });
+    tokio::time::sleep(LEAD).await;
+    drop(changing);
+    let checks: HashMap<_, _> = deciding.await.unwrap().into_iter().collect();
+    let states = [rig.get("ada").await.state, rig.get("bob").await.state];
+    assert_eq!(states, [State::Stopping, State::Running]);
+    let bob = checks[&bob].as_ref().unwrap();
+    assert_eq!(bob.again_at, Some(bob.now), "at once");
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn callers_at_once_each_get_the_answers_to_their_own_reports() {
     let (rig, _) = idle_desks().await;
     let calls = (0..300).map(|number| {
