@@ -186,8 +186,8 @@ impl App {
         let (activities, now) = self.store.activities(uids.clone()).await?;
         let mut loss = NodeLoss::default();
         for workspace in self.store.workspaces_by_uid(uids).await? {
-            let activity = activities.get(&workspace.uid).copied().unwrap_or_default();
-            let (after, _) = workspace.apply(self.node_lost(&workspace, &activity, now), now)?;
+            let known = activities.get(&workspace.uid).copied().unwrap_or_default();
+            let (after, _) = workspace.apply(self.node_lost(&workspace, &known.activity, now), now)?;
             loss.note(&after);
         }
         loss.moved.sort();

@@ -16,9 +16,9 @@ use super::{App, AppError, Call, IdleView, Result, Settings};
 use crate::domain::activity::Activity;
 use crate::domain::drain::Drain;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::idle::{Clock, IdlePolicy, Look, Pause, Verdict};
+use crate::domain::idle::{Clock, IdlePolicy, Look, Pause};
 use crate::domain::policy::{Defaults, Effective, Policy, PolicyBook, Scope};
-use crate::domain::workspace::{Grounds, SignalEvidence, Workspace};
+use crate::domain::workspace::{Grounds, SignalEvidence, State, Workspace};
 use crate::store::{StoredDrain, StoredPolicy, StoredRules, Work};
 
 /// The policies, what could not be observed, and which nodes are being emptied, at one version.
@@ -141,7 +141,7 @@ pub struct Explained {
     pub activity: Activity,
     /// Its deadline.
     pub idle: IdleView,
-    /// A warning or a stop is due, but its node has yet to tell what it saw.
+    /// A warning or a stop is due, but its node has yet to tell what it saw, or it is starting again.
     pub unheard: bool,
     /// What holds.
     pub policy: Effective,
@@ -312,14 +312,12 @@ impl App {
         let found = self.store.find_workspace(student).await?;
         let workspace = found.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
         let (mut activities, now) = self.store.activities(vec![workspace.uid]).await?;
-        let activity = activities.remove(&workspace.uid).unwrap_or_default();
+        let known = activities.remove(&workspace.uid).unwrap_or_default();
+        let idle = IdleView::of(&rules, &workspace, &known, now);
+        let unheard = idle.clock == Clock::Paused && workspace.state != State::Unreachable;
         let behind = self.state.get().behind.is_some();
-        let idle = IdleView::new(&rules, &workspace, &activity, now).while_behind(behind);
-        let nodes: Vec<_> = workspace.node.into_iter().collect();
-        let heard = !self.store.begin().await?.nodes_that_have_told(nodes).await?.is_empty();
-        let times = rules.times(&workspace);
-        let look = Look { heard, ..rules.look(&times, &workspace, &activity, now) };
-        let unheard = look.decide() == Verdict::Unheard;
+        let (idle, unheard) = (idle.while_behind(behind), unheard && !behind);
+        let activity = known.activity;
         let policy = rules.book.effective(workspace.course.as_ref(), Some(student));
         Ok(Explained { workspace, activity, idle, unheard, policy })
     }

@@ -11,8 +11,9 @@ use super::line::Line;
 use super::rules::Rules;
 use super::{App, Result};
 use crate::domain::activity::Activity;
-use crate::domain::idle::Clock;
+use crate::domain::idle::{Clock, Look};
 use crate::domain::workspace::{State, Workspace};
+use crate::store::Known;
 
 /// When a workspace will be stopped for idleness, and from what that follows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,10 +37,16 @@ pub struct IdleView {
 }
 
 impl IdleView {
-    /// Derived from the rules, the workspace and its activity.
+    /// Derived from the rules, the workspace and activity that has just been recorded.
     pub fn new(rules: &Rules, workspace: &Workspace, activity: &Activity, now: OffsetDateTime) -> Self {
+        Self::of(rules, workspace, &Known { activity: *activity, heard: true }, now)
+    }
+
+    /// Derived from the rules, the workspace and what is known of its activity.
+    pub(super) fn of(rules: &Rules, workspace: &Workspace, known: &Known, now: OffsetDateTime) -> Self {
+        let Known { activity, heard } = known;
         let policy = rules.times(workspace);
-        let look = rules.look(&policy, workspace, activity, now);
+        let look = Look { heard: *heard, ..rules.look(&policy, workspace, activity, now) };
         let budget = now + policy.extension_budget;
         Self {
             last: look.last(),
@@ -110,8 +117,8 @@ impl App {
         let (rules, behind) = (self.rules.get(), self.state.get().behind.is_some());
         let shown = |workspace: Workspace| {
             let idle = workspace.open_for_activity().then(|| {
-                let activity = activities.get(&workspace.uid).copied().unwrap_or_default();
-                IdleView::new(&rules, &workspace, &activity, now).while_behind(behind)
+                let known = activities.get(&workspace.uid).copied().unwrap_or_default();
+                IdleView::of(&rules, &workspace, &known, now).while_behind(behind)
             });
             let place = line.get(&workspace.uid).filter(|_| in_line(&workspace));
             let ready_at = match (workspace.state, workspace.stage) {

@@ -87,7 +87,8 @@ pub struct Times {
 pub enum Clock {
     /// The editor does not answer yet, or the workspace is not meant to run.
     Off,
-    /// The node is silent, so activity cannot be seen; or the deadline has passed while its program starts again.
+    /// Activity cannot be seen: the node is silent. Or something is due, and the node has yet to tell what it saw, or the
+    /// program is starting again.
     Paused,
     /// A quiet window holds stops back until then.
     Quiet(Times),
@@ -286,8 +287,9 @@ impl Look<'_> {
             _ => return Clock::Off,
         };
         let times = self.times(due);
-        if self.workspace.state == State::Starting && times.deadline_at <= self.now {
-            // It is decided when it is up.
+        let next = if self.warning().is_some() { times.deadline_at } else { times.warning_at };
+        let is_seen = self.heard && self.workspace.state == State::Running;
+        if next <= self.now && !is_seen {
             return Clock::Paused;
         }
         // What a quiet window holds back in a drain is in its times already: they hold within one, too.

@@ -274,16 +274,16 @@ fn verdict(told: &Explained) -> (Verdict, &'static str) {
     let active = if warned { Verdict::Warned } else { Verdict::Active };
     match told.idle.clock {
         Clock::Off => (Verdict::NotRunning, "It does not run, so nothing is counted."),
-        Clock::Paused if told.workspace.state == State::Starting => {
+        Clock::Paused if told.unheard && told.workspace.state == State::Starting => {
             (Verdict::PausedUnobservable, "Its deadline passed while it starts again: it is decided when it is up.")
         }
+        Clock::Paused if told.unheard => (
+            Verdict::PausedUnobservable,
+            "Its host has yet to tell what it saw while nobody could hear it: nothing is decided before.",
+        ),
         Clock::Paused => (
             Verdict::PausedUnobservable,
             "Its host is silent, or the database was restored and nobody has declared that yet: the clock stands still.",
-        ),
-        Clock::Quiet(_) | Clock::Running(_) if told.unheard => (
-            Verdict::PausedUnobservable,
-            "Its host has yet to tell what it saw while nobody could hear it: nothing is decided before.",
         ),
         Clock::Running(times) if times.reason == StopReason::Drain => (
             active,

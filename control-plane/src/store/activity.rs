@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use super::beats::newer;
 use super::entity::value;
 use super::error::{Result, StoreError};
+use super::nodes::HAS_TOLD;
 use super::readable::readable;
 use super::{Store, Work, sql};
 use crate::domain::activity::{Acked, Activity, Awake, BySignal};
@@ -125,22 +126,33 @@ pub(super) fn clocked(row: &QueryResult) -> Result<Workspace> {
     Ok(workspace)
 }
 
+/// What is known of a workspace's activity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Known {
+    /// As it was recorded.
+    pub activity: Activity,
+    /// Whether its node has told all that it saw.
+    pub heard: bool,
+}
+
 impl Store {
-    /// Activity of several workspaces, and the database's time.
+    /// What is known of the activity of several workspaces, and the database's time.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn activities(
         &self,
         uids: Vec<WorkspaceUid>,
-    ) -> Result<(HashMap<WorkspaceUid, Activity>, OffsetDateTime)> {
+    ) -> Result<(HashMap<WorkspaceUid, Known>, OffsetDateTime)> {
         let ids: Vec<sea_orm::prelude::Uuid> = uids.into_iter().map(|uid| uid.0).collect();
         let rows = self
             .db
             .query_all_raw(sql(
                 &format!(
-                    "SELECT n.now, {ACTIVITY} FROM (SELECT clock_timestamp() AS now) n
-                     LEFT JOIN workspace_activity a ON a.workspace_id = ANY ($1::uuid[])"
+                    "SELECT clock.now, {ACTIVITY}, coalesce({HAS_TOLD}, false) AS heard
+                     FROM (SELECT clock_timestamp() AS now) clock
+                     LEFT JOIN workspace_activity a ON a.workspace_id = ANY ($1::uuid[])
+                     LEFT JOIN workspaces w ON w.id = a.workspace_id LEFT JOIN nodes ON nodes.id = w.node_id"
                 ),
                 [ids.into()],
             ))
@@ -151,7 +163,8 @@ impl Store {
         for row in &rows {
             now = refuse(row.try_get("", "now"))?;
             if let Some(id) = refuse(row.try_get::<Option<sea_orm::prelude::Uuid>>("", "workspace_id"))? {
-                found.insert(WorkspaceUid(id), activity(row)?);
+                let heard = refuse(row.try_get("", "heard"))?;
+                found.insert(WorkspaceUid(id), Known { activity: activity(row)?, heard });
             }
         }
         Ok((found, now))

@@ -45,7 +45,7 @@ use time::OffsetDateTime;
 
 use limited::Pool;
 
-pub use activity::SweepLimits;
+pub use activity::{Known, SweepLimits};
 pub use address::check_address;
 pub use batch::{Change, Claim};
 pub use beats::{Beat, Beaten, Input, Job, Written};

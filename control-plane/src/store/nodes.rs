@@ -13,6 +13,9 @@ use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
 use crate::domain::node::{Challenge, Holder, Node, NodeDrain, NodeState};
 
+/// Whether a node has told all that it saw, in a session that stands and since the last time that could not be observed.
+pub(super) const HAS_TOLD: &str = "nodes.told AND nodes.agent_connected";
+
 /// What an accepted session is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NewSession {
@@ -242,7 +245,7 @@ impl Work {
         let rows = self
             .tx
             .query_all_raw(sql(
-                "SELECT id FROM nodes WHERE told AND agent_connected AND id = ANY ($1::uuid[])",
+                &format!("SELECT id FROM nodes WHERE {HAS_TOLD} AND id = ANY ($1::uuid[])"),
                 [ids.into()],
             ))
             .await

@@ -8,6 +8,7 @@ use carrel_proto::v1 as pb;
 use carrel_proto::v1::idle_explanation::Verdict;
 use carrel_proto::v1::workspace_service_server::WorkspaceService as _;
 use control_plane::app::DrainOrder;
+use control_plane::domain::idle::Clock;
 use control_plane::domain::policy::{Policy, QuietWindow};
 use control_plane::domain::workspace::State;
 use control_plane::grpc::{Following, Workspaces};
@@ -113,9 +114,13 @@ async fn while_a_node_has_not_told_what_it_saw_nothing_is_said_to_be_decided() {
     let unheard =
         "Its host has yet to tell what it saw while nobody could hear it: nothing is decided before.";
     assert_eq!(said(&rig, "ada").await, (Verdict::PausedUnobservable, unheard.to_owned()));
+    assert_eq!(explain(&rig, "ada").await.next, [], "nothing that is over");
+    let clock = async || rig.app.get(&id("ada")).await.unwrap().idle.unwrap().clock;
+    assert_eq!(clock().await, Clock::Paused, "every face says the same");
     assert_eq!(said(&rig, "bob").await.0, Verdict::Active, "nothing is due of this one");
     rig.heartbeat(node).await;
     assert_eq!(said(&rig, "ada").await.0, Verdict::Active);
+    assert!(clock().await.running().is_some());
     look(&rig, "ada").await;
     assert_eq!(said(&rig, "ada").await.0, Verdict::Warned);
 

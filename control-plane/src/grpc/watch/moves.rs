@@ -27,13 +27,18 @@ const AT_ONCE: usize = 1000;
 pub(super) struct Told {
     version: i64,
     clock: Clock,
+    /// When the warning or the stop comes that was told of; it may not, while its node has yet to tell what it saw.
+    next: Option<OffsetDateTime>,
 }
 
 impl Told {
     /// What a message about a workspace tells; `None` while there is no deadline that could move.
     pub(super) fn of(view: &WorkspaceView) -> Option<Self> {
-        let IdleView { version, clock, .. } = view.idle.as_ref()?;
-        (*clock != Clock::Off).then_some(Self { version: *version, clock: *clock })
+        let IdleView { version, clock, warned, now, .. } = view.idle.as_ref()?;
+        let next =
+            clock.times().map(|times| if *warned { times.deadline_at } else { times.warning_at });
+        let next = next.filter(|next| next > now);
+        (*clock != Clock::Off).then_some(Self { version: *version, clock: *clock, next })
     }
 }
 
@@ -81,7 +86,7 @@ impl Moves {
     }
 }
 
-/// Whose deadline has another version by now than was told, beginning behind `after` and at most [`AT_ONCE`].
+/// Whose deadline has another version by now than was told, or is over without an event, beginning behind `after` and at most [`AT_ONCE`].
 pub(super) fn moved(
     told: &BTreeMap<WorkspaceUid, Told>,
     seen: &Seen,
@@ -89,7 +94,8 @@ pub(super) fn moved(
 ) -> Vec<WorkspaceUid> {
     let has_moved = |(uid, told): &(&WorkspaceUid, &Told)| {
         // What was told may be younger than what was seen.
-        seen.versions.get(uid).is_some_and(|version| *version > told.version)
+        let is_over = told.next.is_some_and(|next| next <= seen.at);
+        seen.versions.get(uid).is_some_and(|version| *version > told.version || is_over)
     };
     let (first, rest) = match after {
         Some(after) => (told.range((Excluded(after), Unbounded)), Some(told.range(..=after))),
@@ -107,7 +113,7 @@ mod tests {
     }
 
     fn told(version: i64) -> Told {
-        Told { version, clock: Clock::Paused }
+        Told { version, clock: Clock::Paused, next: None }
     }
 
     fn seen(versions: impl IntoIterator<Item = (usize, i64)>) -> Seen {
@@ -120,6 +126,13 @@ mod tests {
         let all = [(uid(1), told(5)), (uid(2), told(5)), (uid(3), told(5)), (uid(4), told(5))].into();
         let seen = seen([(1, 6), (2, 5), (3, 4), (9, 9)]);
         assert_eq!(moved(&all, &seen, None), [uid(1)]);
+    }
+
+    #[test]
+    fn what_should_have_come_and_did_not_is_told_anew() {
+        let seen = seen([(1, 5), (2, 5)]);
+        let due = |seconds| Told { next: Some(seen.at + Duration::from_secs(seconds)), ..told(5) };
+        assert_eq!(moved(&[(uid(1), due(0)), (uid(2), due(1)), (uid(3), due(0))].into(), &seen, None), [uid(1)]);
     }
 
     #[test]

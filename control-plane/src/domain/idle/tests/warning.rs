@@ -99,10 +99,13 @@ fn nothing_is_decided_before_the_node_has_told_what_it_saw() {
     desk.heard = false;
     assert!(matches!(desk.decide(700), Verdict::Active { .. }), "nothing is due");
     assert_eq!(desk.decide(780), Verdict::Unheard);
+    assert_eq!(desk.look(780).clock(), Clock::Paused);
     desk.heard = true;
     desk.decide(780);
     desk.heard = false;
     assert_eq!(desk.decide(900), Verdict::Unheard);
+    assert!(matches!(desk.look(899).clock(), Clock::Running(times) if times.deadline_at == at(900)));
+    assert_eq!(desk.look(900).clock(), Clock::Paused, "no deadline is told that has passed");
     desk.types(800);
     assert!(matches!(desk.decide(900), Verdict::Withdraw { .. }), "activity counts at once");
 }
