@@ -183,7 +183,7 @@ impl Look<'_> {
 
     /// Until when declared jobs keep it awake; `None` when none does.
     pub fn awake_until(&self) -> Option<OffsetDateTime> {
-        self.activity.awake.until.filter(|until| self.policy.counts.job && *until > self.now)
+        self.jobs_end().filter(|until| *until > self.now)
     }
 
     /// What the timeout is counted from: the latest of activity, readiness and the end of a silence, moved on by what
@@ -200,10 +200,14 @@ impl Look<'_> {
         Some(ready_at.max(last).max(self.workspace.resumed_at.unwrap_or(ready_at)).min(self.now))
     }
 
+    /// The end of declared jobs, which may be over.
+    fn jobs_end(&self) -> Option<OffsetDateTime> {
+        self.activity.awake.until.filter(|_| self.policy.counts.job)
+    }
+
     /// The end of an extension and of declared jobs.
     fn held_until(&self) -> Option<OffsetDateTime> {
-        let awake = self.activity.awake.until.filter(|_| self.policy.counts.job);
-        self.workspace.extended_until.max(awake)
+        self.workspace.extended_until.max(self.jobs_end())
     }
 
     fn due(&self) -> Option<Due> {
@@ -350,7 +354,11 @@ impl Look<'_> {
                         last_active_at: last.map(|(at, _)| at),
                         last_signal: last.map(|(_, signal)| signal),
                         basis_at,
+                        ready_at,
+                        extended_until: self.workspace.extended_until,
+                        awake_until: self.jobs_end(),
                         idle_timeout: self.policy.idle_timeout,
+                        warning_lead: warning.lead,
                         max_lifetime: self.policy.max_lifetime,
                         deadline_at,
                         warned_at: warning.at,

@@ -65,6 +65,10 @@ pub(super) fn evidence(e: &IdleEvidence) -> pb::IdleEvidence {
     let mut message = pb::IdleEvidence {
         last_active_time: e.last_active_at.map(timestamp),
         basis_time: Some(timestamp(e.basis_at)),
+        ready_time: e.ready_at.map(timestamp),
+        extended_until_time: e.extended_until.map(timestamp),
+        awake_until_time: e.awake_until.map(timestamp),
+        warning_lead: Some(e.warning_lead).filter(|span| !span.is_zero()).map(duration),
         idle_timeout: Some(duration(e.idle_timeout)),
         max_lifetime: Some(e.max_lifetime).filter(|span| !span.is_zero()).map(duration),
         deadline_time: Some(timestamp(e.deadline_at)),

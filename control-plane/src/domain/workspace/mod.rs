@@ -113,11 +113,23 @@ pub struct IdleEvidence {
     pub last_active_at: Option<OffsetDateTime>,
     /// Its signal.
     pub last_signal: Option<Signal>,
-    /// What the timeout was counted from.
+    /// What the timeout was counted from: the latest of activity, readiness and the end of a silence, moved on by pauses.
     #[serde(with = "time::serde::rfc3339")]
     pub basis_at: OffsetDateTime,
+    /// When its editor first answered: what the longest lifetime was counted from, and moved on by pauses. `None`: not kept.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub ready_at: Option<OffsetDateTime>,
+    /// Until when an extension held the stop back; `None`: none, or not kept.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub extended_until: Option<OffsetDateTime>,
+    /// Until when declared jobs did; `None`: none that counted, or not kept.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub awake_until: Option<OffsetDateTime>,
     /// The timeout in force.
     pub idle_timeout: std::time::Duration,
+    /// The lead that the warning was given with; zero: not kept.
+    #[serde(default)]
+    pub warning_lead: std::time::Duration,
     /// The longest lifetime in force; zero: none, or not kept.
     #[serde(default)]
     pub max_lifetime: std::time::Duration,

@@ -78,3 +78,26 @@ fn an_extension_is_cut_at_the_budget_and_at_the_end_of_the_lifetime() {
     desk.workspace.ready_at = None;
     assert_eq!(desk.look(100).grant(at(3000)), (at(3000), false), "its lifetime has not begun");
 }
+
+#[test]
+fn the_evidence_of_a_stop_has_what_held_it_back() {
+    let mut desk = Desk::new();
+    desk.types(100);
+    desk.workspace.extended_until = Some(at(3000));
+    desk.activity.awake = job(5000);
+    desk.runs_out(100);
+    let Verdict::Stop { evidence, .. } = desk.decide(5000) else { panic!("not stopped") };
+    assert_eq!((evidence.deadline_at, evidence.basis_at, evidence.ready_at), (at(5000), at(100), Some(T0)));
+    assert_eq!((evidence.extended_until, evidence.awake_until), (Some(at(3000)), Some(at(5000))));
+    assert_eq!(evidence.warning_lead, Duration::from_secs(120));
+    desk.policy.counts.job = false;
+    desk.runs_out(5000);
+    let Verdict::Stop { evidence, .. } = desk.decide(5120) else { panic!("not stopped") };
+    assert_eq!(evidence.awake_until, None, "it did not count");
+
+    let mut kept = serde_json::to_value(&evidence).expect("it is kept as JSON");
+    let fields = kept.as_object_mut().expect("an object");
+    fields.retain(|field, _| !["ready_at", "extended_until", "awake_until", "warning_lead"].contains(&field.as_str()));
+    let old: IdleEvidence = serde_json::from_value(kept).expect("older evidence is read");
+    assert_eq!((old.ready_at, old.extended_until, old.warning_lead), (None, None, Duration::ZERO));
+}
