@@ -28,6 +28,9 @@ pub struct IdleView {
     pub policy_version: i64,
     /// A warning is out, and holds.
     pub warned: bool,
+    /// The version of the deadline that the warning was given at, which its events name, too; 0 when none is out.
+    #[serde(default)]
+    pub warning_version: i64,
     /// The latest time an extension can reach.
     pub extendable_until: OffsetDateTime,
     /// A declared job keeps it awake until then.
@@ -54,6 +57,7 @@ impl IdleView {
             version: activity.version,
             policy_version: rules.book.version,
             warned: look.warning().is_some(),
+            warning_version: look.warning().map_or(0, |warning| warning.version),
             extendable_until: look.grant(budget).0,
             awake_until: look.awake_until(),
             now,
@@ -63,7 +67,7 @@ impl IdleView {
     /// The same while the store is behind: nothing is decided by it.
     pub(super) fn while_behind(self, behind: bool) -> Self {
         if behind && self.clock != Clock::Off {
-            Self { clock: Clock::Paused, warned: false, ..self }
+            Self { clock: Clock::Paused, warned: false, warning_version: 0, ..self }
         } else {
             self
         }

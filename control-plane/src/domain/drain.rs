@@ -43,9 +43,8 @@ impl Drain {
 
     /// What a warning that was given at `warned_at` follows from.
     pub fn terms(&self, policy: &IdlePolicy, warned_at: OffsetDateTime) -> Terms {
-        let matters = |(start, end): &&(OffsetDateTime, OffsetDateTime)| {
-            *start < self.deadline_at && *end > warned_at
-        };
+        let matters =
+            |(start, end): &&(OffsetDateTime, OffsetDateTime)| *start < self.deadline_at && *end > warned_at;
         Terms {
             calm: self.calm(policy),
             counts: Signal::ALL.into_iter().filter(|signal| *policy.counts.get(*signal)).collect(),

@@ -30,6 +30,7 @@ pub(super) fn idle(view: &IdleView) -> pb::Idle {
         extendable_until_time: Some(timestamp(view.extendable_until)),
         awake_until_time: view.awake_until.map(timestamp),
         warned: view.warned,
+        warning_version: view.warning_version,
         ..pb::Idle::default()
     };
     if let Some((_, signal)) = view.last {

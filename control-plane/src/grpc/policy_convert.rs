@@ -13,8 +13,8 @@ use super::convert;
 use crate::app::StoredPolicy;
 use crate::app::{Explained, policy_etag};
 use crate::domain::idle::Clock;
-use crate::domain::workspace::State;
 use crate::domain::policy::{Effective, LONGEST_TIME, Policy, Probe, QuietWindow, Scope, SignalRule};
+use crate::domain::workspace::State;
 
 const LONGEST_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
 const LONGEST_EXTRA: Duration = Duration::from_secs(24 * 3600);
@@ -274,9 +274,10 @@ fn verdict(told: &Explained) -> (Verdict, &'static str) {
     let active = if warned { Verdict::Warned } else { Verdict::Active };
     match told.idle.clock {
         Clock::Off => (Verdict::NotRunning, "It does not run, so nothing is counted."),
-        Clock::Paused if told.unheard && told.workspace.state == State::Starting => {
-            (Verdict::PausedUnobservable, "Its deadline passed while it starts again: it is decided when it is up.")
-        }
+        Clock::Paused if told.unheard && told.workspace.state == State::Starting => (
+            Verdict::PausedUnobservable,
+            "Its deadline passed while it starts again: it is decided when it is up.",
+        ),
         Clock::Paused if told.unheard => (
             Verdict::PausedUnobservable,
             "Its host has yet to tell what it saw while nobody could hear it: nothing is decided before.",

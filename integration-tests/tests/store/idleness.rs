@@ -329,7 +329,11 @@ async fn a_warning_and_its_withdrawal_name_the_same_version_of_the_deadline() {
     let rig = quick().await;
     let node = rig.node(4).await;
     rig.running(node, "ada").await;
-    looked_at(&rig, "ada", |w| w.warning.is_some()).await;
+    let policy = ignoring(Signal::LmsInput);
+    rig.app.set_policy(&call("SetPolicy"), &scope("student-ada"), "", &policy).await.unwrap();
+    let warned = looked_at(&rig, "ada", |w| w.warning.is_some()).await;
+    rig.app.ack_warnings(&[(warned.uid, warned.warning.unwrap().at)]).await.unwrap();
+    let shown = record(&rig, beat("ada", Signal::LmsInput, Duration::ZERO)).await.idle;
     record(&rig, beat("ada", Signal::EditorInput, Duration::ZERO)).await;
     looked_at(&rig, "ada", |w| w.warning.is_none()).await;
     let versions =
@@ -338,6 +342,12 @@ async fn a_warning_and_its_withdrawal_name_the_same_version_of_the_deadline() {
     let told = rig.database.text(versions).await;
     let version = told.split_whitespace().nth(1).unwrap().trim_end_matches(',').to_owned();
     assert_eq!(told, format!("workspace.warning {version}, workspace.warning_withdrawn {version}"));
+    assert_eq!(
+        (shown.warned, shown.warning_version.to_string()),
+        (true, version),
+        "acked, and reported since"
+    );
+    assert!(shown.version > shown.warning_version);
     rig.end().await;
 }
 

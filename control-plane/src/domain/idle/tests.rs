@@ -177,7 +177,10 @@ fn a_lifetime_ends_whatever_is_typed_and_only_with_a_warning() {
         desk.types(typed);
         desk.decide(typed);
     }
-    assert_eq!(desk.workspace.warning.as_ref().map(|w| (w.at, w.reason)), Some((at(1900), StopReason::MaxLifetime)));
+    assert_eq!(
+        desk.workspace.warning.as_ref().map(|w| (w.at, w.reason)),
+        Some((at(1900), StopReason::MaxLifetime))
+    );
     desk.types(1950);
     assert_eq!(desk.runs_out(1950), (0, 2020, StopReason::MaxLifetime), "typing does not withdraw it");
 }

@@ -35,8 +35,7 @@ impl Told {
     /// What a message about a workspace tells; `None` while there is no deadline that could move.
     pub(super) fn of(view: &WorkspaceView) -> Option<Self> {
         let IdleView { version, clock, warned, now, .. } = view.idle.as_ref()?;
-        let next =
-            clock.times().map(|times| if *warned { times.deadline_at } else { times.warning_at });
+        let next = clock.times().map(|times| if *warned { times.deadline_at } else { times.warning_at });
         let next = next.filter(|next| next > now);
         (*clock != Clock::Off).then_some(Self { version: *version, clock: *clock, next })
     }
@@ -132,7 +131,10 @@ mod tests {
     fn what_should_have_come_and_did_not_is_told_anew() {
         let seen = seen([(1, 5), (2, 5)]);
         let due = |seconds| Told { next: Some(seen.at + Duration::from_secs(seconds)), ..told(5) };
-        assert_eq!(moved(&[(uid(1), due(0)), (uid(2), due(1)), (uid(3), due(0))].into(), &seen, None), [uid(1)]);
+        assert_eq!(
+            moved(&[(uid(1), due(0)), (uid(2), due(1)), (uid(3), due(0))].into(), &seen, None),
+            [uid(1)]
+        );
     }
 
     #[test]

@@ -97,7 +97,9 @@ fn the_evidence_of_a_stop_has_what_held_it_back() {
 
     let mut kept = serde_json::to_value(&evidence).expect("it is kept as JSON");
     let fields = kept.as_object_mut().expect("an object");
-    fields.retain(|field, _| !["ready_at", "extended_until", "awake_until", "warning_lead"].contains(&field.as_str()));
+    fields.retain(|field, _| {
+        !["ready_at", "extended_until", "awake_until", "warning_lead"].contains(&field.as_str())
+    });
     let old: IdleEvidence = serde_json::from_value(kept).expect("older evidence is read");
     assert_eq!((old.ready_at, old.extended_until, old.warning_lead), (None, None, Duration::ZERO));
 }
