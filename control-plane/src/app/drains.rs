@@ -77,7 +77,7 @@ impl App {
         students.sort();
         let cordon = node.cordon.unwrap_or_else(|| format!("drained: {}", order.reason));
         work.cordon_node(id, &cordon).await?;
-        work.drain_node(id, deadline_at, &order.reason).await?;
+        work.drain_node(id, deadline_at, order.force, &order.reason).await?;
         let entry = Entry::new("node.draining", Actor::Operator)
             .with("deadline_time", rfc3339(deadline_at))
             .with("workspaces", students.len())

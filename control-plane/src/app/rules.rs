@@ -36,8 +36,9 @@ impl Rules {
     fn new(settings: &Settings, stored: StoredRules) -> Self {
         let StoredRules { version, policies, pauses, drains } = stored;
         let idle_moment = settings.drain_idle_moment;
-        let drain =
-            |StoredDrain { node, deadline_at, reason }| (node, Drain { deadline_at, reason, idle_moment });
+        let drain = |StoredDrain { node, deadline_at, forced, reason }| {
+            (node, Drain { deadline_at, forced, reason, idle_moment })
+        };
         Self {
             book: PolicyBook { version, defaults: settings.defaults.clone(), policies },
             pauses,

@@ -19,6 +19,8 @@ use super::idle::IdlePolicy;
 pub struct Drain {
     /// Everything is gone by then.
     pub deadline_at: OffsetDateTime,
+    /// Also in an exam.
+    pub forced: bool,
     /// Why, for students.
     pub reason: String,
     /// A workspace leaves when it had no input for this long.
@@ -32,7 +34,7 @@ pub struct Terms {
     pub calm: Duration,
     /// The signals that count as input.
     pub counts: Vec<Signal>,
-    /// Quiet windows between the warning and the drain's deadline.
+    /// Quiet windows between the warning and the end of the drain.
     pub quiet: Vec<(OffsetDateTime, OffsetDateTime)>,
 }
 
@@ -41,10 +43,17 @@ impl Drain {
         self.idle_moment.min(policy.idle_timeout)
     }
 
+    /// When it is over for a workspace whose warning will have been out for the whole lead at `lead_over_at`: at the deadline, or
+    /// then, and, unless it was forced, after an exam that was set since and that this falls into.
+    fn ends_at(&self, policy: &IdlePolicy, lead_over_at: OffsetDateTime) -> OffsetDateTime {
+        let end = self.deadline_at.max(lead_over_at);
+        if self.forced { end } else { after_quiet(end, policy) }
+    }
+
     /// What a warning that was given at `warned_at` follows from.
     pub fn terms(&self, policy: &IdlePolicy, warned_at: OffsetDateTime) -> Terms {
-        let matters =
-            |(start, end): &&(OffsetDateTime, OffsetDateTime)| *start < self.deadline_at && *end > warned_at;
+        let ends_at = self.ends_at(policy, warned_at + policy.warning_lead);
+        let matters = |(start, end): &&(OffsetDateTime, OffsetDateTime)| *start < ends_at && *end > warned_at;
         Terms {
             calm: self.calm(policy),
             counts: Signal::ALL.into_iter().filter(|signal| *policy.counts.get(*signal)).collect(),
@@ -53,8 +62,8 @@ impl Drain {
     }
 
     /// When a workspace leaves whose warning will have been out for the whole lead at `lead_over_at`, in which nobody has
-    /// worked since `basis`, and which somebody wants kept until `kept_until`. An exam holds an idle moment back, but not
-    /// the deadline.
+    /// worked since `basis`, and which somebody wants kept until `kept_until`. An exam holds an idle moment back, and the deadline
+    /// when it was set since, unless the drain was forced.
     pub fn leaves_at(
         &self,
         policy: &IdlePolicy,
@@ -64,11 +73,7 @@ impl Drain {
     ) -> OffsetDateTime {
         let calm = basis + self.calm(policy);
         let calm = kept_until.map_or(calm, |until| until.max(calm)).max(lead_over_at);
-        let calm = policy.quiet.iter().fold(calm, |at, (start, end)| {
-            let meets = (*start..*end).contains(&at);
-            if meets { *end } else { at }
-        });
-        calm.min(self.deadline_at).max(lead_over_at)
+        after_quiet(calm, policy).min(self.ends_at(policy, lead_over_at))
     }
 
     /// Whether a workspace that was never ready goes elsewhere now: nobody works in it, and once it is up there would
@@ -76,6 +81,14 @@ impl Drain {
     pub fn cuts_a_start(&self, policy: &IdlePolicy, now: OffsetDateTime) -> bool {
         now + policy.warning_lead >= self.deadline_at
     }
+}
+
+/// The first time from `at` on that is in no quiet window.
+fn after_quiet(at: OffsetDateTime, policy: &IdlePolicy) -> OffsetDateTime {
+    policy.quiet.iter().fold(at, |at, (start, end)| {
+        let meets = (*start..*end).contains(&at);
+        if meets { *end } else { at }
+    })
 }
 
 /// Whether a deadline falls into an exam of somebody.

@@ -180,15 +180,22 @@ impl Work {
         Ok(readable_workspaces(models))
     }
 
-    /// Begins the drain of a locked node, or gives it another deadline.
+    /// Begins the drain of a locked node, or gives it another deadline. `forced`: also in an exam.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn drain_node(&mut self, id: NodeId, deadline_at: OffsetDateTime, reason: &str) -> Result<()> {
+    pub async fn drain_node(
+        &mut self,
+        id: NodeId,
+        deadline_at: OffsetDateTime,
+        forced: bool,
+        reason: &str,
+    ) -> Result<()> {
         self.tx
             .execute_raw(sql(
-                "UPDATE nodes SET drain_deadline_at = $2, drain_reason = $3, drained_at = NULL WHERE id = $1",
-                [id.0.into(), deadline_at.into(), reason.into()],
+                "UPDATE nodes SET drain_deadline_at = $2, drain_forced = $3, drain_reason = $4, drained_at = NULL
+                 WHERE id = $1",
+                [id.0.into(), deadline_at.into(), forced.into(), reason.into()],
             ))
             .await
             .map_err(StoreError::sort("drain a node"))?;

@@ -52,6 +52,8 @@ pub struct StoredDrain {
     pub node: NodeId,
     /// Everything is gone from it by then.
     pub deadline_at: OffsetDateTime,
+    /// Also in an exam.
+    pub forced: bool,
     /// Why.
     pub reason: String,
 }
@@ -104,7 +106,7 @@ async fn load(connection: &impl ConnectionTrait) -> Result<StoredRules> {
     let pauses = rows.iter().map(pause).collect::<std::result::Result<_, _>>().map_err(&sorted)?;
     let rows = connection
         .query_all_raw(sql(
-            "SELECT id, drain_deadline_at, drain_reason FROM nodes
+            "SELECT id, drain_deadline_at, drain_forced, drain_reason FROM nodes
              WHERE drain_deadline_at IS NOT NULL AND removed_at IS NULL",
             [],
         ))
@@ -114,6 +116,7 @@ async fn load(connection: &impl ConnectionTrait) -> Result<StoredRules> {
         Ok(StoredDrain {
             node: NodeId(row.try_get("", "id")?),
             deadline_at: row.try_get("", "drain_deadline_at")?,
+            forced: row.try_get("", "drain_forced")?,
             reason: row.try_get("", "drain_reason")?,
         })
     };

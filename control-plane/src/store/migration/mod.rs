@@ -15,6 +15,7 @@ mod m20261124_000020_sweep;
 mod m20261124_000021_restored;
 mod m20261128_000022_own_orphans;
 mod m20261128_000023_bans;
+mod m20261128_000024_drain_forced;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -36,6 +37,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261124_000021_restored::Migration),
             Box::new(m20261128_000022_own_orphans::Migration),
             Box::new(m20261128_000023_bans::Migration),
+            Box::new(m20261128_000024_drain_forced::Migration),
         ]
     }
 }

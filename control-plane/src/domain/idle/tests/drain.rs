@@ -9,7 +9,7 @@ const IDLE_MOMENT: i64 = 120;
 
 fn drain(deadline: i64) -> Option<Drain> {
     let idle_moment = Duration::from_secs(120);
-    Some(Drain { deadline_at: at(deadline), reason: "new kernel".into(), idle_moment })
+    Some(Drain { deadline_at: at(deadline), forced: true, reason: "new kernel".into(), idle_moment })
 }
 
 /// A desk in which somebody types each 20 seconds from `from` on, until `until`.
@@ -127,6 +127,24 @@ fn a_policy_that_changes_nothing_of_the_idle_moment_leaves_the_warning() {
     desk.policy.idle_timeout *= 2;
     desk.policy.quiet = vec![(at(9000), at(9900))];
     assert_eq!(desk.runs_out(300), (0, 410, StopReason::Drain));
+}
+
+#[test]
+fn an_exam_that_is_set_after_the_drain_is_broken_only_when_that_was_forced() {
+    for (forced, left) in [(false, 5000), (true, 4000)] {
+        let mut desk = Desk::new();
+        desk.policy.drain = drain(4000).map(|drain| Drain { forced, ..drain });
+        desk.workspace.extended_until = Some(at(9000));
+        assert!(matches!(desk.decide(290), Verdict::Warn { .. }));
+        desk.policy.quiet = vec![(at(3000), at(4500)), (at(4400), at(5000))];
+        assert!(matches!(desk.decide(1000), Verdict::Withdraw { .. }));
+        assert_eq!(desk.runs_out(1000), (1000, left, StopReason::Drain));
+    }
+    // It begins when the deadline is over, and she was warned late.
+    let mut late = Desk::new();
+    late.policy.drain = drain(1000).map(|drain| Drain { forced: false, ..drain });
+    late.policy.quiet = vec![(at(1010), at(3000))];
+    assert_eq!(late.runs_out(950), (950, 3000, StopReason::Drain));
 }
 
 #[test]
