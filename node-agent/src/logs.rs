@@ -2,10 +2,13 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use carrel_common::id::{Generation, WorkspaceUid};
 use futures_util::StreamExt as _;
+use time::OffsetDateTime;
+use tokio_util::sync::CancellationToken;
 
 use crate::runtime::{LogOptions, Runtime, RuntimeError};
 
@@ -20,6 +23,12 @@ const KEPT_LINES: u32 = 8192;
 
 /// So many incarnations keep their log.
 const KEPT_GENERATIONS: usize = 2;
+
+/// And for so long: whoever asks why a desk ended asks within days, and what students' programs said is nobody's for ever.
+const KEPT_FOR: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// What is older goes when it goes: there is no hurry.
+const TIDY_EVERY: Duration = Duration::from_secs(3600);
 
 /// Collects output and gives it back in whole lines.
 #[derive(Debug, Default)]
@@ -95,10 +104,42 @@ impl SavedLogs {
         Ok(Some((generation, fs::read(path)?)))
     }
 
+    /// Removes what was saved longer than [`KEPT_FOR`] before `now`, and with its last log a workspace's directory. Blocking.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn tidy(&self, now: OffsetDateTime) -> io::Result<()> {
+        let oldest = SystemTime::from(now) - KEPT_FOR;
+        for workspace in entries(&self.dir) {
+            for log in entries(&workspace.path()) {
+                if log.metadata()?.modified()? < oldest {
+                    fs::remove_file(log.path())?;
+                }
+            }
+            match fs::remove_dir(workspace.path()) {
+                Err(error) if error.kind() != io::ErrorKind::DirectoryNotEmpty => return Err(error),
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Tidies up each hour until `stop`.
+    pub async fn keep_tidy(self, now: impl Fn() -> OffsetDateTime, stop: CancellationToken) {
+        loop {
+            let (logs, now) = (self.clone(), now());
+            if let Ok(Err(error)) = tokio::task::spawn_blocking(move || logs.tidy(now)).await {
+                tracing::warn!(%error, "old logs of containers that are gone are still there");
+            }
+            if stop.run_until_cancelled(tokio::time::sleep(TIDY_EVERY)).await.is_none() {
+                return;
+            }
+        }
+    }
+
     /// Kept generations, the one written last first: after a restore of the database a lower generation may be the newer one.
     fn generations(&self, workspace: WorkspaceUid) -> Vec<(Generation, PathBuf)> {
-        let entries = fs::read_dir(self.dir.join(workspace.to_string())).into_iter().flatten().flatten();
-        let mut found: Vec<_> = entries
+        let mut found: Vec<_> = entries(&self.dir.join(workspace.to_string()))
             .filter_map(|entry| {
                 let name = entry.file_name().into_string().ok()?;
                 let number = name.strip_prefix('g')?.strip_suffix(".log")?.parse().ok()?;
@@ -109,6 +150,11 @@ impl SavedLogs {
         found.sort_by_key(|(written_at, generation, _)| std::cmp::Reverse((*written_at, *generation)));
         found.into_iter().map(|(_, generation, path)| (generation, path)).collect()
     }
+}
+
+/// What is in a directory; nothing when it is not there.
+fn entries(dir: &Path) -> impl Iterator<Item = fs::DirEntry> {
+    fs::read_dir(dir).into_iter().flatten().flatten()
 }
 
 /// The last lines of `text`, at most [`KEPT_BYTES`].
@@ -202,6 +248,28 @@ mod tests {
             saved.generations(workspace).into_iter().map(|(generation, _)| generation.0).collect();
         assert_eq!(kept, [10, 2]);
         assert_eq!(saved.newest(workspace).expect("read"), Some((Generation(10), b"10\n".to_vec())));
+    }
+
+    #[test]
+    fn forgets_what_is_older_than_a_week_and_with_its_last_log_a_workspace() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let saved = SavedLogs::new(dir.path().join("logs"));
+        let now = OffsetDateTime::UNIX_EPOCH + Duration::from_secs(1 << 30);
+        saved.tidy(now).expect("nothing was saved yet");
+        let [gone, back] = [WorkspaceUid::new(), WorkspaceUid::new()];
+        for (workspace, generation, days) in [(gone, 1, 9), (gone, 2, 8), (back, 1, 8), (back, 2, 6)] {
+            saved.save(workspace, Generation(generation), b"bye\n").expect("save");
+            let log = saved.dir.join(workspace.to_string()).join(format!("g{generation}.log"));
+            let log = fs::File::options().write(true).open(log).expect("it is there");
+            log.set_modified((now - Duration::from_secs(days * 24 * 3600)).into()).expect("set");
+        }
+        saved.tidy(now).expect("tidied");
+        assert_eq!(
+            entries(&saved.dir).map(|left| left.file_name()).collect::<Vec<_>>(),
+            [&*back.to_string()]
+        );
+        let left: Vec<_> = saved.generations(back).into_iter().map(|(generation, _)| generation.0).collect();
+        assert_eq!(left, [2]);
     }
 
     #[test]

@@ -198,6 +198,8 @@ fn spawn_parts(
     };
     let (desks, clock) = (Arc::clone(&host.desks), Arc::clone(&host.clock));
     tracker.spawn(desks.watch(move || clock.monotonic(), stop.clone()));
+    let (logs, clock) = (host.saved_logs.clone(), Arc::clone(&host.clock));
+    tracker.spawn(logs.keep_tidy(move || clock.now(), stop.clone()));
     let watched = Arc::clone(&host);
     let [for_storage, for_fences, for_driver, for_session] = std::array::from_fn(|_| stop.clone());
     tracker.spawn(async move { watched.storage.watch(for_storage).await });

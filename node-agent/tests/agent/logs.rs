@@ -1,5 +1,7 @@
 //! Logs.
 
+use std::time::{Duration, SystemTime};
+
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::session_response::Message as Down;
 
@@ -47,6 +49,29 @@ async fn tells_the_log_of_what_runs_and_later_of_the_incarnation_before() {
     rig.running(&next).await;
     ask(&rig, 3, ada.workspace, 100, false);
     assert_eq!(told(&rig, 3).await.1, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::disallowed_methods, reason = "by the host's clock a log is old")]
+async fn forgets_logs_that_are_older_than_a_week() {
+    let mut rig = Rig::stopped(|_| {}).await;
+    let saved = |days: u64| {
+        let dir = rig.dir.path().join("state/logs").join(carrel_common::id::WorkspaceUid::new().to_string());
+        std::fs::create_dir_all(&dir).expect("made");
+        let log = std::fs::File::create(dir.join("g1.log")).expect("made");
+        let then = SystemTime::now() - Duration::from_secs(days * 24 * 3600);
+        log.set_modified(then).expect("set");
+        dir
+    };
+    let (old, young) = (saved(8), saved(6));
+    rig.start_agent().await;
+    for _ in 0..100 {
+        if !old.exists() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(!old.exists() && young.join("g1.log").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
