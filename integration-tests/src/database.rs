@@ -1,5 +1,7 @@
 //! A database of a test's own.
 
+use std::time::Duration;
+
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 
 /// A database; `drop_now` removes it.
@@ -80,6 +82,23 @@ impl Database {
         let mut connection = connect(&self.url()).await;
         let done = connection.execute(AssertSqlSafe(statement.to_owned())).await;
         done.unwrap_or_else(|error| panic!("{statement}: {error}"));
+    }
+
+    /// The same in a transaction that stays open until what is given is dropped.
+    pub async fn hold(&self, statement: &str) -> PgConnection {
+        let mut connection = connect(&self.url()).await;
+        let done = connection.execute(AssertSqlSafe(format!("BEGIN; {statement}"))).await;
+        done.unwrap_or_else(|error| panic!("{statement}: {error}"));
+        connection
+    }
+
+    /// Waits until at least so many wait in it for a lock.
+    pub async fn until_waiting(&self, how_many: usize) {
+        let waiting = "SELECT count(*)::text FROM pg_locks WHERE NOT granted
+                       AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
+        while self.text(waiting).await.parse::<usize>().expect("a number") < how_many {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// Removes it, with whoever is connected to it.

@@ -193,8 +193,15 @@ impl Session {
             return Err(WireError::new("message", "the first must be Hello").into());
         };
         let greeting = greeting(hello)?;
-        let Greeted { session, state, awaited } =
-            self.app.accept_session(&self.credentials, &greeting).await?;
+        // A Hello whose agent has gone becomes no session: it would end the one that the agent has begun meanwhile.
+        let accepted = tokio::select! {
+            biased;
+            // Cancel-safe: what is not committed is undone; what is, the next Hello finds, and that nobody is there shows by
+            // missing heartbeats.
+            () = self.to.closed() => return Err(End::Gone),
+            accepted = self.app.accept_session(&self.credentials, &greeting) => accepted?,
+        };
+        let Greeted { session, state, awaited } = accepted;
         (self.epoch, self.incarnation, self.awaited) = (session.session_epoch, state.incarnation, awaited);
         self.superseded = self.held.take_over(self.node);
         tracing::info!(

@@ -301,6 +301,35 @@ async fn a_node_reports_on_its_own_desks_only_and_a_banned_one_on_none() {
 }
 
 #[tokio::test]
+async fn a_hello_whose_agent_has_gone_becomes_no_session_and_ends_none() {
+    let cluster = Cluster::start_without_agent(Options::new().tls()).await;
+    let url = cluster.agents_url();
+    let token = pki::join_token(&cluster.address(), "").await.unwrap();
+    let host = pki::Host::new("one");
+    let enrolled = host.enroll(&url, &token).await.unwrap();
+    // As an agent does that has waited for its Welcome for long enough: it dials again.
+    let hello = async || {
+        let mut agents = host.dial(&url, &enrolled).await;
+        let hello =
+            pb::Hello { facts: Some(host.facts.clone()), process_id: "one".into(), ..Default::default() };
+        let hello = pb::SessionRequest { message: Some(Up::Hello(hello)) };
+        let said = tokio_stream::StreamExt::chain(tokio_stream::once(hello), tokio_stream::pending());
+        agents.session(said).await.unwrap().into_inner()
+    };
+    let held = cluster.database().hold("SELECT FROM nodes FOR UPDATE").await;
+    let overtaken = hello().await;
+    cluster.database().until_waiting(1).await;
+    drop(overtaken);
+    let mut stands = hello().await;
+    cluster.database().until_waiting(2).await;
+    drop(held);
+    let Some(Down::Welcome(welcome)) = stands.message().await.unwrap().unwrap().message else {
+        panic!("no Welcome")
+    };
+    assert_eq!(welcome.session_epoch, 1, "the first was none");
+}
+
+#[tokio::test]
 async fn an_authority_is_replaced_without_cutting_a_node_off() {
     let mut cluster = Cluster::start(Options::new().tls().flag("node-certificate-ttl", "10s")).await;
     let client = cluster.client();

@@ -1,7 +1,5 @@
 //! What a session tells late: another one of the node has taken over from it.
 
-use std::time::Duration;
-
 use carrel_common::id::WorkspaceUid;
 use control_plane::app::{AppError, Resolution};
 use control_plane::domain::workspace::State;
@@ -12,11 +10,7 @@ use crate::rig::{Rig, call, id, secret_of};
 
 /// Until somebody waits for a lock in the database.
 pub(crate) async fn somebody_waits(rig: &Rig) {
-    let waiting = "SELECT count(*)::text FROM pg_locks WHERE NOT granted
-                   AND pid IN (SELECT pid FROM pg_stat_activity WHERE datname = current_database())";
-    while rig.database.text(waiting).await == "0" {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    rig.database.until_waiting(1).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
