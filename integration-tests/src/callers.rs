@@ -26,6 +26,12 @@ impl Callers {
         Self { clients: addresses.iter().map(|address| Client::of(address)).collect(), next: Arc::default() }
     }
 
+    /// The same, beginning with the replica of this index.
+    #[must_use]
+    pub fn beginning_with(self, index: usize) -> Self {
+        Self { next: Arc::new(AtomicUsize::new(index)), ..self }
+    }
+
     /// Whose turn it is.
     pub fn any(&self) -> &Client {
         &self.clients[self.next.load(Ordering::Relaxed) % self.clients.len()]

@@ -4,6 +4,7 @@ use carrel_common::model::Signal;
 use control_plane::app::AppError;
 use control_plane::store::Beat;
 
+use crate::late::somebody_waits;
 use crate::rig::{self, Rig};
 
 fn beat(student: &str, age: u64) -> Beat {
@@ -19,6 +20,25 @@ async fn activity_never_goes_back() {
     let old = rig.app.record(vec![beat("ADA", 200)]).await.unwrap().remove(0).unwrap().idle;
     assert_eq!(young.last, old.last);
     assert!(old.version > young.version);
+    rig.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_acked_before_its_commit() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let ada = rig.running(node, "ada").await;
+    for signal in [Signal::LmsInput, Signal::Job] {
+        let mut held = rig.app.store.begin().await.unwrap();
+        held.lock(ada.uid).await.unwrap().unwrap();
+        let (app, told) = (rig.app.clone(), rig::beat("ada", signal, Duration::ZERO));
+        let mut acked = tokio::spawn(async move { app.record(vec![told]).await });
+        somebody_waits(&rig).await;
+        let early = tokio::time::timeout(Duration::from_millis(300), &mut acked).await;
+        assert!(early.is_err(), "{signal:?}: nothing can be committed yet, and {early:?}");
+        drop(held);
+        acked.await.unwrap().unwrap().remove(0).unwrap();
+    }
     rig.end().await;
 }
 

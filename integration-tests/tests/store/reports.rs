@@ -6,6 +6,7 @@ use control_plane::app::{App, AppError, Greeting};
 use control_plane::domain::reconcile::OrderTimes;
 use control_plane::domain::workspace::{State, Workspace};
 
+use crate::late::somebody_waits;
 use crate::rig::{Rig, observation};
 
 /// The facts that the node enrolled with.
@@ -51,9 +52,15 @@ async fn a_fleet_that_tells_everything_anew_waits_for_no_lock_and_loses_no_news(
     held.lock(desks[3].uid).await.unwrap().unwrap();
     let acked = tokio::time::timeout(Duration::from_secs(10), rig.app.observe(node, epoch, &told)).await;
     assert_eq!(acked.expect("nothing was waited for").unwrap().len(), 10, "all are acked");
-    drop(held);
 
     told[3].state = Observed::Running { endpoint: "127.0.0.1:2".into() };
+    let (app, news) = (rig.app.clone(), told[3].clone());
+    let mut acked = tokio::spawn(async move { app.observe(node, epoch, &[news]).await });
+    somebody_waits(&rig).await;
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut acked).await;
+    assert!(early.is_err(), "news cannot be committed yet, and {early:?}");
+    drop(held);
+    assert_eq!(acked.await.unwrap().unwrap().len(), 1);
     told[7].state = Observed::Gone { purge: Ok(false) };
     assert_eq!(rig.app.observe(node, epoch, &told).await.unwrap().len(), 10);
     assert_eq!(rig.get("student-3").await.endpoint.as_deref(), Some("127.0.0.1:2"));
