@@ -76,15 +76,14 @@ async fn comes_back(rig: &mut Rig, client: &Client, before: &Desk, sessions: i64
     assert_eq!(client.get("ada").await.generation, before.generation + 1);
 }
 
-#[tokio::test]
-async fn row_02_what_an_agent_leaves_that_is_not_restarted_is_ended_by_the_fence() {
+/// An agent is killed and not restarted; the fence beside it, if that is killed too, is: systemd does it.
+async fn is_left(fence_too: bool) {
     let mut chance = Chance::of("row 2");
     let (mut rig, client, before) = with_a_writer().await;
     tokio::time::sleep(chance.millis(0..1500)).await;
     let sessions = rig.sessions_of(before.host).await;
     rig.host(before.host).kill_agent();
-    // systemd starts it again.
-    if chance.coin() {
+    if fence_too {
         rig.host(before.host).kill_fence();
         tokio::time::sleep(chance.millis(0..2000)).await;
         rig.host(before.host).spawn_fence();
@@ -95,12 +94,16 @@ async fn row_02_what_an_agent_leaves_that_is_not_restarted_is_ended_by_the_fence
 }
 
 #[tokio::test]
-async fn row_08_a_node_cut_off_for_longer_than_its_lease_has_ended_all_before_it_runs_elsewhere() {
+async fn row_02_what_an_agent_leaves_that_is_not_restarted_is_ended_by_the_fence() {
+    is_left(false).await;
+}
+
+/// The host's link goes down, or everything is swallowed.
+async fn is_cut_off(black_hole: bool) {
     let mut chance = Chance::of("row 8");
     let (mut rig, client, before) = with_a_writer().await;
     tokio::time::sleep(chance.millis(0..1500)).await;
     let sessions = rig.sessions_of(before.host).await;
-    let black_hole = chance.coin();
     let host = rig.host(before.host);
     if black_hole {
         host.lose(Loss::Incoming);
@@ -117,6 +120,11 @@ async fn row_08_a_node_cut_off_for_longer_than_its_lease_has_ended_all_before_it
         host.mend();
     }
     comes_back(&mut rig, &client, &before, sessions).await;
+}
+
+#[tokio::test]
+async fn row_08_a_node_cut_off_for_longer_than_its_lease_has_ended_all_before_it_runs_elsewhere() {
+    is_cut_off(false).await;
 }
 
 /// One direction is lost for long: one writer at a time, and all is well when it is back, wherever the desk is then.
@@ -150,6 +158,16 @@ async fn row_10_what_a_frozen_agent_runs_is_ended_by_the_fence_and_it_fences_bef
 
 mod full {
     use super::*;
+
+    #[tokio::test]
+    async fn row_02_a_fence_that_is_killed_too_ends_it_when_it_is_back() {
+        is_left(true).await;
+    }
+
+    #[tokio::test]
+    async fn row_08_a_node_in_a_black_hole_has_ended_all_before_it_runs_elsewhere() {
+        is_cut_off(true).await;
+    }
 
     #[tokio::test]
     async fn row_09_heartbeats_that_do_not_reach_the_control_plane_renew_no_lease() {
