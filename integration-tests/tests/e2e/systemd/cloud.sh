@@ -1,4 +1,4 @@
-# What an instance of EC2 finds around it: its metadata, for those who have asked for a token first, and the bucket with the release.
+# What an instance of EC2 finds around it: its metadata, for those who have asked for a token first, and a first boot that updates packages.
 ip addr add 169.254.169.254/32 dev lo
 cat >/usr/local/sbin/metadata <<'SERVER'
 use IO::Socket::INET;
@@ -14,7 +14,8 @@ while (my $caller = $server->accept) {
 }
 SERVER
 systemd-run --quiet perl /usr/local/sbin/metadata
-# The packages are there, or their registry would be what is tested.
-printf '#!/bin/sh\necho "apt-get $*" >>/root/apt-get\n' >/usr/local/bin/apt-get
-printf '#!/bin/sh\n[ "$*" = "s3 cp s3://your-bucket/carrel.tar -" ] && tar -C /opt/release -c .\n' >/usr/local/bin/aws
-chmod 755 /usr/local/bin/apt-get /usr/local/bin/aws
+# The packages are there and no list names others, or their registry would be what is tested.
+rm -rf /etc/apt/sources.list.d/*
+: >/etc/apt/sources.list
+systemd-run --quiet apt-get update -o APT::Update::Pre-Invoke::='touch /run/updates; sleep 8'
+until [ -e /run/updates ]; do sleep 0.1; done
