@@ -245,7 +245,7 @@ impl App {
             self.refuse_while_behind(&mut work).await?;
             let known = Known::of(&mut work, node, container).await?;
             if resolution == Resolution::Adopt {
-                may_adopt(container, known.desk.as_ref(), known.placement.is_some())
+                may_adopt(container, &known.rules())
                     .map_err(|why| AppError::OrphanCannotBeAdopted { why })?;
             }
             // After the workspace, in the order of locks; somebody may have been first.

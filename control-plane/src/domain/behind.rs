@@ -14,8 +14,9 @@
 //! | an identity of this Carrel | a row of the node |
 //!
 //! What is no proof: a container of a student whom the store does not know, or has never placed on that node. Somebody may have made
-//! it by hand, and a store that lacks it lacks one of the above as well; alone it is an orphan. And nothing of an *earlier* incarnation is proof:
-//! that the store knows less than happened then is what an operator declared.
+//! it by hand, and a store that lacks it lacks one of the above as well; alone it is an orphan. Nothing of an *earlier* incarnation is proof:
+//! that the store knows less than happened then is what an operator declared. Nor is an incarnation that no Carrel can have come to: see
+//! [`REACH`].
 
 use std::collections::HashMap;
 use std::fmt;
@@ -27,6 +28,15 @@ use time::OffsetDateTime;
 /// Acknowledged heartbeats that a store may lack without being behind. A standby that takes over may lack the last moments, and
 /// what matters of these shows in the other lines; a copy that is older than this many heartbeats is always noticed.
 const LOST_AT_MOST: i64 = 3;
+
+/// What is counted on from a number that the store has not given is at most so far above what it knows. Nobody restores a database,
+/// or starts a desk, so often; a number further off was made up, and the highest of all would leave none to follow.
+pub const REACH: i64 = 1 << 20;
+
+/// Whether a Carrel can have counted to what was told, by what the store knows.
+pub fn in_reach(told: i64, known: i64) -> bool {
+    told.saturating_sub(known) <= REACH
+}
 
 /// How the store stands in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,7 +164,8 @@ impl Evidence {
 
     /// A fence file shows a later pair than the store has ever given the student.
     pub fn of_share(student: &StudentId, pair: Pair, given: Pair) -> Option<Self> {
-        (pair > given).then(|| Self::Share { student: student.clone(), pair, known: given })
+        let later = pair > given && in_reach(pair.incarnation, given.incarnation);
+        later.then(|| Self::Share { student: student.clone(), pair, known: given })
     }
 
     /// The same, or an earlier one, was given to a placement that a store of this `incarnation` does not know: it was forgotten, and
@@ -174,7 +185,8 @@ impl Evidence {
 
     /// A desired set was refused by an agent that holds a newer one.
     pub fn of_refusal(offered: DesiredPair, accepted: DesiredPair) -> Option<Self> {
-        (accepted > offered).then_some(Self::Set { accepted, known: offered })
+        let later = accepted > offered && in_reach(accepted.incarnation, offered.incarnation);
+        later.then_some(Self::Set { accepted, known: offered })
     }
 }
 
@@ -215,8 +227,8 @@ impl fmt::Display for Evidence {
 /// The first proof in what an agent holds that the store has gone back in time.
 pub fn evidence(told: &Told<'_>, known: &Known) -> Option<Evidence> {
     let set = DesiredPair { incarnation: known.incarnation, generation: known.desired_generation };
-    if let Some(accepted) = told.accepted.filter(|accepted| *accepted > set) {
-        return Some(Evidence::Set { accepted, known: set });
+    if let Some(lost) = told.accepted.and_then(|accepted| Evidence::of_refusal(set, accepted)) {
+        return Some(lost);
     }
     let later = |container: &&Container| later(container, known).is_some();
     // The latest of all, since the next incarnation must be higher than any that was seen.
@@ -232,7 +244,8 @@ pub fn evidence(told: &Told<'_>, known: &Known) -> Option<Evidence> {
         incarnation: known.incarnation,
         heartbeats: known.heartbeats.saturating_add(LOST_AT_MOST),
     };
-    let acked = told.acked.filter(|acked| *acked > counted)?;
+    let acked =
+        told.acked.filter(|acked| *acked > counted && in_reach(acked.incarnation, known.incarnation))?;
     Some(Evidence::Heartbeats {
         acked,
         known: HeartbeatCount { incarnation: known.incarnation, heartbeats: known.heartbeats },
@@ -244,7 +257,8 @@ fn later(container: &Container, known: &Known) -> Option<Pair> {
     let of_student = known.generations.get(&container.student.key()).copied();
     let pair = Pair { incarnation: known.incarnation, generation: of_student.unwrap_or(Generation(0)) };
     let unknown_to_us = container.incarnation == known.incarnation && of_student.is_none();
-    (container.pair() > pair && !unknown_to_us).then_some(pair)
+    let counted = in_reach(container.incarnation, known.incarnation);
+    (container.pair() > pair && !unknown_to_us && counted).then_some(pair)
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use std::cmp::Ordering;
 use carrel_common::id::{NodeId, Pair};
 use carrel_common::model::{Container, Verdict};
 
+use super::behind::in_reach;
 use super::reconcile::Placement;
 use super::workspace::Workspace;
 
@@ -68,7 +69,10 @@ pub fn may_take_in(container: &Container, node: NodeId, known: &Known<'_>, settl
 
 fn find(container: &Container, known: &Known<'_>) -> Finding {
     let (pair, earlier) = (container.pair(), container.incarnation < known.incarnation);
-    let later = if earlier { Finding::Forgotten } else { Finding::Unclear("LATER_THAN_THE_STORE") };
+    let later = match earlier && is_counted(container, known) {
+        true => Finding::Forgotten,
+        false => Finding::Unclear("LATER_THAN_THE_STORE"),
+    };
     if container.incarnation > known.incarnation {
         return later;
     }
@@ -94,14 +98,24 @@ fn find(container: &Container, known: &Known<'_>) -> Finding {
     if earlier || container.generation > desk.generation { later } else { Finding::Unclear("NEVER_PLACED") }
 }
 
+/// Whether its desk can have come to this generation. From one that was made up no start could count on.
+fn is_counted(container: &Container, known: &Known<'_>) -> bool {
+    in_reach(container.generation.0, known.desk.map_or(0, |desk| desk.generation.0))
+}
+
 /// Whether an operator may have an orphan taken into the store: a container never takes the place of one that is placed,
-/// of another desk, or of its own later generation.
+/// of another desk, or of its own later generation; and nothing follows on a number that no Carrel has come to.
 ///
 /// # Errors
 /// Why not, as the end of a sentence.
-pub fn may_adopt(container: &Container, desk: Option<&Workspace>, placed: bool) -> Result<(), &'static str> {
-    match desk {
-        _ if placed => Err("another container of that student is placed; stop that workspace first"),
+pub fn may_adopt(container: &Container, known: &Known<'_>) -> Result<(), &'static str> {
+    match known.desk {
+        _ if known.placement.is_some() => {
+            Err("another container of that student is placed; stop that workspace first")
+        }
+        _ if container.incarnation > known.incarnation || !is_counted(container, known) => {
+            Err("no Carrel has counted to what its labels say; stop it")
+        }
         None => Ok(()),
         Some(desk) if container.generation <= desk.generation => {
             Err("its generation is over; start the workspace instead")

@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, QueryResult};
 
 use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
-use crate::domain::behind::{Behind, StoreState};
+use crate::domain::behind::{Behind, REACH, StoreState};
 
 /// Nodes that are waited for: not those that were taken out. A node that is given up, or confirmed dead, leaves `awaited_nodes`.
 /// `watched`: it will be given up when it stays silent.
@@ -381,9 +381,11 @@ impl Work {
         let row = self
             .tx
             .query_one_raw(sql(
-                "UPDATE cluster SET cluster_id = $1, incarnation = greatest(incarnation, $2) + 1, pruned_position = ''
+                // However high a number was seen, there is a next one.
+                "UPDATE cluster SET cluster_id = $1, pruned_position = '',
+                        incarnation = least(greatest(incarnation, $2), incarnation + $3) + 1
                  RETURNING incarnation",
-                [named.0.into(), seen.into()],
+                [named.0.into(), seen.into(), REACH.into()],
             ))
             .await
             .map_err(sorted())?

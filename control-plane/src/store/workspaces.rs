@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use super::error::{Result, StoreError};
 use super::{Store, Work, entity, sql};
+use crate::domain::behind::REACH;
 use crate::domain::workspace::{State, Stays, Workspace};
 
 /// Which workspaces; empty fields do not restrict.
@@ -213,8 +214,9 @@ impl Work {
                 // Also above a container that is held: a lower one would look as if the store had forgotten that.
                 "SELECT max(generation) AS generation FROM (
                      SELECT generation FROM workspaces WHERE lower(student_id) = $1
-                     UNION ALL SELECT generation FROM orphans WHERE own AND lower(student_id) = $1) AS known",
-                [make.student.key().into()],
+                     UNION ALL SELECT generation FROM orphans WHERE own AND lower(student_id) = $1) AS known
+                 WHERE generation <= $2 + coalesce((SELECT max(generation) FROM workspaces WHERE lower(student_id) = $1), 0)",
+                [make.student.key().into(), REACH.into()],
             ))
             .await
             .map_err(StoreError::sort(operation))?

@@ -20,6 +20,7 @@ mod idleness;
 mod late;
 mod line;
 mod lost;
+mod made_up;
 mod migrations;
 mod nodes;
 mod orphans;

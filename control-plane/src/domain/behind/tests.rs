@@ -44,6 +44,8 @@ fn what_is_proof_and_what_is_not() {
         ("a later set", set(2, 41), true),
         ("a later set of an earlier incarnation", set(1, 900), false),
         ("a set of a later incarnation", set(3, 1), true),
+        ("a set of the last that can have been", set(2 + REACH, 1), true),
+        ("a set of one after that", set(3 + REACH, 1), false),
     ] {
         let told = Told { accepted: Some(accepted), acked: None, containers: &[] };
         assert_eq!(evidence(&told, &known()).is_some(), proof, "{what}");
@@ -53,6 +55,7 @@ fn what_is_proof_and_what_is_not() {
         ("a few that a standby lost", count(2, 103), false),
         ("more than that", count(2, 104), true),
         ("many of an earlier incarnation", count(1, 9000), false),
+        ("of an incarnation that cannot be", count(i64::MAX, 1), false),
     ] {
         let told = Told { accepted: None, acked: Some(acked), containers: &[] };
         assert_eq!(evidence(&told, &known()).is_some(), proof, "{what}");
@@ -65,6 +68,7 @@ fn what_is_proof_and_what_is_not() {
         ("any of a later incarnation", container("ada", 3, 1), true),
         ("a student the store does not know, alone", container("eve", 2, 7), false),
         ("the same of a later incarnation", container("eve", 3, 1), true),
+        ("of an incarnation that cannot be", container("ada", i64::MAX, 6), false),
     ] {
         let told = Told { accepted: None, acked: None, containers: &[found] };
         assert_eq!(evidence(&told, &known()).is_some(), proof, "{what}");
@@ -100,6 +104,7 @@ fn says_what_it_saw() {
         .join("\n")
     );
     assert_eq!(Evidence::of_share(&ada, file, file), None);
+    assert_eq!(Evidence::of_share(&ada, Pair { incarnation: i64::MAX, ..file }, of_ada), None);
     assert_eq!(Evidence::of_twin(&ada, of_ada, PlacementId(uuid), 3), None, "that was declared");
     assert_eq!(Evidence::of_refusal(set(2, 41), set(2, 41)), None);
 }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use time::macros::datetime;
 
 use super::*;
+use crate::domain::behind::REACH;
 
 const NODE: NodeId = NodeId(uuid::Uuid::nil());
 const DESK: WorkspaceUid = WorkspaceUid(uuid::Uuid::nil());
@@ -104,6 +105,9 @@ fn the_whole_table() {
         ("stopped in the copy, started since", judged((1, 6), 5, None, Some((1, 5))), (Hold, FORGOTTEN)),
         ("the store itself went back", judged((2, 6), 5, None, Some((2, 5))), (Hold, "LATER_THAN_THE_STORE")),
         ("never placed as far as is known", judged((2, 5), 5, None, None), (Hold, "NEVER_PLACED")),
+        ("of before, as far as can be", judged((1, 5 + REACH), 5, None, None), (Hold, FORGOTTEN)),
+        ("made up", judged((1, 6 + REACH), 5, None, None), (Hold, "LATER_THAN_THE_STORE")),
+        ("made up, placed", judged((1, i64::MAX), 5, Some((1, 5)), None), (Hold, "LATER_THAN_THE_STORE")),
     ];
     for (what, judged, expected) in cases {
         assert_eq!(judged, expected, "{what}");
@@ -113,7 +117,7 @@ fn the_whole_table() {
 #[test]
 fn a_student_the_store_does_not_know_is_taken_in_where_the_container_was_made_before_the_declaration() {
     let known = Known { incarnation: 2, desk: None, placement: None, newest: None, here: false };
-    for (found, taken_in) in [((1, 7), true), ((2, 7), false), ((3, 1), false)] {
+    for (found, taken_in) in [((1, 7), true), ((2, 7), false), ((3, 1), false), ((1, i64::MAX), false)] {
         let found = container(found);
         assert_eq!(judge(&found, &known), (Verdict::Hold, NOT_OF_THIS_NODE));
         assert_eq!(may_take_in(&found, NODE, &known, false), taken_in, "{found:?}");

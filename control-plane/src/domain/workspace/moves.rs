@@ -5,6 +5,7 @@ use carrel_common::model::{Stage, StatusReason, StopReason, WorkspaceSpec};
 use time::OffsetDateTime;
 
 use super::{Attempts, Deletion, Desired, IdleEvidence, State, Stop, Workspace};
+use crate::domain::behind::in_reach;
 use crate::domain::event::{Actor, Entry};
 
 impl Workspace {
@@ -78,7 +79,10 @@ impl Workspace {
         let fenced = Entry::new("workspace.fenced", Actor::Agent)
             .because(StatusReason::StorageFenced)
             .with("latest_generation", latest.0);
-        self.generation = self.generation.max(latest);
+        // What nobody can have counted to is of an earlier incarnation, and below whatever follows all the same.
+        if in_reach(latest.0, self.generation.0) {
+            self.generation = self.generation.max(latest);
+        }
         let (spec, traceparent) = (self.spec.clone(), self.traceparent.clone());
         vec![fenced, self.begin(spec, traceparent, Actor::ControlPlane, now)]
     }
