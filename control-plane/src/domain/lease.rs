@@ -110,7 +110,9 @@ impl Watcher {
             let since = before.get(&seen.node).filter(|(renewals, _)| watched && *renewals == seen.renewals);
             self.still.insert(seen.node, (seen.renewals, since.map_or(now, |(_, since)| *since)));
         }
-        let counted = nodes.iter().filter(|seen| seen.state != NodeState::Fenced && seen.renewals.count > 0);
+        // One that has never had a session runs nothing. Another may, though it has not beaten: a restored store takes in what its
+        // Hello tells.
+        let counted = nodes.iter().filter(|seen| seen.state != NodeState::Fenced && seen.promised.is_some());
         let silent = counted.clone().filter(|seen| seen.state == NodeState::Unreachable);
         let due = silent.clone().filter(|seen| self.is_due(now, seen));
         if is_outage(silent.clone().count(), counted.count()) {

@@ -11,9 +11,9 @@ use super::{Store, Work, sql};
 use crate::domain::behind::{Behind, REACH, StoreState};
 
 /// Nodes that are waited for: not those that were taken out. A node that is given up, or confirmed dead, leaves `awaited_nodes`.
-/// `watched`: it will be given up when it stays silent.
+/// `watched`: it has had a session, so it will be given up when it stays silent.
 const AWAITED: &str =
-    "SELECT awaited, coalesce(n.state <> 'FENCED' AND n.renewals > 0, false) AS watched
+    "SELECT awaited, coalesce(n.state <> 'FENCED' AND n.leased_seconds IS NOT NULL, false) AS watched
      FROM restoration, unnest(awaited_nodes) AS awaited LEFT JOIN nodes n ON n.id = awaited WHERE n.removed_at IS NULL";
 
 /// Of the workspaces `$1`, those that may run on a node that has not told; `$2`: seconds after which a node that this store has

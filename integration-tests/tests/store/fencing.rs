@@ -5,7 +5,7 @@ use std::time::Duration;
 use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{Health, Observed, StatusReason, StopReason};
 use control_plane::app::{AppError, Greeting, HeartbeatOutcome, Resolution};
-use control_plane::domain::lease::Renewals;
+use control_plane::domain::lease::{Renewals, Watcher};
 use control_plane::domain::node::NodeState;
 use control_plane::domain::workspace::State;
 
@@ -348,6 +348,33 @@ async fn nothing_is_adopted_on_a_node_that_was_given_up_or_is_being_given_up() {
     comes_back(&rig, node).await;
     let eve = adopts().await.unwrap().workspace.unwrap();
     assert_eq!((eve.state, eve.node), (State::Starting, Some(node)));
+    rig.end().await;
+}
+
+/// A host that a restored store has just taken in, and that lost its power before its first heartbeat.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_taken_in_from_a_node_that_never_beats_is_released_by_its_lease_alone() {
+    let rig = rig().await;
+    let facts = greeting(&rig, rig.node(4).await, vec![]).await.facts;
+    let known = rig.app.watch_nodes().await.unwrap().1[0].node;
+    declare(&rig, true).await;
+    let node = NodeId::new();
+    let cluster = Some(rig.app.state.cluster());
+    let found = vec![container("c1", WorkspaceUid::new(), "eve", 7, node)];
+    let told = Greeting { cluster, containers: found, ..Greeting::of(facts, true) };
+    rig.app.accept_session(&secret_of(node), &told).await.unwrap();
+    assert_eq!(rig.get("eve").await.node, Some(node));
+    let mut watcher = Watcher::new(rig.app.settings.lease);
+    let mut due = vec![];
+    for look in 0..=69 {
+        let (timeline, nodes) = rig.app.watch_nodes().await.unwrap();
+        due = watcher.take(Duration::from_secs(10 * look), &timeline, &nodes).due;
+    }
+    let [(silent, observed)] = due[..] else { panic!("{due:?}, {known} is heard") };
+    assert_eq!(silent, node);
+    assert!(rig.app.fence_node(node, observed).await.unwrap());
+    rig.app.release_lost().await.unwrap();
+    assert_eq!(rig.get("eve").await.node, None);
     rig.end().await;
 }
 

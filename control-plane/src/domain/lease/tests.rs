@@ -104,6 +104,13 @@ fn what_the_agent_was_told_counts_and_one_that_was_told_nothing_is_left_alone() 
 }
 
 #[test]
+fn a_node_that_falls_silent_before_its_first_heartbeat_is_given_up_like_any_other() {
+    let greeted = Seen { renewals: renewals(0), ..silent(1) };
+    let mut watcher = Watcher::new(TERMS);
+    assert_eq!(watch(&mut watcher, 0, 690, "1", &[greeted]), due(&[greeted]));
+}
+
+#[test]
 fn many_silent_nodes_at_once_are_our_own_fault_until_fewer_are() {
     for (silent, of, outage) in [
         (2, 2, false),
@@ -128,7 +135,7 @@ fn many_silent_nodes_at_once_are_our_own_fault_until_fewer_are() {
 fn nodes_that_were_given_up_or_never_heard_of_make_no_outage() {
     let mut watcher = Watcher::new(TERMS);
     let fenced = |n| Seen { state: NodeState::Fenced, ..silent(n) };
-    let never = |n| Seen { renewals: renewals(0), ..silent(n) };
+    let never = |n| Seen { renewals: renewals(0), promised: None, ..silent(n) };
     let nodes = [fenced(1), fenced(2), fenced(3), never(4), never(5), never(6), silent(7), ready(8)];
     assert_eq!(watch(&mut watcher, 0, 690, "1", &nodes), due(&[silent(7)]));
 }
