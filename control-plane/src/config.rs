@@ -100,7 +100,8 @@ pub struct DeclareRestoredArgs {
     /// each container, and in <base>/.carrel/cluster-id on the share.
     #[arg(long)]
     pub cluster_id: Option<ClusterId>,
-    /// Start at once what may run on a host that has not come back: every host has, or is known to be dead.
+    /// Start at once what may run on a host that has not come back: every host has, also those that the copy does not know, or is
+    /// known to be dead. Run again with it, it ends the wait.
     #[arg(long)]
     pub no_wait: bool,
 }

@@ -3,7 +3,7 @@
 //! A pass over the line puts it on a board of this replica, from which the streams read it: a line of hundreds moves often,
 //! and is told without a word in the event log.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -71,7 +71,8 @@ impl App {
         let in_line = line.into_iter().filter(|one| one.held.is_none());
         let mut line: Vec<_> = in_line.map(|InLine { waiting, .. }| waiting).collect();
         placement::in_line(&mut line, &self.store.held().await?);
-        self.publish_line(&line, now).await
+        let hidden = self.may_run_unseen(&line).await?;
+        self.publish_line(&line, &hidden, now).await
     }
 
     /// The line for those who have just joined it. One reads it at a time, for all who came while the one before read it: a class
@@ -92,14 +93,24 @@ impl App {
         self.line().await
     }
 
-    /// Puts a line, in its order, on the board.
-    pub(super) async fn publish_line(&self, line: &[Waiting], now: OffsetDateTime) -> Result<Arc<Line>> {
+    /// Puts a line, in its order, on the board. `hidden`: those of it that wait for hosts to be known, whatever becomes free.
+    pub(super) async fn publish_line(
+        &self,
+        line: &[Waiting],
+        hidden: &HashSet<WorkspaceUid>,
+        now: OffsetDateTime,
+    ) -> Result<Arc<Line>> {
         self.metrics.queue_length(line.len());
         let outlook = if line.is_empty() { Arc::default() } else { self.outlook(now).await? };
+        let seen = self.unknown_hosts_are_over_at(now).and_then(|at| Some(at + outlook.start?));
+        let ready_at = |position, w: &Waiting| match outlook.ready_in_line(position, now) {
+            in_turn if !hidden.contains(&w.uid) => in_turn,
+            in_turn => Some(seen?.max(in_turn.unwrap_or(now))),
+        };
         let place = |(index, w): (usize, &Waiting)| {
             let place = LinePlace {
                 position: i64::try_from(index + 1).unwrap_or(i64::MAX),
-                ready_at: outlook.ready_in_line(index + 1, now),
+                ready_at: ready_at(index + 1, w),
             };
             (w.uid, place)
         };

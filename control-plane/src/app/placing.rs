@@ -5,13 +5,14 @@
 //! checked again under its node's lock. A start waits for nobody: one that finds its node's row in the hands of another transaction
 //! joins the line, so of those that come at one moment one is placed alone, and the others in the pass.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{Resources, StatusReason};
 use futures_util::future::join_all;
 use time::OffsetDateTime;
 
+use super::workspaces::rfc3339;
 use super::{App, AppError, Result, alone};
 use crate::domain::event::Entry;
 use crate::domain::node::NodeState;
@@ -43,7 +44,7 @@ impl App {
     ) -> Result<(Workspace, Vec<Entry>)> {
         if work.may_run_unseen(workspace.uid, self.settings.lease.replace_after).await? {
             self.metrics.queued();
-            let (reason, message) = unseen();
+            let (reason, message) = self.unseen(now);
             return Ok(workspace.apply(Event::Wait { reason, message }, now)?);
         }
         let somebody_waits = work.somebody_waits(workspace.uid, now).await?;
@@ -138,16 +139,15 @@ impl App {
                 None => line.push(waiting),
             }
         }
-        let uids = line.iter().map(|waiting| waiting.uid).collect();
-        let hidden = self.store.may_run_unseen(uids, self.settings.lease.replace_after).await?;
+        let unseen = self.may_run_unseen(&line).await?;
         // They hold up nobody: others are known to run nowhere.
-        let (hidden, mut line): (Vec<_>, Vec<_>) = line.into_iter().partition(|w| hidden.contains(&w.uid));
+        let (hidden, mut line): (Vec<_>, Vec<_>) = line.into_iter().partition(|w| unseen.contains(&w.uid));
         if !line.is_empty() {
             turns.extend(self.plan(&mut line, now).await?);
         }
         let mut wins = Vec::new();
         let mut waits = Vec::new();
-        let hidden_wait = hidden.iter().map(|hidden| (hidden.uid, Err(unseen())));
+        let hidden_wait = hidden.iter().map(|hidden| (hidden.uid, Err(self.unseen(now))));
         let turns = turns.into_iter().map(|turn| (turn.uid, turn.outcome.map_err(|none| none.explain())));
         for (uid, outcome) in turns.chain(hidden_wait) {
             match outcome {
@@ -178,7 +178,7 @@ impl App {
             }
         }
         let left: Vec<_> = line.into_iter().filter(|w| !done.contains(&w.uid)).chain(hidden).collect();
-        self.publish_line(&left, now).await?;
+        self.publish_line(&left, &unseen, now).await?;
         Ok(placed + done.len())
     }
 
@@ -296,6 +296,30 @@ impl App {
         Ok(Some(work.save(workspace, next, log, now).await?))
     }
 
+    /// Those in line that may run on a host that has not told since the database was restored.
+    pub(super) async fn may_run_unseen(&self, line: &[Waiting]) -> Result<HashSet<WorkspaceUid>> {
+        let uids = line.iter().map(|waiting| waiting.uid).collect();
+        Ok(self.store.may_run_unseen(uids, self.settings.lease.replace_after).await?)
+    }
+
+    /// Why they wait.
+    fn unseen(&self, now: OffsetDateTime) -> (Option<StatusReason>, String) {
+        let message = match self.unknown_hosts_are_over_at(now) {
+            Some(at) => format!(
+                "The database was restored, and it may run on a host that has not told. Waits at least until {}.",
+                rfc3339(at.truncate_to_second())
+            ),
+            None => "Waits until every host has told what it runs: the database was restored.".to_owned(),
+        };
+        (Some(StatusReason::PreviousHostUnreachable), message)
+    }
+
+    /// When a host that the restored store does not know has stopped everything by itself; `None`: it has.
+    pub(super) fn unknown_hosts_are_over_at(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        let over_at = self.state.get().declared_at? + self.settings.lease.replace_after;
+        Some(over_at).filter(|at| *at > now)
+    }
+
     async fn place_purge(&self, uid: WorkspaceUid) -> Result<bool> {
         let mut work = self.store.begin().await?;
         let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(false) };
@@ -334,12 +358,6 @@ fn by_node(mut wins: Vec<Win>) -> Vec<Vec<Win>> {
 /// Whether it is in line.
 fn waits(workspace: &Workspace) -> bool {
     workspace.state == State::Pending && workspace.node.is_none() && workspace.deleted_at.is_none()
-}
-
-/// Why a workspace waits that may run on a host that has not told since the database was restored.
-fn unseen() -> (Option<StatusReason>, String) {
-    let message = "Waits until every host has told what it runs: the database was restored.";
-    (Some(StatusReason::PreviousHostUnreachable), message.to_owned())
 }
 
 /// Why nobody can take anything.

@@ -63,12 +63,13 @@ fn report(declared: &Declared, args: &DeclareRestoredArgs) -> String {
         line(format!("awaited    nodes/{node} {}", hostname.as_deref().unwrap_or("(not in this database)")));
     }
     if declared.awaited.is_empty() {
-        line("awaited    every node: this database knows none".into());
+        line("awaited    no node by its name: this database knows none".into());
     }
     line(match args.no_wait {
-        true => "starts     at once: you said that every host is back, or dead".into(),
+        true => "starts     at once: you said that every host is back, or dead, also those that this database does not know".into(),
         false => {
-            "starts     of what may run on a host that has not come back wait for it, for a limited time"
+            "starts     of what no host has told of wait for the hosts above, and for --replace-after in any case, as there may be \
+             hosts that this database does not know; once all are back or dead, --no-wait ends that"
                 .into()
         }
     });

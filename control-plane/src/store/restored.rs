@@ -18,14 +18,14 @@ const AWAITED: &str =
 
 /// Of the workspaces `$1`, those that may run on a node that has not told; `$2`: seconds after which a node that this store has
 /// never watched has stopped everything by itself. Nodes that it knows are given up by their renewals, which no clock that is
-/// stepped can shorten; those it does not know, has never heard of, or that the copy had given up already, it can only wait for.
+/// stepped can shorten; those it has never heard of, or that the copy had given up already, it can only wait for. Nor can it know
+/// that there are none which it does not know: one may have been enrolled after the copy was made.
 const UNSEEN: &str = "
 WITH wait AS (
-    SELECT c.incarnation, r.declared_at + make_interval(secs => $2) > clock_timestamp() AS within, r.awaits_unknown
+    SELECT c.incarnation, r.declared_at + make_interval(secs => $2) > clock_timestamp() AS within
     FROM cluster c, restoration r WHERE r.declared_at IS NOT NULL AND r.awaits)
 SELECT w.id FROM unnest($1::uuid[]) AS w (id), wait
-WHERE (wait.within AND wait.awaits_unknown
-       OR EXISTS (SELECT 1 FROM (AWAITED) a WHERE wait.within OR a.watched))
+WHERE (wait.within OR EXISTS (SELECT 1 FROM (AWAITED) a WHERE a.watched))
   AND NOT EXISTS (SELECT 1 FROM placements p WHERE p.workspace_id = w.id AND wait.incarnation IN (p.incarnation, p.confirmed_in))";
 
 async fn unseen(
@@ -340,8 +340,9 @@ impl Work {
     }
 
     /// Whether this workspace may run on a node that has not told yet what it runs, since the store was declared restored:
-    /// then it is not placed. It ends when all have told, or have been silent until they have stopped everything by themselves:
-    /// `longest`. A workspace that was found or placed since is where the store says.
+    /// then it is not placed. It ends when hosts that the store does not know have stopped everything by themselves, `longest` after
+    /// the declaration, and all that it knows have told or were given up. A workspace that was found or placed since is where the
+    /// store says.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -350,7 +351,7 @@ impl Work {
     }
 
     /// Declares the store restored: a higher incarnation, and every node is waited for. `cluster` gives an empty database the
-    /// name that the nodes know; `wait` is false when all hosts are known to have told, or to be dead.
+    /// name that the nodes know; `wait` is false when all hosts, known to this store or not, are back or dead.
     ///
     /// # Errors
     /// See [`DeclareError`].
@@ -372,9 +373,9 @@ impl Work {
         self.tx
             .execute_raw(sql(
                 "UPDATE restoration SET behind_since = NULL, behind_node = NULL, behind_evidence = '',
-                        declared_at = clock_timestamp(),
+                        declared_at = clock_timestamp(), awaits = $1,
                         awaited_nodes = ARRAY(SELECT unnest(awaited_nodes) UNION SELECT id FROM nodes)",
-                [],
+                [wait.into()],
             ))
             .await
             .map_err(sorted())?;
@@ -392,13 +393,6 @@ impl Work {
             .ok_or_else(|| StoreError::Corrupt { table: "cluster", problem: "it has no row".into() })?;
         let incarnation = row.try_get("", "incarnation").map_err(sorted())?;
         let awaited = self.awaited().await?;
-        self.tx
-            .execute_raw(sql(
-                "UPDATE restoration SET awaits_unknown = $1, awaits = $2",
-                [awaited.is_empty().into(), wait.into()],
-            ))
-            .await
-            .map_err(sorted())?;
         // A copy that another server took in carries that server's transaction numbers. Events are read in their order, below the
         // oldest open transaction: those from the future would not be read, and newer ones would come before them.
         self.tx

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use carrel_proto::v1::workspace::State;
+use carrel_proto::v1::workspace::{State, StatusReason};
 use integration_tests::chance::Chance;
 use integration_tests::client::{Client, reason};
 use integration_tests::http;
@@ -104,7 +104,8 @@ async fn nobody_knew(rig: &Rig, chance: &mut Chance) {
 #[tokio::test]
 async fn row_06_a_database_restored_from_an_old_copy_stops_nothing() {
     let mut chance = Chance::of("row 6, an old copy");
-    let mut rig = Rig::start(Shape::new(1, 1)).await;
+    // However slow the machine: who waits after a restore does so until it is said that nobody has to.
+    let mut rig = Rig::start(Shape::new(1, 1).flag("replace-after", "10m")).await;
     let client = rig.client();
     let runbook = Runbook::of(&mut rig).await;
     let mut students: Vec<String> = Vec::new();
@@ -140,7 +141,8 @@ async fn row_06_a_database_restored_from_an_old_copy_stops_nothing() {
         for step in ["make", "fill", "schema"] {
             runbook.follow(step);
         }
-        let incarnation = format!("incarnation {} -> {}", round + 1, round + 2);
+        // Each round declares twice.
+        let incarnation = format!("incarnation {} -> {}", 2 * round + 1, 2 * round + 2);
         // What was restored on purpose is declared before anything stands on it. In the other rounds nobody knows of it.
         let on_purpose = total == 3;
         if on_purpose {
@@ -157,6 +159,15 @@ async fn row_06_a_database_restored_from_an_old_copy_stops_nothing() {
         for (student, before) in students.iter().zip(&before) {
             assert_eq!(rig.desk(student).await, *before, "{student} was not touched");
         }
+        // Others wait, as a host may be away that the copy does not know, until it is said that none is.
+        let newcomer = format!("newcomer-{total}");
+        start(&client, &newcomer).await;
+        let waits = client.get(&newcomer).await;
+        assert_eq!(waits.status_reason(), StatusReason::PreviousHostUnreachable, "{waits:?}");
+        runbook.follow("all are back");
+        client.wait_for(&newcomer, State::Running).await;
+        assert!(is_adopted(&rig, &students).await, "all was taken in once more");
+        client.stop_and_wait(&newcomer).await;
     }
     // And all goes on.
     start(&client, "newcomer").await;

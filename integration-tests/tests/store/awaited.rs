@@ -3,7 +3,7 @@
 use carrel_common::model::StatusReason;
 use control_plane::domain::workspace::State;
 
-use crate::restored::{containers, declare, event, forget, greeting};
+use crate::restored::{containers, declare, event, forget, greeting, unknown_hosts_are_over};
 use crate::rig::{Rig, call};
 
 #[tokio::test]
@@ -30,10 +30,11 @@ async fn starts_wait_for_hosts_that_have_not_told_unless_the_desk_was_found_or_t
     rig.end().await;
 }
 
-/// Hosts that an empty database does not know, and those that its copy had given up or never heard, can only be waited for.
+/// Hosts that an empty database or a copy does not know, and those that the copy had given up or never heard, can only be waited for.
 #[tokio::test]
 async fn hosts_that_the_store_cannot_watch_are_waited_for_until_they_have_stopped_by_themselves() {
-    let (empty, old, unheard) = (Rig::new().await, Rig::new().await, Rig::new().await);
+    let (empty, old, unheard, some) =
+        (Rig::new().await, Rig::new().await, Rig::new().await, Rig::new().await);
     declare(&empty, true).await;
     empty.node(4).await;
     let given_up = old.node(4).await;
@@ -44,12 +45,18 @@ async fn hosts_that_the_store_cannot_watch_are_waited_for_until_they_have_stoppe
     unheard.app.enroll(&greeting(&unheard, heard, vec![]).await.facts).await.unwrap();
     declare(&unheard, true).await;
     unheard.hello(heard, &greeting(&unheard, heard, vec![]).await).await;
-    for rig in [empty, old, unheard] {
-        assert_eq!(rig.start("eve").await.unwrap().state, State::Pending);
-        rig.database
-            .execute("UPDATE restoration SET declared_at = declared_at - interval '690 seconds'")
-            .await;
-        rig.app.place_waiting().await.unwrap();
+    // All that the copy knows have told; one that was enrolled since may be away.
+    let known = some.node(4).await;
+    declare(&some, true).await;
+    some.hello(known, &greeting(&some, known, vec![]).await).await;
+    for rig in [empty, old, unheard, some] {
+        let waits = rig.start("eve").await.unwrap();
+        assert_eq!(
+            (waits.state, waits.status_reason),
+            (State::Pending, Some(StatusReason::PreviousHostUnreachable))
+        );
+        assert!(waits.status_message.contains("Waits at least until 2"), "{}", waits.status_message);
+        unknown_hosts_are_over(&rig).await;
         assert_eq!(rig.get("eve").await.state, State::Starting);
         rig.end().await;
     }
@@ -74,9 +81,33 @@ async fn a_start_pressed_during_the_stop_waits_for_hosts_that_have_not_told_too(
     assert_eq!((waits.state, waits.node), (State::Pending, None), "its place is not kept");
     rig.app.place_waiting().await.unwrap();
     assert_eq!(rig.get("ada").await.node, None);
+    unknown_hosts_are_over(&rig).await;
+    assert_eq!(rig.get("ada").await.node, None);
     rig.hello(away, &greeting(&rig, away, vec![]).await).await;
     rig.app.place_waiting().await.unwrap();
     assert_eq!(rig.get("ada").await.state, State::Starting);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_unknown_hosts_is_told_no_earlier_time_and_a_second_declaration_ends_it() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.running(node, "ada").await;
+    let found = containers(&rig, node).await;
+    declare(&rig, true).await;
+    rig.hello(node, &greeting(&rig, node, found.clone()).await).await;
+    // Another has just come up, so it is known what a start takes.
+    rig.obey(node).await;
+    let eve = rig.start("eve").await.unwrap();
+    let line = rig.app.line().await.unwrap();
+    let place = line[&eve.uid];
+    let wait = place.ready_at.map(|at| at - eve.state_since);
+    assert!(wait.is_none_or(|wait| wait > time::Duration::seconds(680)), "{place:?}");
+    declare(&rig, false).await;
+    rig.hello(node, &greeting(&rig, node, found).await).await;
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!((rig.get("eve").await.state, rig.get("ada").await.node), (State::Starting, Some(node)));
     rig.end().await;
 }
 

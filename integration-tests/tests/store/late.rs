@@ -5,7 +5,7 @@ use control_plane::app::{AppError, Resolution};
 use control_plane::domain::workspace::State;
 
 use crate::orphans::{container, held, resolve};
-use crate::restored::{declare, greeting};
+use crate::restored::{declare, greeting, unknown_hosts_are_over};
 use crate::rig::{Rig, call, id, secret_of};
 
 /// Until somebody waits for a lock in the database.
@@ -28,6 +28,7 @@ async fn a_hello_that_another_one_has_overtaken_stops_nothing_and_takes_nothing_
     somebody_waits(&rig).await;
     // The node has waited for long enough, and says Hello once more.
     rig.hello(node, &greeting(&rig, node, vec![]).await).await;
+    unknown_hosts_are_over(&rig).await;
     let ada = rig.start("ada").await.unwrap();
     assert_eq!(ada.state, State::Starting);
     drop(held);

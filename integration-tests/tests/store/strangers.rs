@@ -6,7 +6,7 @@ use control_plane::app::AppError;
 use control_plane::domain::workspace::State;
 
 use crate::orphans::{container, judge, listed};
-use crate::restored::{containers, declare, greeting};
+use crate::restored::{containers, declare, greeting, unknown_hosts_are_over};
 use crate::rig::{Rig, call, id};
 
 const HELD: (Verdict, &str) = (Verdict::Hold, "NOT_OF_THIS_NODE");
@@ -89,6 +89,7 @@ async fn after_a_restore_a_node_that_has_told_what_it_runs_takes_nothing_over() 
     tells(&rig, thief, &lie).await;
     let lie = container("lie", WorkspaceUid::new(), "eve", 7, thief);
     assert_eq!(judge(&rig, thief, &[lie]).await, [HELD]);
+    unknown_hosts_are_over(&rig).await;
     assert_eq!(rig.start("eve").await.unwrap().node, Some(home));
     rig.end().await;
 }
