@@ -302,6 +302,11 @@ impl ServeArgs {
             ("--extension-budget", self.extension_budget),
             ("--keep-awake-budget", self.keep_awake_budget),
             ("--max-lifetime", self.max_lifetime),
+            ("--unreachable-after", self.unreachable_after),
+            ("--longest-pending", self.longest_pending),
+            ("--longest-pulling", self.longest_pulling),
+            ("--longest-starting", self.longest_starting),
+            ("--longest-stopping", self.longest_stopping),
         ] {
             if span > LONGEST_TIME {
                 return bad(flag, "must be at most 366days");

@@ -13,7 +13,9 @@ use super::convert;
 use crate::app::StoredPolicy;
 use crate::app::{Explained, policy_etag};
 use crate::domain::idle::Clock;
-use crate::domain::policy::{Effective, LONGEST_TIME, Policy, Probe, QuietWindow, Scope, SignalRule};
+use crate::domain::policy::{
+    Effective, LONGEST_TIME, Policy, Probe, QuietWindow, Scope, SignalRule, WINDOWS_END_BEFORE,
+};
 use crate::domain::workspace::State;
 
 const LONGEST_WINDOW: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -65,6 +67,9 @@ fn window(message: pb::QuietWindow) -> Result<QuietWindow, WireError> {
     if end <= start || end - start > LONGEST_WINDOW {
         let problem = "must be later than start_time, by at most 7 days";
         return Err(WireError::new("policy.quiet_windows.end_time", problem));
+    }
+    if end >= WINDOWS_END_BEFORE {
+        return Err(WireError::new("policy.quiet_windows.end_time", "must be before the year 9000"));
     }
     let mut student_extra = BTreeMap::new();
     for (student, extra) in message.student_extra_time {
@@ -324,4 +329,32 @@ pub(super) fn explanation(told: Explained) -> pb::IdleExplanation {
     };
     explained.set_verdict(verdict);
     explained
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_ends_where_what_follows_from_it_can_still_be_told() {
+        let seconds = |seconds| Some(prost_types::Timestamp { seconds, nanos: 0 });
+        let set = |end_seconds: i64| {
+            let extra = ("ada".to_owned(), duration(LONGEST_EXTRA));
+            let window = pb::QuietWindow {
+                start_time: seconds(end_seconds - 3600),
+                end_time: seconds(end_seconds),
+                student_extra_time: [extra].into(),
+            };
+            policy(pb::Policy { quiet_windows: vec![window], ..pb::Policy::default() })
+                .map_err(|error| error.field)
+        };
+        let first_refused = WINDOWS_END_BEFORE.unix_timestamp();
+        assert!(set(first_refused - 1).is_ok());
+        let refused = Err("policy.quiet_windows.end_time");
+        assert_eq!(
+            [first_refused, 253_402_300_799].map(set),
+            [refused.clone(), refused],
+            "the last second of the year 9999"
+        );
+    }
 }

@@ -1,4 +1,9 @@
+use carrel_common::id::{Generation, WorkspaceUid};
+
 use super::*;
+use crate::domain::activity::Activity;
+use crate::domain::idle::Look;
+use crate::domain::workspace::{State, Workspace};
 
 const fn minutes(n: u64) -> Duration {
     Duration::from_secs(n * 60)
@@ -194,4 +199,42 @@ fn a_quiet_window_turns_at_its_start_at_its_end_and_for_those_with_extra_time_la
     assert_eq!([turns(0, 9), turns(9, 10), turns(10, 69)], [false, true, false]);
     assert_eq!([turns(69, 70), turns(70, 79), turns(79, 80), turns(80, 999)], [true, false, true, false]);
     assert!(turns(11, 9), "a clock was set back");
+}
+
+#[test]
+fn the_farthest_times_that_can_be_set_lead_to_deadlines_that_can_be_told() {
+    let end = WINDOWS_END_BEFORE - time::Duration::SECOND;
+    let window = QuietWindow {
+        start: end - time::Duration::days(7),
+        end,
+        student_extra: [("ada".into(), Duration::from_secs(24 * 3600))].into(),
+    };
+    let longest = Some(LONGEST_TIME);
+    let policy = Policy {
+        idle_timeout: longest,
+        warning_lead: longest,
+        max_lifetime: longest,
+        extension_budget: longest,
+        keep_awake_budget: longest,
+        quiet_windows: vec![window],
+        ..Policy::default()
+    };
+    let book = book(&[("site", policy)]);
+    assert!(book.quiet_turns(end - time::Duration::HOUR, end));
+    let ada: StudentId = "ada".parse().expect("valid");
+    let (times, spec) = (book.times(None, &ada), book.spec(None, &ada));
+    let mut workspace = Workspace::new(WorkspaceUid::new(), ada, Generation(1), spec, end);
+    (workspace.state, workspace.ready_at) = (State::Running, Some(end));
+    let activity = Activity::default();
+    let look = Look {
+        policy: &times,
+        pauses: &[],
+        workspace: &workspace,
+        activity: &activity,
+        heard: true,
+        now: end,
+    };
+    let told = [look.clock().times().expect("it runs").deadline_at, look.grant(end + LONGEST_TIME).0];
+    let written = told.map(|at| at.format(&time::format_description::well_known::Rfc3339).is_ok());
+    assert_eq!(written, [true; 2]);
 }
