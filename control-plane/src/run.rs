@@ -14,6 +14,7 @@ use carrel_proto::v1::policy_service_server::PolicyServiceServer;
 use carrel_proto::v1::workspace_service_server::WorkspaceServiceServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic_health::ServingStatus;
@@ -50,7 +51,7 @@ const DEREGISTER: Duration = Duration::from_millis(200);
 /// Serves until `stop` is cancelled.
 ///
 /// # Errors
-/// When the database has no current schema or stays away, or an address is taken.
+/// When the database has no current schema or stays away, an address is taken, or one of the loops or servers broke.
 pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken) -> anyhow::Result<()> {
     let listener = listen("--listen", args.listen).await?;
     let agent_listener = listen("--agent-listen", args.agent_listen).await?;
@@ -84,24 +85,25 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     // Three groups that end one after the other: callers and agents first, then the loops, then what they write to.
     let (serving, looping, writing) =
         (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
-    let tasks = TaskTracker::new();
+    // The loops and servers: a replica in which one of them is missing looks well, and is not. And what calls and sessions begin.
+    let (mut parts, tasks) = (JoinSet::new(), TaskTracker::new());
     let readiness = SharedReadiness::default();
     let idle_stopper = tasks::IdleStopper::new(app.clone(), args.idle_sweep);
-    tasks.spawn(idle_stopper.run(idle_due, looping.clone()));
-    tasks.spawn(tasks::keep_pulse(app.clone(), looping.clone()));
-    tasks.spawn(tasks::watch_state(app.clone(), looping.clone()));
-    tasks.spawn(tasks::place_waiting(app.clone(), looping.clone()));
-    tasks.spawn(tasks::end_overdue(app.clone(), looping.clone()));
-    tasks.spawn(tasks::give_up_nodes(app.clone(), looping.clone()));
-    tasks.spawn(tasks::see_to_drains(app.clone(), looping.clone()));
-    tasks.spawn(tasks::hand_logs_over(app.clone(), tasks.clone(), looping.clone()));
-    tasks.spawn(tasks::watch_leases(app.clone(), looping.clone()));
-    tasks.spawn(tasks::release_lost(app.clone(), looping.clone()));
-    tasks.spawn(tasks::drop_old(app.clone(), looping.clone()));
-    tasks.spawn(tasks::watch_database(app.clone(), readiness.clone(), looping.clone()));
+    parts.spawn(idle_stopper.run(idle_due, looping.clone()));
+    parts.spawn(tasks::keep_pulse(app.clone(), looping.clone()));
+    parts.spawn(tasks::watch_state(app.clone(), looping.clone()));
+    parts.spawn(tasks::place_waiting(app.clone(), looping.clone()));
+    parts.spawn(tasks::end_overdue(app.clone(), looping.clone()));
+    parts.spawn(tasks::give_up_nodes(app.clone(), looping.clone()));
+    parts.spawn(tasks::see_to_drains(app.clone(), looping.clone()));
+    parts.spawn(tasks::hand_logs_over(app.clone(), tasks.clone(), looping.clone()));
+    parts.spawn(tasks::watch_leases(app.clone(), looping.clone()));
+    parts.spawn(tasks::release_lost(app.clone(), looping.clone()));
+    parts.spawn(tasks::drop_old(app.clone(), looping.clone()));
+    parts.spawn(tasks::watch_database(app.clone(), readiness.clone(), looping.clone()));
     let writer = app.clone();
     let writer_stop = writing.clone();
-    tasks.spawn(async move { writer.write_heartbeats(inbox, writer_stop).await });
+    parts.spawn(async move { writer.write_heartbeats(inbox, writer_stop).await });
 
     let (reporter, health) = tonic_health::server::health_reporter();
     let following = Following { stop: serving.clone() };
@@ -118,36 +120,55 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let api = serve::router(api, http::routes(readiness.clone(), app.state.clone(), telemetry));
     let api = serve::Direct::new(WorkspaceServiceServer::new(workspaces), api);
     let agents = serve::router(agents, axum::Router::new());
-    tasks.spawn(report(serve::serve(listener, api, serving.clone()), "the API"));
+    parts.spawn(report(serve::serve(listener, api, serving.clone()), "the API"));
     match &authorities {
         Some(authorities) => {
             let tls = serve::serve_tls(agent_listener, agents, authorities.listener(), serving.clone());
-            tasks.spawn(report(tls, "the agents' listener"));
+            parts.spawn(report(tls, "the agents' listener"));
         }
         None => {
             let plain = serve::serve(agent_listener, agents, serving.clone());
-            tasks.spawn(report(plain, "the agents' listener"));
+            parts.spawn(report(plain, "the agents' listener"));
         }
     }
     if let Some(renewal) = renewal {
-        tasks.spawn(tasks::keep_authority(renewal, looping.clone()));
+        parts.spawn(tasks::keep_authority(renewal, looping.clone()));
     }
-    tasks.spawn(tell_health(reporter, readiness.subscribe(), serving.clone()));
+    parts.spawn(tell_health(reporter, readiness.subscribe(), serving.clone()));
     let tls = authorities.is_some();
     tracing::info!(listen = %args.listen, agent_listen = %args.agent_listen, tls, %cluster, "serving");
 
-    stop.cancelled().await;
+    let ended = tokio::select! {
+        () = stop.cancelled() => Ok(()),
+        // Cancel-safe: the process ends in either case.
+        Some(ended) = parts.join_next() => Err(broken(ended)),
+    };
+    if let Err(error) = &ended {
+        tracing::error!("this replica ends: {error:#}");
+    }
     readiness.stop();
     tokio::time::sleep(DEREGISTER).await;
     serving.cancel();
     looping.cancel();
     writing.cancel();
     tasks.close();
-    if tokio::time::timeout(SHUTDOWN, tasks.wait()).await.is_err() {
+    let all_ended = async {
+        while parts.join_next().await.is_some() {}
+        tasks.wait().await;
+    };
+    if tokio::time::timeout(SHUTDOWN, all_ended).await.is_err() {
         tracing::warn!("not everything ended in time");
     }
     store.close().await;
-    Ok(())
+    ended
+}
+
+/// Of a loop or server that ended before it was told to.
+fn broken(ended: Result<(), JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(()) => anyhow::anyhow!("a loop or server ended by itself"),
+        Err(error) => anyhow::Error::new(error).context("a loop or server broke"),
+    }
 }
 
 fn open_authority(dir: std::path::PathBuf) -> anyhow::Result<(Authorities, Renewal)> {

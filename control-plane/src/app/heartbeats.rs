@@ -11,8 +11,8 @@ use carrel_common::model::{ActivityReport, Signal};
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::rules::Rules;
 use super::settle::settle;
@@ -101,7 +101,7 @@ impl App {
     /// Writes what is handed in until `stop`, then finishes it.
     pub async fn write_heartbeats(&self, inbox: Inbox, stop: CancellationToken) {
         let Inbox(mut inbox) = inbox;
-        let (mut writing, answering) = (FuturesUnordered::new(), TaskTracker::new());
+        let (mut writing, mut answering) = (FuturesUnordered::new(), JoinSet::new());
         let (mut gathered, mut size) = (Vec::new(), 0);
         // More may come; nothing new is taken.
         let (mut open, mut closing) = (true, false);
@@ -113,13 +113,14 @@ impl App {
                 size = 0;
             }
             tokio::select! {
-                // Cancel-safe: a batch that is not done stays in `writing`, recv loses nothing, a token stays cancelled.
+                // Cancel-safe: a batch that is not done stays in `writing` or `answering`, recv loses nothing, a token stays cancelled.
                 biased;
                 Some(batch) = writing.next(), if !writing.is_empty() => {
                     // The database has the next batch to write meanwhile.
                     let app = self.clone();
                     answering.spawn(async move { app.answer_batch(batch).await });
                 }
+                Some(answered) = answering.join_next() => pass_on(answered),
                 waiting = inbox.recv(), if open && size < BATCH => match waiting {
                     Some(waiting) => {
                         size += waiting.beats.len();
@@ -139,12 +140,14 @@ impl App {
                 }
             }
         }
-        answering.close();
-        answering.wait().await;
+        while let Some(answered) = answering.join_next().await {
+            pass_on(answered);
+        }
     }
 
     async fn write_batch(&self, waiting: Vec<Waiting>) -> Batch {
-        let Gathered { input, jobs, places } = Gathered::of(waiting.iter().flat_map(|waiting| &waiting.beats));
+        let Gathered { input, jobs, places } =
+            Gathered::of(waiting.iter().flat_map(|waiting| &waiting.beats));
         let (mut written, mut granted) = (Vec::new(), Vec::new());
         for round in input {
             let done = self.store.write_input(&round).await.map_err(AppError::from);
@@ -221,6 +224,13 @@ impl App {
                 Err(AppError::WorkspaceNotFound(beat.student.clone()))
             }
         }
+    }
+}
+
+/// A panic over a batch is the writer's, and so ends the process: the next batch would most likely meet it, too.
+fn pass_on(answered: std::result::Result<(), JoinError>) {
+    if let Some(panic) = answered.err().and_then(|error| error.try_into_panic().ok()) {
+        std::panic::resume_unwind(panic);
     }
 }
 

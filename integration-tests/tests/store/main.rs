@@ -7,6 +7,7 @@
 mod alarms;
 mod awaited;
 mod bans;
+mod broken;
 mod clock;
 mod drains;
 mod enrolment;
