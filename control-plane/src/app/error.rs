@@ -273,6 +273,11 @@ impl AppError {
         matches!(self, Self::SessionSuperseded(_)) || self.is_passing() && !self.is_conflict()
     }
 
+    /// Nothing can be made of one row: a matter of whom it is about, and of nobody else.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Store(e) if matches!(**e, StoreError::Corrupt { .. }))
+    }
+
     /// Somebody else was first; the same again may well succeed.
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Store(e) if matches!(**e, StoreError::Conflict { .. }))

@@ -4,6 +4,7 @@
 //! and one commit serves many. A large batch does not wait for the one before it: several are written at once.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use carrel_common::id::NodeId;
@@ -218,6 +219,10 @@ impl App {
             Some(Beaten::OtherGeneration { present }) => {
                 self.metrics.heartbeat("not_running");
                 Err(AppError::GenerationOver { present: *present })
+            }
+            Some(Beaten::Unreadable(error)) => {
+                self.metrics.heartbeat("unreadable");
+                Err(AppError::Store(Arc::clone(error)))
             }
             Some(Beaten::NotFound) | None => {
                 self.metrics.heartbeat("not_found");

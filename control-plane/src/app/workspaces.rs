@@ -286,11 +286,7 @@ impl App {
         query: &WorkspaceQuery,
         page_size: usize,
     ) -> Result<(Vec<WorkspaceView>, Option<String>)> {
-        let limit = u64::try_from(page_size).unwrap_or(u64::MAX).saturating_add(1);
-        let mut found = self.store.list_workspaces(query, limit).await?;
-        let more = found.len() > page_size;
-        found.truncate(page_size);
-        let next = found.last().filter(|_| more).map(|workspace| workspace.student.key());
+        let (found, next) = self.store.list_workspaces(query, page_size).await?;
         Ok((self.view(found).await?, next))
     }
 

@@ -191,6 +191,7 @@ impl WorkspaceService for Workspaces {
                         let message = AppError::NotRunning { state, stop: None }.to_string();
                         Err(("WORKSPACE_NOT_RUNNING", message, stop.as_deref().map(convert::stop)))
                     }
+                    Err(e) if e.is_unreadable() => Err(("INTERNAL", to_status(e).message().to_owned(), None)),
                     // Not one report's fault but the store's: the whole call failed, and can be made again.
                     Err(other) => return Err(to_status(other)),
                 },

@@ -1,6 +1,6 @@
 //! Reports of activity, many in one statement. An activity write never touches the workspace row.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
@@ -57,7 +57,7 @@ pub struct Job {
 }
 
 /// What became of a report.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone)]
 pub enum Beaten {
     /// Committed; the workspace as far as its deadline needs it, and its activity.
     Recorded {
@@ -80,6 +80,15 @@ pub enum Beaten {
     },
     /// There is none.
     NotFound,
+    /// Nothing can be made of the workspace: it is told to who reported on it, and to nobody else. Input was recorded all the same.
+    Unreadable(Arc<StoreError>),
+}
+
+impl Beaten {
+    /// A row of which nothing can be made holds up nobody but itself.
+    fn read(row: Result<Self>) -> Self {
+        row.unwrap_or_else(|error| Self::Unreadable(Arc::new(error)))
+    }
 }
 
 /// Settings under which [`RECORD`] comes to its rows in the order of ids: a nested loop whose outer side is sorted, or is read
@@ -181,11 +190,24 @@ pub struct Written(Vec<QueryResult>);
 /// What became of those that a statement named, in its order; `None`: it was not recorded.
 type Answers = Vec<Option<Beaten>>;
 
-/// The place of a row in what the statement named, counted from 0, and what it says.
-fn recorded(row: &QueryResult) -> Result<(usize, Workspace, Activity, OffsetDateTime)> {
+/// The place of a row in what the statement named, counted from 0.
+fn place(row: &QueryResult) -> Result<usize> {
     let number: i64 = refuse(row.try_get("", "number"))?;
-    let place = usize::try_from(number - 1).unwrap_or(usize::MAX);
-    Ok((place, clocked(row)?, activity(row)?, refuse(row.try_get("", "now"))?))
+    Ok(usize::try_from(number - 1).unwrap_or(usize::MAX))
+}
+
+fn recorded(row: &QueryResult) -> Result<Beaten> {
+    let (workspace, activity) = (Box::new(clocked(row)?), activity(row)?);
+    Ok(Beaten::Recorded { workspace, activity, now: refuse(row.try_get("", "now"))? })
+}
+
+/// Why a row of [`REFUSED`] was not recorded.
+fn why_refused(row: &QueryResult) -> Result<Beaten> {
+    if !refuse(row.try_get("", "closed"))? {
+        return Ok(Beaten::OtherGeneration { present: Generation(refuse(row.try_get("", "generation"))?) });
+    }
+    let stop: Option<serde_json::Value> = refuse(row.try_get("", "stop"))?;
+    Ok(Beaten::NotRunning { stop: stop.map(|json| value("workspaces", json)).transpose()? })
 }
 
 fn keys(input: &[Input]) -> Vec<&str> {
@@ -226,13 +248,12 @@ impl Store {
     /// What became of input that was [written](Store::write_input), one answer for each, in order.
     ///
     /// # Errors
-    /// When the answer cannot be read, or the database cannot be reached to look why some was not recorded.
+    /// When the database cannot be reached to look why some was not recorded.
     pub async fn what_became_of(&self, input: &[Input], Written(rows): &Written) -> Result<Vec<Beaten>> {
         let mut answers: Answers = vec![None; input.len()];
         for row in rows {
-            let (place, workspace, activity, now) = recorded(row)?;
-            if let Some(answer) = answers.get_mut(place) {
-                *answer = Some(Beaten::Recorded { workspace: Box::new(workspace), activity, now });
+            if let Some(answer) = answers.get_mut(place(row)?) {
+                *answer = Some(Beaten::read(recorded(row)));
             }
         }
         self.with_refused(answers, &keys(input)).await
@@ -261,10 +282,12 @@ impl Store {
         }
         let mut answers: Answers = vec![None; jobs.len()];
         for row in &rows {
-            let (place, workspace, activity, now) = recorded(row)?;
+            let place = place(row)?;
             let (Some(job), Some(answer)) = (jobs.get(place), answers.get_mut(place)) else { continue };
-            let awake = grant(job, &workspace, &activity, now);
-            let activity = Activity { awake, ..activity.with(Signal::Job, now - job.age) };
+            let locked = answer.insert(Beaten::read(recorded(row)));
+            let Beaten::Recorded { workspace, activity, now } = locked else { continue };
+            let awake = grant(job, workspace, activity, *now);
+            *activity = Activity { awake, ..activity.with(Signal::Job, *now - job.age) };
             work.tx
                 .execute_raw(sql(
                     "UPDATE workspace_activity SET job_at = $2, awake_until = $3, awake_granted_seconds = $4, version = $5
@@ -279,7 +302,6 @@ impl Store {
                 ))
                 .await
                 .map_err(StoreError::sort(operation))?;
-            *answer = Some(Beaten::Recorded { workspace: Box::new(workspace), activity, now });
         }
         work.commit().await?;
         self.with_refused(answers, &keys).await.map(Some)
@@ -325,17 +347,11 @@ impl Store {
             .await
             .map_err(StoreError::sort("look why activity was not recorded"))?;
         for row in &rows {
-            let beaten = if refuse(row.try_get("", "closed"))? {
-                let stop: Option<serde_json::Value> = refuse(row.try_get("", "stop"))?;
-                Beaten::NotRunning { stop: stop.map(|json| value("workspaces", json)).transpose()? }
-            } else {
-                Beaten::OtherGeneration { present: Generation(refuse(row.try_get("", "generation"))?) }
-            };
             let key: String = refuse(row.try_get("", "key"))?;
             let place =
                 keys.iter().zip(&answers).position(|(known, answer)| **known == key && answer.is_none());
             if let Some(answer) = place.and_then(|place| answers.get_mut(place)) {
-                *answer = Some(beaten);
+                *answer = Some(Beaten::read(why_refused(row)));
             }
         }
         Ok(answers.into_iter().map(|answer| answer.unwrap_or(Beaten::NotFound)).collect())

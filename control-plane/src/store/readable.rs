@@ -1,6 +1,7 @@
 //! Rows that mean something, of many.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -25,9 +26,16 @@ pub fn is_news(problem: String) -> bool {
 }
 
 /// What could be read, each named by its id. What could not is told and left out, so that it holds nobody else up: for passes over
-/// many, in which who is left out stays as they are.
+/// many, in which who is left out stays as they are, and for lists.
 pub(super) fn readable<T>(rows: impl Iterator<Item = (Option<Uuid>, Result<T>)>) -> Vec<T> {
-    let told = |(id, read): (Option<Uuid>, Result<T>)| {
+    readable_by_name(rows)
+}
+
+/// As [`readable`], of rows that have names instead of ids.
+pub(super) fn readable_by_name<T, I: Display + Default>(
+    rows: impl Iterator<Item = (Option<I>, Result<T>)>,
+) -> Vec<T> {
+    let told = |(id, read): (Option<I>, Result<T>)| {
         let id = id.unwrap_or_default();
         let tell = |error: &_| {
             if is_news(format!("{id}: {error}")) {
@@ -37,6 +45,18 @@ pub(super) fn readable<T>(rows: impl Iterator<Item = (Option<Uuid>, Result<T>)>)
         read.inspect_err(tell).ok()
     };
     rows.filter_map(told).collect()
+}
+
+/// A page of rows, one more of which was asked for, and what the next page comes after: its last row, whether that can be read or not.
+pub(super) fn page<T, M>(
+    mut rows: Vec<T>,
+    page_size: usize,
+    mark: impl FnOnce(&T) -> Option<M>,
+) -> (Vec<T>, Option<M>) {
+    let more = rows.len() > page_size;
+    rows.truncate(page_size);
+    let next = rows.last().filter(|_| more).and_then(mark);
+    (rows, next)
 }
 
 /// As [`readable`].

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use super::entity::{json, value};
 use super::error::{Result, StoreError};
 use super::pulse::with_clock;
+use super::readable::{page, readable_by_name};
 use super::{Store, Work, sql};
 use crate::domain::idle::Pause;
 use crate::domain::policy::{Policy, Scope};
@@ -172,11 +173,17 @@ impl Store {
         row.map(|row| read(&row)).transpose()
     }
 
-    /// Up to `limit` policies in the order of their names, after one.
+    /// A page of policies in the order of their names, after one, as far as they can be read, and the name that the next page comes
+    /// after.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn list_policies(&self, after: &str, limit: i64) -> Result<Vec<StoredPolicy>> {
+    pub async fn list_policies(
+        &self,
+        after: &str,
+        page_size: usize,
+    ) -> Result<(Vec<StoredPolicy>, Option<String>)> {
+        let limit = i64::try_from(page_size).unwrap_or(i64::MAX).saturating_add(1);
         let query =
             format!("{POLICIES} WHERE scope COLLATE \"C\" > $1 ORDER BY scope COLLATE \"C\" LIMIT $2");
         let rows = self
@@ -184,7 +191,9 @@ impl Store {
             .query_all_raw(sql(&query, [after.into(), limit.into()]))
             .await
             .map_err(StoreError::sort("list policies"))?;
-        rows.iter().map(read).collect()
+        let scope = |row: &QueryResult| row.try_get::<String>("", "scope").ok();
+        let (rows, next) = page(rows, page_size, scope);
+        Ok((readable_by_name(rows.iter().map(|row| (scope(row), read(row)))), next))
     }
 }
 

@@ -9,6 +9,7 @@ use sea_orm::{ConnectionTrait, ExprTrait as _, IntoActiveModel, QueryOrder, Quer
 use time::OffsetDateTime;
 
 use super::error::{Result, StoreError};
+use super::readable::{page, readable_workspaces};
 use super::{Store, Work, entity, sql};
 use crate::domain::behind::REACH;
 use crate::domain::workspace::{State, Stays, Workspace};
@@ -50,30 +51,33 @@ impl Store {
             .transpose()
     }
 
-    /// Workspaces by their uid, deleted ones too.
+    /// Workspaces by their uid, deleted ones too, as far as they can be read.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn workspaces_by_uid(&self, uids: Vec<WorkspaceUid>) -> Result<Vec<Workspace>> {
-        entity::Entity::find()
+        let found = entity::Entity::find()
             .filter(entity::Column::Id.is_in(uids.into_iter().map(|uid| uid.0)))
             .all(&self.db)
             .await
-            .map_err(StoreError::sort("read workspaces"))?
-            .into_iter()
-            .map(TryInto::try_into)
-            .collect()
+            .map_err(StoreError::sort("read workspaces"))?;
+        Ok(readable_workspaces(found))
     }
 
-    /// Up to `limit` workspaces in the order of their student's key.
+    /// A page of workspaces in the order of their student's key, as far as they can be read, and the key that the next page
+    /// comes after.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn list_workspaces(&self, query: &WorkspaceQuery, limit: u64) -> Result<Vec<Workspace>> {
+    pub async fn list_workspaces(
+        &self,
+        query: &WorkspaceQuery,
+        page_size: usize,
+    ) -> Result<(Vec<Workspace>, Option<String>)> {
         let mut select = entity::Entity::find()
             .filter(entity::Column::DeletedAt.is_null())
             .order_by_asc(key_column())
-            .limit(limit);
+            .limit(u64::try_from(page_size).unwrap_or(u64::MAX).saturating_add(1));
         if !query.states.is_empty() {
             select = select.filter(entity::Column::State.is_in(query.states.iter().map(|s| s.as_str())));
         }
@@ -97,13 +101,9 @@ impl Store {
                 [idle.as_secs_f64()],
             ));
         }
-        select
-            .all(&self.db)
-            .await
-            .map_err(StoreError::sort("list workspaces"))?
-            .into_iter()
-            .map(TryInto::try_into)
-            .collect()
+        let found = select.all(&self.db).await.map_err(StoreError::sort("list workspaces"))?;
+        let (found, next) = page(found, page_size, |last| Some(last.student_id.to_ascii_lowercase()));
+        Ok((readable_workspaces(found), next))
     }
 
     /// Workspaces that have been in a moving state for longer than is allowed.

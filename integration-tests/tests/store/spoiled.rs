@@ -2,13 +2,22 @@
 
 use std::time::Duration;
 
-use carrel_common::model::{Observation, Observed};
+use carrel_common::model::{Observation, Observed, Signal};
+use carrel_proto::v1 as pb;
+use carrel_proto::v1::heartbeat_result::Result as Told;
+use carrel_proto::v1::workspace_service_server::WorkspaceService as _;
 use control_plane::app::{AppError, DrainOrder, SentSet};
+use control_plane::domain::policy::{Policy, Scope};
 use control_plane::domain::workspace::State;
+use control_plane::grpc::{Following, Workspaces};
+use tokio_stream::StreamExt as _;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::Request;
 
 use crate::reports::still_running;
 use crate::restored::containers;
-use crate::rig::{Rig, call};
+use crate::rig::{Rig, beat, call};
 
 /// Nothing can be made of the student's row from here on.
 async fn spoil(rig: &Rig, student: &str) {
@@ -165,5 +174,104 @@ async fn reports_on_the_others_are_committed() {
     rig.database.execute(spoil).await;
     let over = rig.app.observe(node, epoch - 1, &told).await;
     assert!(matches!(over, Err(AppError::SessionSuperseded(_))), "{over:?}");
+    rig.end().await;
+}
+
+/// What callers reach, and what ends its streams.
+fn door(rig: &Rig) -> (Workspaces, CancellationToken) {
+    let stop = CancellationToken::new();
+    (Workspaces::new(rig.app.clone(), Following { stop: stop.clone() }, TaskTracker::new()), stop)
+}
+
+fn reason(result: &pb::HeartbeatResult) -> &str {
+    match &result.result {
+        Some(Told::Error(error)) => &error.reason,
+        Some(Told::Idle(_)) => "recorded",
+        None => "nothing",
+    }
+}
+
+#[tokio::test]
+async fn heartbeats_of_the_others_count() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    for student in ["ada", "bob", "eve"] {
+        rig.running(node, student).await;
+    }
+    rig.stop("eve").await;
+    rig.obey(node).await;
+    spoil(&rig, "ada").await;
+    rig.database.execute(r#"UPDATE workspaces SET stop = '"spoiled"' WHERE student_id = 'eve'"#).await;
+    let (door, _) = door(&rig);
+    let minute = prost_types::Duration { seconds: 60, nanos: 0 };
+    for (signal, keep_awake) in [(pb::Signal::LmsInput, None), (pb::Signal::Job, Some(minute))] {
+        let of = |student| {
+            let mut heartbeat = pb::RecordHeartbeatRequest {
+                name: format!("workspaces/{student}"),
+                keep_awake,
+                ..Default::default()
+            };
+            heartbeat.set_signal(signal);
+            heartbeat
+        };
+        let heartbeats = ["ada", "bob", "eve"].map(of).to_vec();
+        let told = door.record_heartbeats(Request::new(pb::RecordHeartbeatsRequest { heartbeats })).await;
+        let told = told.unwrap().into_inner().results;
+        let told: Vec<_> = told.iter().map(reason).collect();
+        assert_eq!(told, ["INTERNAL", "recorded", "INTERNAL"], "{signal:?}");
+    }
+    let kept = "SELECT concat(w.student_id, ' ', a.lms_input_at IS NOT NULL, ' ', a.awake_until IS NOT NULL)
+                FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id WHERE student_id = ";
+    assert_eq!(rig.database.text(&format!("{kept} 'ada'")).await, "ada t f");
+    assert_eq!(rig.database.text(&format!("{kept} 'bob'")).await, "bob t t");
+    // Those who come singly share a batch, too.
+    let singly = ["ada", "bob"]
+        .map(|student| rig.app.record(vec![beat(student, Signal::KeepWorking, Duration::ZERO)]));
+    let told = futures_util::future::join_all(singly).await;
+    let counted: Vec<_> = told.into_iter().map(|answers| answers.unwrap()[0].is_ok()).collect();
+    assert_eq!(counted, [false, true]);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn lists_and_watches_show_the_others() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    for student in ["ada", "bob"] {
+        rig.running(node, student).await;
+    }
+    spoil(&rig, "ada").await;
+    let (door, stop) = door(&rig);
+    let mut shown = Vec::new();
+    let mut page_token = String::new();
+    for _ in 0..2 {
+        let request = pb::ListWorkspacesRequest { page_size: 1, page_token, ..Default::default() };
+        let page = door.list_workspaces(Request::new(request)).await.unwrap().into_inner();
+        shown.push(page.workspaces.into_iter().map(|workspace| workspace.student_id).collect::<Vec<_>>());
+        page_token = page.next_page_token;
+    }
+    assert_eq!((shown, page_token.as_str()), (vec![vec![], vec!["bob".to_owned()]], ""));
+
+    let watch = door.watch_workspaces(Request::new(pb::WatchWorkspacesRequest::default())).await;
+    let changes = watch.unwrap().into_inner().map(|told| told.unwrap().change.unwrap());
+    let mut students = changes.map(|change| change.workspace.map(|workspace| workspace.student_id));
+    assert_eq!(students.next().await, Some(Some("bob".into())), "the snapshot");
+    assert_eq!(students.next().await, Some(None), "it is whole");
+    rig.database
+        .execute("INSERT INTO events (kind, workspace_id, student_id, actor, reason, data)
+                  SELECT 'workspace.extended', id, student_id, 'CALLER', '', '{}' FROM workspaces ORDER BY student_id")
+        .await;
+    assert_eq!(students.next().await, Some(Some("bob".into())), "a change of both");
+    stop.cancel();
+
+    for scope in ["course-a", "course-b"] {
+        let scope: Scope = scope.parse().unwrap();
+        rig.app.set_policy(&call("SetPolicy"), &scope, "", &Policy::default()).await.unwrap();
+    }
+    rig.database.execute(r#"UPDATE policies SET policy = '"spoiled"' WHERE scope = 'course-a'"#).await;
+    let (policies, next) = rig.app.policies("", 1).await.unwrap();
+    assert_eq!((policies, next.as_deref()), (vec![], Some("course-a")));
+    let (policies, next) = rig.app.policies("course-a", 1).await.unwrap();
+    assert_eq!((policies.len(), next), (1, None));
     rig.end().await;
 }
