@@ -183,7 +183,7 @@ impl App {
     /// What would become of the workspaces of a node.
     async fn loss_of(&self, node: NodeId) -> Result<NodeLoss> {
         let uids = self.store.workspaces_on(node).await?;
-        let (activities, now) = self.store.activities(uids.clone()).await?;
+        let (activities, now) = self.store.activities(uids.clone(), self.settings.told_within()).await?;
         let mut loss = NodeLoss::default();
         for workspace in self.store.workspaces_by_uid(uids).await? {
             let known = activities.get(&workspace.uid).copied().unwrap_or_default();

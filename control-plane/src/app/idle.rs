@@ -129,7 +129,8 @@ impl App {
             return Ok(locked.iter().map(|locked| (locked.workspace.uid, blind)).collect());
         };
         let nodes: BTreeSet<_> = locked.iter().filter_map(|locked| locked.workspace.node).collect();
-        let told = work.nodes_that_have_told(nodes.into_iter().collect()).await?;
+        let told =
+            work.nodes_that_have_told(nodes.into_iter().collect(), self.settings.told_within()).await?;
         let policies: Vec<_> = locked.iter().map(|locked| rules.times(&locked.workspace)).collect();
         let mut looks = Vec::with_capacity(locked.len());
         for (Locked { workspace, activity, .. }, policy) in locked.iter().zip(&policies) {

@@ -37,3 +37,10 @@ pub struct Settings {
     /// Events are kept this long.
     pub events_kept: Duration,
 }
+
+impl Settings {
+    /// A node that was not heard of for longer may have seen what it could tell nobody: one heartbeat may be late, two are not.
+    pub(super) fn told_within(&self) -> Duration {
+        self.heartbeat_interval * 2
+    }
+}

@@ -114,7 +114,7 @@ impl App {
         let open: Vec<_> = workspaces.iter().filter(|w| w.open_for_activity()).map(|w| w.uid).collect();
         let (activities, now) = match open.is_empty() {
             true => (HashMap::new(), OffsetDateTime::UNIX_EPOCH),
-            false => self.store.activities(open).await?,
+            false => self.store.activities(open, self.settings.told_within()).await?,
         };
         let starts = workspaces.iter().any(|w| w.state == State::Starting);
         let outlook = if starts { self.outlook(now).await? } else { Arc::default() };

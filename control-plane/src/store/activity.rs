@@ -143,6 +143,7 @@ impl Store {
     pub async fn activities(
         &self,
         uids: Vec<WorkspaceUid>,
+        told_within: Duration,
     ) -> Result<(HashMap<WorkspaceUid, Known>, OffsetDateTime)> {
         let ids: Vec<sea_orm::prelude::Uuid> = uids.into_iter().map(|uid| uid.0).collect();
         let rows = self
@@ -154,7 +155,7 @@ impl Store {
                      LEFT JOIN workspace_activity a ON a.workspace_id = ANY ($1::uuid[])
                      LEFT JOIN workspaces w ON w.id = a.workspace_id LEFT JOIN nodes ON nodes.id = w.node_id"
                 ),
-                [ids.into()],
+                [ids.into(), told_within.as_secs_f64().into()],
             ))
             .await
             .map_err(StoreError::sort("read activity"))?;

@@ -13,8 +13,10 @@ use super::error::{Result, StoreError};
 use super::{Store, Work, sql};
 use crate::domain::node::{Challenge, Holder, Node, NodeDrain, NodeState};
 
-/// Whether a node has told all that it saw, in a session that stands and since the last time that could not be observed.
-pub(super) const HAS_TOLD: &str = "nodes.told AND nodes.agent_connected";
+/// Whether a node has told all that it saw, in a session that stands and since the last time that could not be observed. A session
+/// whose replica was killed stands for all that is written: it does while a heartbeat came within `$2` seconds.
+pub(super) const HAS_TOLD: &str = "(nodes.told AND nodes.agent_connected
+    AND nodes.last_heartbeat_at > clock_timestamp() - make_interval(secs => $2))";
 
 /// What an accepted session is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,17 +238,21 @@ impl Work {
     }
 
     /// Those of some nodes that have told all that they saw, in a session that stands and since the last time that could not be
-    /// observed.
+    /// observed, and whose heartbeat came `within`.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn nodes_that_have_told(&mut self, nodes: Vec<NodeId>) -> Result<HashSet<NodeId>> {
+    pub async fn nodes_that_have_told(
+        &mut self,
+        nodes: Vec<NodeId>,
+        within: Duration,
+    ) -> Result<HashSet<NodeId>> {
         let ids: Vec<sea_orm::prelude::Uuid> = nodes.into_iter().map(|node| node.0).collect();
         let rows = self
             .tx
             .query_all_raw(sql(
                 &format!("SELECT id FROM nodes WHERE {HAS_TOLD} AND id = ANY ($1::uuid[])"),
-                [ids.into()],
+                [ids.into(), within.as_secs_f64().into()],
             ))
             .await
             .map_err(StoreError::sort("ask what nodes have told"))?;

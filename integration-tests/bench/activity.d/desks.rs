@@ -15,14 +15,14 @@ use tonic::transport::Channel;
 
 const NODE: uuid::Uuid = uuid::Uuid::from_u128(1);
 
-/// A node that was heard of, so that nobody gives its workspaces up.
+/// A node that was heard of, so that nobody gives its workspaces up, in a session that stands, so that they are decided about.
 const INSERT_NODE: &str = "
-INSERT INTO nodes (id, secret_hash, facts, docker, storage, state, told, last_heartbeat_at)
+INSERT INTO nodes (id, secret_hash, facts, docker, storage, state, told, agent_connected, last_heartbeat_at)
 VALUES ($1, '',
         '{\"hostname\": \"h\", \"machine_id\": \"m\", \"boot_id\": \"b\", \"docker_id\": \"d\", \"docker_version\": \"20\", \"agent_version\": \"0\",
           \"cpu_millicores\": 1, \"memory_bytes\": 1, \"max_workspaces\": 1, \"advertise_address\": \"127.0.0.1\"}',
         '{\"problem\": null, \"age\": {\"secs\": 0, \"nanos\": 0}}', '{\"problem\": null, \"age\": {\"secs\": 0, \"nanos\": 0}}',
-        'READY', true, now())";
+        'READY', true, true, now())";
 
 /// What is measured.
 pub(crate) struct Desks {
@@ -35,7 +35,8 @@ impl Desks {
     /// Starts a control plane and fills its database.
     pub(crate) async fn start(postgres: &OwnPostgres, running: u64) -> Self {
         // No agent takes part; a minute of warning and a day of silence keep everything as it was filled in.
-        let replica = Replica::start(postgres, &["--unreachable-after=24h", "--fence-after=48h"]).await;
+        let flags = ["--heartbeat-interval=8h", "--unreachable-after=24h", "--fence-after=48h"];
+        let replica = Replica::start(postgres, &flags).await;
         let url = replica.database().url();
         let pool = PgPoolOptions::new().max_connections(8).connect(&url).await.expect("a pool");
         sqlx::query(INSERT_NODE).bind(NODE).execute(&pool).await.expect("a node");

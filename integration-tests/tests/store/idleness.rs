@@ -379,6 +379,21 @@ async fn after_an_outage_and_from_the_end_of_a_session_on_the_node_tells_first_w
 }
 
 #[tokio::test]
+async fn a_session_that_nobody_could_end_counts_while_heartbeats_come() {
+    let rig = quick().await;
+    let node = rig.node(4).await;
+    let uid = rig.running(node, "ada").await.uid;
+    tokio::time::sleep(TIMEOUT).await;
+    // Its replica was killed: nothing was noted, and two heartbeats did not come.
+    rig.database.execute("UPDATE nodes SET last_heartbeat_at = last_heartbeat_at - interval '20 s'").await;
+    rig.app.check_idle(uid).await.unwrap();
+    assert_eq!(rig.get("ada").await.warning, None);
+    rig.heartbeat(node).await;
+    looked_at(&rig, "ada", |w| w.warning.is_some()).await;
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_policy_that_another_replica_was_told_moves_the_deadlines_of_this_one() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;
