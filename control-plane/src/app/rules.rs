@@ -307,7 +307,8 @@ impl App {
         let rules = self.rules.get();
         let found = self.store.find_workspace(student).await?;
         let workspace = found.ok_or_else(|| AppError::WorkspaceNotFound(student.clone()))?;
-        let (mut activities, now) = self.store.activities(vec![workspace.uid], self.settings.told_within()).await?;
+        let (mut activities, now) =
+            self.store.activities(vec![workspace.uid], self.settings.told_within()).await?;
         let known = activities.remove(&workspace.uid).unwrap_or_default();
         let idle = IdleView::of(&rules, &workspace, &known, now);
         let unheard = idle.clock == Clock::Paused && workspace.state != State::Unreachable;

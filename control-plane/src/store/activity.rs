@@ -136,7 +136,7 @@ pub struct Known {
 }
 
 impl Store {
-    /// What is known of the activity of several workspaces, and the database's time.
+    /// What is known of the activity of several workspaces, and the database's time. A node has told if it was heard of `told_within`.
     ///
     /// # Errors
     /// When the database cannot be reached.
