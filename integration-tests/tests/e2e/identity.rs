@@ -232,7 +232,7 @@ async fn what_shows_no_certificate_of_a_node_is_refused() {
 
 #[tokio::test]
 async fn a_node_reports_on_its_own_desks_only_and_a_banned_one_on_none() {
-    let cluster = Cluster::start(Options::new().tls()).await;
+    let mut cluster = Cluster::start(Options::new().tls()).await;
     let client = cluster.client();
     let ada = client.start_and_wait("ada").await;
     let url = cluster.agents_url();
@@ -262,7 +262,7 @@ async fn a_node_reports_on_its_own_desks_only_and_a_banned_one_on_none() {
         }
     }
     let now = client.get("ada").await;
-    assert_eq!((now.state(), now.version, now.node), (State::Running, ada.version, ada.node));
+    assert_eq!((now.state(), now.version, now.node), (State::Running, ada.version, ada.node.clone()));
 
     // Taken out for good: its session ends, and it gets no other.
     let name = format!("nodes/{}", enrolled.node_id);
