@@ -307,20 +307,21 @@ async fn a_hello_whose_agent_has_gone_becomes_no_session_and_ends_none() {
     let token = pki::join_token(&cluster.address(), "").await.unwrap();
     let host = pki::Host::new("one");
     let enrolled = host.enroll(&url, &token).await.unwrap();
-    // As an agent does that has waited for its Welcome for long enough: it dials again.
+    // An agent that has waited for its Welcome for long enough drops both ends, and dials again.
     let hello = async || {
-        let mut agents = host.dial(&url, &enrolled).await;
+        let (up, from_up) = tokio::sync::mpsc::channel(1);
         let hello =
             pb::Hello { facts: Some(host.facts.clone()), process_id: "one".into(), ..Default::default() };
-        let hello = pb::SessionRequest { message: Some(Up::Hello(hello)) };
-        let said = tokio_stream::StreamExt::chain(tokio_stream::once(hello), tokio_stream::pending());
-        agents.session(said).await.unwrap().into_inner()
+        up.send(pb::SessionRequest { message: Some(Up::Hello(hello)) }).await.unwrap();
+        let said = tokio_stream::wrappers::ReceiverStream::new(from_up);
+        let down = host.dial(&url, &enrolled).await.session(said).await.unwrap().into_inner();
+        (up, down)
     };
     let held = cluster.database().hold("SELECT FROM nodes FOR UPDATE").await;
     let overtaken = hello().await;
     cluster.database().until_waiting(1).await;
     drop(overtaken);
-    let mut stands = hello().await;
+    let (_up, mut stands) = hello().await;
     cluster.database().until_waiting(2).await;
     drop(held);
     let Some(Down::Welcome(welcome)) = stands.message().await.unwrap().unwrap().message else {
