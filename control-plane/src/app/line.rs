@@ -71,7 +71,7 @@ impl App {
         let in_line = line.into_iter().filter(|one| one.held.is_none());
         let mut line: Vec<_> = in_line.map(|InLine { waiting, .. }| waiting).collect();
         placement::in_line(&mut line, &self.store.held().await?);
-        let hidden = self.may_run_unseen(&line).await?;
+        let hidden = self.hidden(&line).await?;
         self.publish_line(&line, &hidden, now).await
     }
 

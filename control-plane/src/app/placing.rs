@@ -42,7 +42,7 @@ impl App {
         workspace: Workspace,
         now: OffsetDateTime,
     ) -> Result<(Workspace, Vec<Entry>)> {
-        if work.may_run_unseen(workspace.uid, self.settings.lease.replace_after).await? {
+        if self.may_run_unseen(work, workspace.uid).await? {
             self.metrics.queued();
             let (reason, message) = self.unseen(now);
             return Ok(workspace.apply(Event::Wait { reason, message }, now)?);
@@ -139,7 +139,7 @@ impl App {
                 None => line.push(waiting),
             }
         }
-        let unseen = self.may_run_unseen(&line).await?;
+        let unseen = self.hidden(&line).await?;
         // They hold up nobody: others are known to run nowhere.
         let (hidden, mut line): (Vec<_>, Vec<_>) = line.into_iter().partition(|w| unseen.contains(&w.uid));
         if !line.is_empty() {
@@ -224,10 +224,16 @@ impl App {
         let nodes: Vec<_> = nodes.into_iter().collect();
         let mut work = self.store.begin().await?;
         let (locked, now) = work.lock_many(&uids).await?;
+        // The store may have been found behind, or declared restored, since the pass began.
+        if work.state().await?.behind.is_some() {
+            return Ok(vec![]);
+        }
+        let unseen = work.may_run_unseen(uids, self.settings.lease.replace_after).await?;
         let held = work.held_containers().await?;
         let candidates = work.lock_candidates(&nodes, &[], self.settings.limits).await?;
         let mut fleet = Fleet::new(Strategy::default(), candidates, []);
-        let still = locked.into_iter().filter(|w| waits(w) && !held.contains_key(&w.uid));
+        let free = |w: &Workspace| waits(w) && !held.contains_key(&w.uid) && !unseen.contains(&w.uid);
+        let still = locked.into_iter().filter(free);
         let mut still: HashMap<_, _> = still.map(|workspace| (workspace.uid, workspace)).collect();
         let (mut changes, mut claims) = (Vec::with_capacity(wins.len()), Vec::with_capacity(wins.len()));
         for (uid, node) in wins.iter().copied() {
@@ -279,7 +285,7 @@ impl App {
         node: NodeId,
     ) -> Result<Option<Workspace>> {
         if work.state().await?.behind.is_some()
-            || work.may_run_unseen(workspace.uid, self.settings.lease.replace_after).await?
+            || self.may_run_unseen(work, workspace.uid).await?
             || work.held_containers().await?.contains_key(&workspace.uid)
         {
             return Ok(None);
@@ -297,9 +303,15 @@ impl App {
     }
 
     /// Those in line that may run on a host that has not told since the database was restored.
-    pub(super) async fn may_run_unseen(&self, line: &[Waiting]) -> Result<HashSet<WorkspaceUid>> {
+    pub(super) async fn hidden(&self, line: &[Waiting]) -> Result<HashSet<WorkspaceUid>> {
         let uids = line.iter().map(|waiting| waiting.uid).collect();
         Ok(self.store.may_run_unseen(uids, self.settings.lease.replace_after).await?)
+    }
+
+    /// The same of one, as the transaction that would place it finds it.
+    async fn may_run_unseen(&self, work: &mut Work, uid: WorkspaceUid) -> Result<bool> {
+        let found = work.may_run_unseen(vec![uid], self.settings.lease.replace_after).await?;
+        Ok(!found.is_empty())
     }
 
     /// Why they wait.
@@ -326,7 +338,7 @@ impl App {
         if before.node.is_some() || before.deleted_at.is_some() || before.deletion.is_none() {
             return Ok(false);
         }
-        if work.may_run_unseen(uid, self.settings.lease.replace_after).await? {
+        if self.may_run_unseen(&mut work, uid).await? {
             return Ok(false);
         }
         let Ok(node) = self.claim(&mut work, &before, false).await? else { return Ok(false) };

@@ -339,15 +339,19 @@ impl Work {
         Ok(row.is_some())
     }
 
-    /// Whether this workspace may run on a node that has not told yet what it runs, since the store was declared restored:
-    /// then it is not placed. It ends when hosts that the store does not know have stopped everything by themselves, `longest` after
+    /// Of these workspaces, those that may run on a node that has not told yet what it runs, since the store was declared restored:
+    /// they are not placed. It ends when hosts that the store does not know have stopped everything by themselves, `longest` after
     /// the declaration, and all that it knows have told or were given up. A workspace that was found or placed since is where the
     /// store says.
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn may_run_unseen(&mut self, workspace: WorkspaceUid, longest: Duration) -> Result<bool> {
-        Ok(!unseen(&self.tx, vec![workspace], longest).await?.is_empty())
+    pub async fn may_run_unseen(
+        &mut self,
+        workspaces: Vec<WorkspaceUid>,
+        longest: Duration,
+    ) -> Result<HashSet<WorkspaceUid>> {
+        unseen(&self.tx, workspaces, longest).await
     }
 
     /// Declares the store restored: a higher incarnation, and every node is waited for. `cluster` gives an empty database the

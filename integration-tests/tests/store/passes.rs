@@ -155,3 +155,26 @@ async fn a_node_that_is_locked_is_seen_as_it_is_among_all() {
     assert_eq!(rig.database.text(PLACED).await, "4");
     rig.end().await;
 }
+
+#[tokio::test]
+async fn what_shows_while_a_pass_is_under_way_that_the_store_went_back_is_heeded_by_it() {
+    for shown in [
+        "UPDATE restoration SET behind_since = now()",
+        "UPDATE restoration SET declared_at = now(), awaits = true, awaited_nodes = ARRAY(SELECT id FROM nodes)",
+    ] {
+        let rig = Rig::new().await;
+        let full = rig.node(1).await;
+        rig.running(full, "ada").await;
+        assert_eq!(rig.start("bob").await.unwrap().state, State::Pending);
+        rig.node(4).await;
+        let hold = rig.database.hold("SELECT 1 FROM workspaces WHERE student_id = 'bob' FOR UPDATE").await;
+        let app = rig.app.clone();
+        let pass = tokio::spawn(async move { app.place_waiting().await });
+        rig.database.until_waiting(1).await;
+        rig.database.execute(shown).await;
+        drop(hold);
+        assert_eq!(pass.await.unwrap().unwrap(), 0, "{shown}");
+        assert_eq!(rig.get("bob").await.state, State::Pending);
+        rig.end().await;
+    }
+}
