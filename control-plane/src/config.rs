@@ -100,8 +100,7 @@ pub struct DeclareRestoredArgs {
     /// each container, and in <base>/.carrel/cluster-id on the share.
     #[arg(long)]
     pub cluster_id: Option<ClusterId>,
-    /// Start at once what may run on a host that has not come back: every host has, also those that the copy does not know, or is
-    /// known to be dead. Run again with it, it ends the wait.
+    /// Start at once what may run on a host that has not come back: every host has, known to the copy or not, or is dead. Ends a wait, too.
     #[arg(long)]
     pub no_wait: bool,
 }

@@ -125,12 +125,15 @@ async fn what_was_left_alone_on_a_banned_host_keeps_its_student_waiting_until_th
     let node = rig.node(4).await;
     held(&rig, node).await;
     ban(&rig, node, false).await.unwrap();
-    rig.node(4).await;
-    let ada = rig.start("ada").await.unwrap();
-    assert_eq!((ada.state, ada.status_reason), (State::Pending, Some(StatusReason::ContainerHeld)));
+    // Nothing else of hers would be in the way of it.
+    rig.database.execute("UPDATE workspaces SET deleted_at = now()").await;
     let adopted = resolve(&rig, (node, "c0ffee"), Resolution::Adopt, false).await;
     let Err(AppError::OrphanCannotBeAdopted { why }) = adopted else { panic!("{adopted:?}") };
     assert_eq!(why, "its node was banned or removed");
+    rig.database.execute("UPDATE workspaces SET deleted_at = NULL").await;
+    rig.node(4).await;
+    let ada = rig.start("ada").await.unwrap();
+    assert_eq!((ada.state, ada.status_reason), (State::Pending, Some(StatusReason::ContainerHeld)));
     rig.app.confirm_dead(&call("ConfirmNodeDead"), node, "cut off from the share", false).await.unwrap();
     assert_eq!(rig.app.place_waiting().await.unwrap(), 1);
     rig.end().await;
