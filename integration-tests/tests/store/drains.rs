@@ -6,6 +6,7 @@ use control_plane::app::{AppError, Call, DrainOrder, Settings};
 use control_plane::domain::node::Standing;
 use control_plane::domain::policy::{Policy, QuietWindow, Scope};
 use control_plane::domain::workspace::{Desired, State, Workspace};
+use time::OffsetDateTime;
 
 use crate::orphans::{held, judge};
 use crate::rig::{Rig, beat, call, id};
@@ -43,6 +44,12 @@ async fn look(rig: &Rig, student: &str) -> Workspace {
 
 async fn standing(rig: &Rig, node: NodeId) -> Standing {
     rig.app.node(node).await.unwrap().node.standing()
+}
+
+async fn set_exam(rig: &Rig, student: &str, (start, end): (OffsetDateTime, OffsetDateTime)) {
+    let exam = QuietWindow { start, end, student_extra: std::collections::BTreeMap::new() };
+    let policy = Policy { quiet_windows: vec![exam], ..Policy::default() };
+    rig.app.set_policy(&call("SetPolicy"), &Scope::Student(id(student)), "", &policy).await.unwrap();
 }
 
 #[tokio::test]
@@ -190,13 +197,7 @@ async fn a_drain_that_cannot_warn_or_ends_in_an_exam_is_refused_and_nothing_has_
     let node = rig.node(4).await;
     let before = rig.running(node, "ada").await;
     let now = rig.app.store.now().await.unwrap();
-    let exam = QuietWindow {
-        start: now + Duration::from_secs(1800),
-        end: now + Duration::from_secs(7200),
-        student_extra: std::collections::BTreeMap::new(),
-    };
-    let policy = Policy { quiet_windows: vec![exam], ..Policy::default() };
-    rig.app.set_policy(&call("SetPolicy"), &Scope::Student(id("ada")), "", &policy).await.unwrap();
+    set_exam(&rig, "ada", (now + HOUR / 2, now + HOUR * 2)).await;
 
     let short = drain(&rig, node, &within(Duration::from_secs(119))).await;
     assert!(
@@ -221,6 +222,23 @@ async fn a_drain_that_cannot_warn_or_ends_in_an_exam_is_refused_and_nothing_has_
     assert_eq!(rig.app.drain(&once, node, &forced).await.unwrap(), first, "the first answer again");
     assert_eq!(standing(&rig, node).await, Standing::Draining);
     rig.end().await;
+}
+
+#[tokio::test]
+async fn an_exam_that_is_set_after_a_drain_is_broken_only_by_one_that_was_forced() {
+    for force in [false, true] {
+        let rig = Rig::new().await;
+        let node = rig.node(4).await;
+        rig.running(node, "ada").await;
+        drain(&rig, node, &DrainOrder { force, ..within(HOUR) }).await.unwrap();
+        let drained_by = rig.app.node(node).await.unwrap().node.drain.unwrap().deadline_at;
+        let exam = (drained_by - HOUR, drained_by + HOUR);
+        set_exam(&rig, "ada", exam).await;
+        let told = rig.app.get(&id("ada")).await.unwrap().idle.unwrap().clock.times().unwrap();
+        let leaves_at = if force { drained_by } else { exam.1 };
+        assert_eq!((told.reason, told.deadline_at), (StopReason::Drain, leaves_at), "forced: {force}");
+        rig.end().await;
+    }
 }
 
 #[tokio::test]
