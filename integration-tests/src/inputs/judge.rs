@@ -297,9 +297,11 @@ impl<'a> Follower<'a> {
         let mut due = record.moved_on(life.node, first_ready, first_ready + record.idle, at);
         let mut latest = life.last_ready.unwrap_or(at) + record.idle;
         for claim in record.claims(self.student, life.generation) {
-            // What was touched while the node went about the stop may have come too late.
+            // What was touched while the node went about the stop may have come too late; and of a stop that was refused the desk ran
+            // on, so that all the rest of its time comes behind it.
             let unknown = claim.touch && (refused || claim.answered > at);
-            if claim.acked && !unknown {
+            let behind = refused && claim.answered > at;
+            if claim.acked && !unknown && !behind {
                 let moved = claim.since.map(|since| record.moved_on(life.node, since, claim.from, at));
                 due = due.max(moved.unwrap_or(claim.from));
                 let moves = |warned: i64| claim.sent > warned && claim.from > warned + record.lead;

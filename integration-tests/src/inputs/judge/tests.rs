@@ -165,6 +165,8 @@ fn a_touch_that_the_control_plane_cannot_know_of_is_the_nodes_to_refuse_for() {
     assert!(violations(vec![touched(10)], &kept).contains(&unasked), "for what it had told");
     let found = violations(vec![acked(10), acked(29), touched(29)], &kept);
     assert!(found.contains(&moved_on(30, 24)), "what was acked it knew of: {found:?}");
+    let extended = asked(35, Asked::Extension { by: 10 * SECOND });
+    assert_eq!(violations(vec![acked(10), touched(29), extended], &kept), [], "that came behind it");
     let early = |due: i64| Violation::Early { student: ada(), at: 30 * SECOND, due: due * SECOND };
     assert_eq!(violations(vec![acked(10), touched(20)], &life(24, 30)), [early(40)]);
     assert_eq!(violations(vec![acked(10), touched(31)], &life(24, 30)), [], "its node was at it");
