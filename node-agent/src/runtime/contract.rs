@@ -1,6 +1,7 @@
 //! What every container engine has to do. One suite, run against Docker and against the fake, so that a test that uses the fake
 //! says something about Docker.
 
+use std::io::{Read as _, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -319,4 +320,40 @@ async fn a_daemon_that_does_not_answer_is_given_up_at_the_deadline() {
     let deadline = Duration::from_millis(50);
     let docker = Docker::new(host, deadline, Arc::new(SystemClock::new()), Metrics::new());
     assert_eq!(docker.facts().await, Err(RuntimeError::TimedOut { operation: "info", after: deadline }));
+}
+
+/// A daemon that gives these answers, each on a connection of its own.
+fn answering(dir: &Path, answers: Vec<String>) -> Docker {
+    let socket = dir.join("docker.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&socket).expect("bind");
+    std::thread::spawn(move || {
+        for answer in answers {
+            let mut connection = listener.accept().expect("a call").0;
+            connection.read(&mut [0; 4096]).expect("a request");
+            connection.write_all(answer.as_bytes()).expect("it is read");
+        }
+    });
+    let host = format!("unix://{}", socket.display());
+    Docker::new(host, Duration::from_secs(60), Arc::new(SystemClock::new()), Metrics::new())
+}
+
+#[tokio::test]
+async fn a_pull_that_seems_to_break_off_has_ended_well_when_the_image_is_here() {
+    let whole = |status: &str, body: &str| {
+        format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    };
+    let absent = whole("404 Not Found", r#"{"message":"No such image"}"#);
+    let line = r#"{"status":"Downloaded newer image"}"#;
+    // The end of the line comes by itself.
+    let pull = format!(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{line}\r\n2\r\n\r\n\r\n0\r\n\r\n",
+        line.len()
+    );
+    for (here, ended_well) in [(whole("200 OK", "{}"), true), (absent.clone(), false)] {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let docker = answering(dir.path(), vec![absent.clone(), pull.clone(), here]);
+        let pulled = docker.ensure_image("desk:1", &|_| {}).await;
+        let unknown = pulled.as_ref().is_err_and(RuntimeError::result_unknown);
+        assert_eq!((pulled.is_ok(), unknown), (ended_well, !ended_well), "{pulled:?}");
+    }
 }

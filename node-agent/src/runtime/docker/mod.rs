@@ -107,6 +107,14 @@ impl Docker {
         result
     }
 
+    async fn has_image(&self, image: &str) -> Result<bool, RuntimeError> {
+        let look = async |client: bollard::Docker| client.inspect_image(image).await;
+        match self.call("inspect_image", self.inner.timeout, look).await {
+            Err(RuntimeError::NotFound { .. }) => Ok(false),
+            other => other.map(|_| true),
+        }
+    }
+
     /// Docker lists a container for ever that ended while it was being removed (its end puts it back into the list), and knows
     /// nothing of it otherwise: it can be neither stopped nor removed, and is not there.
     async fn is_forgotten(&self, id: &str) -> Result<bool, RuntimeError> {
@@ -265,9 +273,8 @@ impl Runtime for Docker {
         percent: &(dyn Fn(u8) + Send + Sync),
     ) -> Result<(), RuntimeError> {
         let missing = |problem: String| RuntimeError::ImageMissing { image: image.to_owned(), problem };
-        let look = async |client: bollard::Docker| client.inspect_image(image).await;
-        match self.call("inspect_image", self.inner.timeout, look).await {
-            Err(RuntimeError::NotFound { .. }) => {}
+        match self.has_image(image).await {
+            Ok(false) => {}
             Err(RuntimeError::Refused { problem, .. }) => return Err(missing(problem)),
             other => return other.map(|_| ()),
         }
@@ -287,7 +294,15 @@ impl Runtime for Docker {
             Err(RuntimeError::NotFound { .. }) => Err(missing("the registry does not have it".into())),
             Err(RuntimeError::Refused { problem, .. }) => Err(missing(problem)),
             Err(RuntimeError::TimedOut { .. }) => Err(missing("the pull took too long".into())),
-            Err(other) => Err(other),
+            // Docker names an image last of all, so whether it is here says how the pull ended. The client also takes a whole
+            // stream for a broken one, when the end of its last line comes by itself.
+            Err(broken) => {
+                if self.has_image(image).await? {
+                    Ok(())
+                } else {
+                    Err(broken)
+                }
+            }
         }
     }
 
