@@ -4,7 +4,7 @@ use carrel_common::model::StatusReason;
 use control_plane::app::{App, Board};
 use control_plane::domain::workspace::State;
 
-use crate::restored::{containers, declare, event, forget, greeting, unknown_hosts_are_over};
+use crate::restored::{containers, declare, event, forget, greeting, restored, unknown_hosts_are_over};
 use crate::rig::{Rig, call};
 
 #[tokio::test]
@@ -13,9 +13,7 @@ async fn starts_wait_for_hosts_that_have_not_told_unless_the_desk_was_found_or_t
     let (here, away) = (rig.node(4).await, rig.node(4).await);
     rig.app.cordon(&call("CordonNode"), away, "").await.unwrap();
     rig.running(here, "ada").await;
-    let found = containers(&rig, here).await;
-    declare(&rig, true).await;
-    rig.hello(here, &greeting(&rig, here, found).await).await;
+    restored(&rig, here).await;
     rig.stop("ada").await;
     rig.obey(here).await;
     assert_eq!(rig.start("ada").await.unwrap().state, State::Starting, "it was found, so it is nowhere else");
@@ -97,9 +95,7 @@ async fn who_waits_for_unknown_hosts_is_told_no_earlier_time_and_a_second_declar
     for student in ["ada", "bob"] {
         rig.running(node, student).await;
     }
-    let found = containers(&rig, node).await;
-    declare(&rig, true).await;
-    rig.hello(node, &greeting(&rig, node, found.clone()).await).await;
+    let found = restored(&rig, node).await;
     // Others have just come up, so it is known what a start takes, and one is about to leave: her turn comes in a moment.
     rig.obey(node).await;
     rig.stop("bob").await;

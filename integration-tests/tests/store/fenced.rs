@@ -5,7 +5,7 @@ use carrel_common::model::{Observed, StatusReason};
 use control_plane::app::AppError;
 use control_plane::domain::workspace::State;
 
-use crate::restored::{containers, declare, greeting};
+use crate::restored::restored;
 use crate::rig::Rig;
 
 fn pair(incarnation: i64, generation: i64) -> Pair {
@@ -74,9 +74,7 @@ async fn a_forgotten_twin_of_before_a_restore_that_was_declared_is_no_news() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;
     let desk = rig.start("ada").await.unwrap();
-    let found = containers(&rig, node).await;
-    declare(&rig, true).await;
-    rig.hello(node, &greeting(&rig, node, found).await).await;
+    restored(&rig, node).await;
     rig.give_way(node, &desk, (pair(1, desk.generation.0), Some(PlacementId::new()))).await;
     assert_eq!(rig.database.behind().await, "");
     assert_eq!(rig.get("ada").await.generation, desk.generation.next());

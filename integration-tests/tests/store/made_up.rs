@@ -7,7 +7,7 @@ use control_plane::domain::behind::REACH;
 use control_plane::domain::workspace::State;
 
 use crate::orphans::resolve;
-use crate::restored::{containers, declare, event, greeting, unknown_hosts_are_over};
+use crate::restored::{declare, event, greeting, restored, unknown_hosts_are_over};
 use crate::rig::{Rig, id};
 
 #[tokio::test]
@@ -50,9 +50,7 @@ async fn a_generation_that_no_desk_has_come_to_is_not_counted_on_from() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;
     let desk = rig.start("ada").await.unwrap();
-    let found = containers(&rig, node).await;
-    declare(&rig, true).await;
-    rig.hello(node, &greeting(&rig, node, found).await).await;
+    restored(&rig, node).await;
     rig.give_way(node, &desk, (Pair { incarnation: 1, generation: Generation(i64::MAX) }, None)).await;
     let waits = rig.get("ada").await;
     assert_eq!((waits.state, waits.generation), (State::Pending, desk.generation.next()));

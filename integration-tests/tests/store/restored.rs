@@ -45,6 +45,14 @@ pub(crate) async fn declare(rig: &Rig, wait: bool) -> Declared {
     declared
 }
 
+/// The store is declared restored, and a node tells what it has, which is what it was told to have.
+pub(crate) async fn restored(rig: &Rig, node: NodeId) -> Vec<Container> {
+    let found = containers(rig, node).await;
+    declare(rig, true).await;
+    rig.hello(node, &greeting(rig, node, found.clone()).await).await;
+    found
+}
+
 /// By the database's clock hosts that the store does not know have stopped everything by themselves.
 pub(crate) async fn unknown_hosts_are_over(rig: &Rig) {
     rig.database.execute("UPDATE restoration SET declared_at = declared_at - interval '690 seconds'").await;

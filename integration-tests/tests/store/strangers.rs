@@ -6,7 +6,7 @@ use control_plane::app::AppError;
 use control_plane::domain::workspace::State;
 
 use crate::orphans::{container, judge, listed};
-use crate::restored::{containers, declare, greeting, unknown_hosts_are_over};
+use crate::restored::{declare, greeting, restored, unknown_hosts_are_over};
 use crate::rig::{Rig, call, id};
 
 const HELD: (Verdict, &str) = (Verdict::Hold, "NOT_OF_THIS_NODE");
@@ -77,9 +77,7 @@ async fn after_a_restore_a_node_that_has_told_what_it_runs_takes_nothing_over() 
     let (home, thief) = (rig.node(4).await, rig.node(4).await);
     rig.app.cordon(&call("CordonNode"), thief, "").await.unwrap();
     rig.running(home, "ada").await;
-    let found = containers(&rig, home).await;
-    declare(&rig, true).await;
-    rig.hello(home, &greeting(&rig, home, found).await).await;
+    restored(&rig, home).await;
     rig.obey(home).await;
     let ada = rig.get("ada").await;
     // In the one Hello in which it is asked, of what another host has told already; and later, of whomever.
