@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{Resources, StatusReason};
-use futures_util::future::join_all;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use time::OffsetDateTime;
 
 use super::workspaces::rfc3339;
@@ -22,10 +23,10 @@ use crate::store::{Change, Claim, InLine, Locked, Work};
 
 /// Claimed, or told why they wait, in one transaction: long enough to be cheap, short enough that no heartbeat of their
 /// nodes waits for long.
-const AT_ONCE: usize = 250;
+const AT_ONCE: usize = 500;
 
-/// Of these transactions, so many are under way together: the database works at one while the next is made.
-const ABREAST: usize = 2;
+/// Of these transactions, so many are under way together: the database works at some while the next is made.
+const ABREAST: usize = 3;
 
 /// Purges tried in one pass; the rest is tried in the next.
 const PURGES: i64 = 50;
@@ -160,11 +161,23 @@ impl App {
             }
         }
         let mut done = BTreeSet::new();
-        for abreast in by_node(wins).chunks(ABREAST) {
-            for claimed in join_all(abreast.iter().map(|wins| self.claim_all(wins))).await {
-                done.extend(claimed?);
+        let (mut batches, mut claiming) = (by_node(wins).into_iter(), FuturesUnordered::new());
+        let mut failed = Ok(());
+        loop {
+            while failed.is_ok()
+                && claiming.len() < ABREAST
+                && let Some(batch) = batches.next()
+            {
+                claiming.push(self.claim_all(batch));
+            }
+            match claiming.next().await {
+                Some(Ok(claimed)) => done.extend(claimed),
+                // What is under way is seen to its end.
+                Some(Err(error)) => failed = Err(error),
+                None => break,
             }
         }
+        failed?;
         for chunk in waits.chunks(AT_ONCE) {
             match self.have_wait(chunk).await {
                 Err(error) if error.is_conflict() => {}
@@ -200,15 +213,15 @@ impl App {
     }
 
     /// As [`App::claim_many`]; where something is wrong with one of them, that one alone stays where it is.
-    async fn claim_all(&self, wins: &[Win]) -> Result<Vec<WorkspaceUid>> {
-        match self.claim_many(wins).await {
+    async fn claim_all(&self, wins: Vec<Win>) -> Result<Vec<WorkspaceUid>> {
+        match self.claim_many(&wins).await {
             Err(error) if error.is_conflict() => {
                 self.metrics.lost_race();
                 Ok(vec![])
             }
             Err(error) if !error.is_passing() => {
                 let mut done = vec![];
-                for win in wins {
+                for win in &wins {
                     done.extend(alone(win.0, self.claim_many(std::slice::from_ref(win)).await)?);
                 }
                 Ok(done)
@@ -398,13 +411,13 @@ mod tests {
     #[test]
     fn all_that_a_node_takes_is_claimed_together_in_the_order_of_the_line() {
         let id = |n: usize| uuid::Uuid::from_u128(n as u128);
-        let win = |(place, node): (usize, usize)| (WorkspaceUid(id(1000 - place)), NodeId(id(node)));
-        let sizes = [100, 100, 100, 300, 10];
-        let mut line: Vec<_> = (0..300).flat_map(|n| (0..5).filter(move |node| n < sizes[*node])).collect();
+        let win = |(place, node): (usize, usize)| (WorkspaceUid(id(10_000 - place)), NodeId(id(node)));
+        let sizes = [200, 200, 200, 600, 20];
+        let mut line: Vec<_> = (0..600).flat_map(|n| (0..5).filter(move |node| n < sizes[*node])).collect();
         line.rotate_left(1);
         let wins: Vec<_> = line.into_iter().enumerate().map(win).collect();
         let batches = by_node(wins.clone());
-        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [200, 100, 300, 10]);
+        assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [400, 200, 600, 20]);
         for node in (0..5).map(|node| NodeId(id(node))) {
             let of_node = |wins: &[Win]| wins.iter().filter(|(_, n)| *n == node).copied().collect::<Vec<_>>();
             let claimed: Vec<_> =

@@ -3,14 +3,12 @@
 use carrel_common::id::{NodeId, PlacementId, WorkspaceUid};
 use carrel_common::model::Resources;
 use sea_orm::{ConnectionTrait, EntityTrait as _};
-use serde_json::json;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::error::{Result, StoreError};
 use super::readable::readable_workspaces;
 use super::work::told;
-use super::{Work, entity, sql};
+use super::{Work, column, entity, sql};
 use crate::domain::event::Entry;
 use crate::domain::workspace::Workspace;
 
@@ -87,7 +85,7 @@ impl Work {
     /// [`StoreError::Conflict`] when a row is no longer the one that was read.
     pub async fn save_many(&mut self, changes: Vec<Change>, now: OffsetDateTime) -> Result<()> {
         let operation = "write workspaces";
-        let (mut rows, mut log) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
+        let (mut turns, mut log) = (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
         for Change { before, mut after, log: entries } in changes {
             if before == after {
                 continue;
@@ -97,31 +95,47 @@ impl Work {
                 continue;
             }
             after.version = before.version.saturating_add(1);
-            rows.push(json!({
-                "id": after.uid, "read": before.version, "version": after.version, "state": after.state,
-                "state_since": after.state_since.format(&Rfc3339).map_err(|e| StoreError::Corrupt { table: "workspaces", problem: e.to_string() })?,
-                "status_reason": after.status_reason, "status_message": after.status_message, "stage": after.stage,
-                "node_id": after.node, "last_node_id": after.last_node,
-            }));
             self.note(&before, &after);
             log.extend(told(&before, &after, entries));
+            turns.push((before.version, after));
         }
-        if rows.is_empty() {
+        if turns.is_empty() {
             return Ok(());
         }
-        let count = u64::try_from(rows.len()).unwrap_or(u64::MAX);
+        let count = u64::try_from(turns.len()).unwrap_or(u64::MAX);
+        let of = &turns[..];
+        let reasons: Vec<_> = of
+            .iter()
+            .map(|(_, after)| entity::json("workspaces", &after.status_reason))
+            .collect::<Result<_>>()?;
+        let stages: Vec<_> =
+            of.iter().map(|(_, after)| entity::json("workspaces", &after.stage)).collect::<Result<_>>()?;
+        let text = |node: Option<NodeId>| node.map_or_else(String::new, |node| node.to_string());
         let done = self
             .tx
             .execute_raw(sql(
                 "UPDATE workspaces w
-                 SET version = c.version, state = c.state, state_since = c.state_since, status_reason = c.status_reason,
-                     status_message = c.status_message, stage = c.stage, node_id = c.node_id,
-                     last_node_id = c.last_node_id, updated_at = $2
-                 FROM jsonb_to_recordset($1) AS c (id uuid, read bigint, version bigint, state text,
-                      state_since timestamptz, status_reason jsonb, status_message text, stage jsonb, node_id uuid,
-                      last_node_id uuid)
+                 SET version = c.version, state = c.state, state_since = c.state_since,
+                     status_reason = nullif(c.status_reason, 'null'), status_message = c.status_message,
+                     stage = nullif(c.stage, 'null'), node_id = nullif(c.node_id, '')::uuid,
+                     last_node_id = nullif(c.last_node_id, '')::uuid, updated_at = $1
+                 FROM unnest($2::uuid[], $3::bigint[], $4::bigint[], $5::text[], $6::timestamptz[], $7::jsonb[], $8::text[],
+                             $9::jsonb[], $10::text[], $11::text[])
+                      AS c (id, read, version, state, state_since, status_reason, status_message, stage, node_id, last_node_id)
                  WHERE w.id = c.id AND w.version = c.read",
-                [serde_json::Value::Array(rows).into(), now.into()],
+                [
+                    now.into(),
+                    column(of, |(_, after)| after.uid.0),
+                    column(of, |(read, _)| *read),
+                    column(of, |(_, after)| after.version),
+                    column(of, |(_, after)| after.state.as_str().to_owned()),
+                    column(of, |(_, after)| after.state_since),
+                    column(&reasons, Clone::clone),
+                    column(of, |(_, after)| after.status_message.clone()),
+                    column(&stages, Clone::clone),
+                    column(of, |(_, after)| text(after.node)),
+                    column(of, |(_, after)| text(after.last_node)),
+                ],
             ))
             .await
             .map_err(StoreError::sort(operation))?;
@@ -137,12 +151,6 @@ impl Work {
     /// # Errors
     /// [`StoreError::Conflict`] when a workspace has a placement already.
     pub async fn insert_placements(&mut self, claims: &[Claim]) -> Result<()> {
-        let each = |column: fn(&Claim) -> i64| claims.iter().map(column).collect::<Vec<_>>();
-        let ids: Vec<_> = claims.iter().map(|_| PlacementId::new().0).collect();
-        let workspaces: Vec<_> = claims.iter().map(|claim| claim.workspace.0).collect();
-        let nodes: Vec<_> = claims.iter().map(|claim| claim.node.0).collect();
-        let cpu = each(|claim| claim.resources.cpu_millicores);
-        let memory = each(|claim| claim.resources.memory_bytes);
         self.tx
             .execute_raw(sql(
                 "INSERT INTO placements (id, workspace_id, node_id, generation, spec, cpu_millicores, memory_bytes, incarnation)
@@ -150,7 +158,13 @@ impl Work {
                  FROM cluster, unnest($1::uuid[], $2::uuid[], $3::uuid[], $4::bigint[], $5::bigint[])
                       AS c (id, workspace, node, cpu, memory),
                       LATERAL (SELECT generation, spec FROM workspaces WHERE id = c.workspace OFFSET 0) w",
-                [ids.into(), workspaces.into(), nodes.into(), cpu.into(), memory.into()],
+                [
+                    column(claims, |_| PlacementId::new().0),
+                    column(claims, |claim| claim.workspace.0),
+                    column(claims, |claim| claim.node.0),
+                    column(claims, |claim| claim.resources.cpu_millicores),
+                    column(claims, |claim| claim.resources.memory_bytes),
+                ],
             ))
             .await
             .map_err(StoreError::sort("claim places"))?;

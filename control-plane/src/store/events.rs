@@ -8,7 +8,7 @@ use sea_orm::{ConnectionTrait, Statement, Value};
 use time::OffsetDateTime;
 
 use super::error::{Result, StoreError};
-use super::{Store, Work, sql};
+use super::{Store, Work, column, sql};
 use crate::domain::event::{Entry, Subject};
 
 /// A place in the log. Events are read in the order of (transaction, id), and only below the oldest open transaction:
@@ -171,20 +171,30 @@ impl Work {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn append_many(&mut self, entries: Vec<(Subject, Entry)>) -> Result<()> {
-        let rows = entries.into_iter().map(|(subject, entry)| {
-            let (uid, student) = subject.workspace.unzip();
-            serde_json::json!({
-                "kind": entry.kind, "workspace_id": uid.map(|uid| uid.0), "student_id": student,
-                "node_id": subject.node.map(|node| node.0), "actor": entry.actor.as_str(), "reason": entry.reason,
-                "data": entry.data,
-            })
-        });
+        let of = &entries[..];
+        let workspace = |(subject, _): &(Subject, _)| {
+            subject.workspace.as_ref().map_or_else(String::new, |(uid, _)| uid.to_string())
+        };
+        let student = |(subject, _): &(Subject, _)| {
+            subject.workspace.as_ref().map_or_else(String::new, |(_, student)| student.to_string())
+        };
+        let node =
+            |(subject, _): &(Subject, _)| subject.node.map_or_else(String::new, |node| node.to_string());
         self.tx
             .execute_raw(sql(
                 "INSERT INTO events (kind, workspace_id, student_id, node_id, actor, reason, data)
-                 SELECT * FROM jsonb_to_recordset($1) AS e (kind text, workspace_id uuid, student_id text, node_id uuid,
-                        actor text, reason text, data jsonb)",
-                [serde_json::Value::Array(rows.collect()).into()],
+                 SELECT kind, nullif(workspace, '')::uuid, nullif(student, ''), nullif(node, '')::uuid, actor, reason, data
+                 FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::jsonb[])
+                      AS e (kind, workspace, student, node, actor, reason, data)",
+                [
+                    column(of, |(_, entry)| entry.kind.to_owned()),
+                    column(of, workspace),
+                    column(of, student),
+                    column(of, node),
+                    column(of, |(_, entry)| entry.actor.as_str().to_owned()),
+                    column(of, |(_, entry)| entry.reason.clone()),
+                    column(of, |(_, entry)| serde_json::Value::Object(entry.data.clone())),
+                ],
             ))
             .await
             .map_err(StoreError::sort("append to the event log"))?;

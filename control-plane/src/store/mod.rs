@@ -90,6 +90,14 @@ fn sql(text: &str, values: impl IntoIterator<Item = Value>) -> Statement {
     Statement::from_sql_and_values(DbBackend::Postgres, text, values)
 }
 
+/// One column of many rows, as the value of a parameter. It holds no NULL: statements read one from an empty text, or from JSON's.
+fn column<T, V>(rows: &[T], of: impl Fn(&T) -> V) -> Value
+where
+    Vec<V>: Into<Value>,
+{
+    rows.iter().map(of).collect::<Vec<_>>().into()
+}
+
 async fn time_of(connection: &impl ConnectionTrait) -> Result<OffsetDateTime> {
     let row = connection
         .query_one_raw(sql("SELECT clock_timestamp() AS now", []))
