@@ -251,8 +251,12 @@ impl Work {
         let rows = self
             .tx
             .query_all_raw(sql(
-                "SELECT lower(student_id) AS key, max(generation) AS generation FROM workspaces
-                 WHERE lower(student_id) = ANY ($1) GROUP BY 1",
+                // In two halves, each with its index.
+                "SELECT key, max(generation) AS generation FROM (
+                     SELECT lower(student_id) AS key, generation FROM workspaces WHERE deleted_at IS NULL
+                     UNION ALL
+                     SELECT lower(student_id) AS key, generation FROM workspaces WHERE deleted_at IS NOT NULL) AS known
+                 WHERE key = ANY ($1) GROUP BY key",
                 [keys.into()],
             ))
             .await

@@ -211,11 +211,14 @@ impl Work {
         let last = self
             .tx
             .query_one_raw(sql(
-                // Also above a container that is held: a lower one would look as if the store had forgotten that.
-                "SELECT max(generation) AS generation FROM (
-                     SELECT generation FROM workspaces WHERE lower(student_id) = $1
-                     UNION ALL SELECT generation FROM orphans WHERE own AND lower(student_id) = $1) AS known
-                 WHERE generation <= $2 + coalesce((SELECT max(generation) FROM workspaces WHERE lower(student_id) = $1), 0)",
+                // Also above a container that is held: a lower one would look as if the store had forgotten that. Of workspaces there
+                // are but tombstones; said so, these are found by their index.
+                "WITH gone AS (SELECT max(generation) AS generation FROM workspaces
+                               WHERE lower(student_id) = $1 AND deleted_at IS NOT NULL)
+                 SELECT max(known.generation) AS generation
+                 FROM gone, (SELECT generation FROM gone
+                             UNION ALL SELECT generation FROM orphans WHERE own AND lower(student_id) = $1) AS known
+                 WHERE known.generation <= $2 + coalesce(gone.generation, 0)",
                 [make.student.key().into(), REACH.into()],
             ))
             .await
