@@ -127,7 +127,9 @@ pub enum AppError {
         why: &'static str,
     },
     /// The node was banned, or taken out for good.
-    #[error("node {0} was removed or banned; its host can enrol as a new node with an empty state directory")]
+    #[error(
+        "node {0} was removed or banned; once its containers are removed, its host can enrol as a new node with an empty state directory"
+    )]
     NodeBanned(NodeId),
     /// The authority did not sign.
     #[error(transparent)]
@@ -142,7 +144,7 @@ pub enum AppError {
     NodeStillHeard(NodeId),
     /// The node was enrolled on another host or another Docker daemon.
     #[error(
-        "node {node} was enrolled with another {what}; enrol this host anew with an empty state directory"
+        "node {node} was enrolled with another {what}; remove this host's containers and enrol it anew with an empty state directory"
     )]
     NodeIdentityChanged {
         /// The node.

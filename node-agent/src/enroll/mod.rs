@@ -144,7 +144,7 @@ pub enum EnrollError {
     NotEnrolled,
     /// The token is for another Carrel.
     #[error(
-        "this host is node {node} of Carrel {ours}, and the join token is for Carrel {theirs}: leave the token out, or empty the state directory first"
+        "this host is node {node} of Carrel {ours}, and the join token is for Carrel {theirs}: leave the token out, or remove the host's containers (label carrel.cluster={ours}) and then empty the state directory"
     )]
     OtherCarrel {
         /// The node.

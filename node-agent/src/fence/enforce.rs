@@ -4,8 +4,11 @@
 //! When the lease has run out, everything on the list is moved to what is over: first told to stop, then killed, again and again
 //! until nothing is left. What is over stays so under a later lease: a start that a frozen Docker completes long after is ended when
 //! it shows up.
+//!
+//! Whoever removes the files ends no lease with them: the deadline that was read last holds on, and what was on the lists ends with it,
+//! from memory.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,9 +32,9 @@ const KILLING: (Duration, Duration) = (Duration::from_millis(20), IDLE);
 /// What a look found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Look {
-    /// The deadline; `None`: nothing is leased in this boot.
-    pub deadline: Option<Deadline>,
-    /// What it asks for.
+    /// When, by the host's boot-time clock.
+    pub at: Duration,
+    /// What the deadline asked for then; nothing when nothing is leased in this boot.
     pub due: Due,
     /// Containers that a lease has run out over.
     pub over: BTreeSet<String>,
@@ -47,8 +50,14 @@ pub struct Enforcer {
     files: FenceFiles,
     boot_id: String,
     clock: Arc<dyn ShareClock>,
-    /// The last deadline read: one that can be read no more holds on.
+    /// The last deadline read: one that can be read no more, or is gone, holds on.
     known: Option<Deadline>,
+    /// Why it cannot be read: told once.
+    problem: Option<String>,
+    /// What was on the lists at the last look, and when it ends.
+    listed: BTreeMap<String, Deadline>,
+    /// What ends although no list says so: the lists went away, or the disk would not note that it is over.
+    unlisted: BTreeMap<String, Deadline>,
     /// What it asked for at the last look.
     was_due: Due,
     /// Told to stop already: many programs take a second time for an order to give up at once.
@@ -60,7 +69,23 @@ pub struct Enforcer {
 impl Enforcer {
     /// In the boot named `boot_id`.
     pub fn new(files: FenceFiles, boot_id: String, clock: Arc<dyn ShareClock>) -> Self {
-        Self { files, boot_id, clock, known: None, was_due: Due::Nothing, told: HashSet::new(), rounds: 0 }
+        Self {
+            files,
+            boot_id,
+            clock,
+            known: None,
+            problem: None,
+            listed: BTreeMap::new(),
+            unlisted: BTreeMap::new(),
+            was_due: Due::Nothing,
+            told: HashSet::new(),
+            rounds: 0,
+        }
+    }
+
+    /// The deadline that this process has set: it holds when there is none to be read.
+    pub fn hold(&mut self, deadline: Deadline) {
+        self.known = Some(deadline);
     }
 
     /// Looks once, and does what is due. Blocking.
@@ -68,21 +93,79 @@ impl Enforcer {
     /// # Errors
     /// When the lists cannot be read or written; what could be read was acted upon.
     pub fn once(&mut self) -> io::Result<Look> {
-        match self.files.deadline(&self.boot_id) {
-            Ok(deadline) => self.known = deadline,
-            Err(error) => tracing::error!(%error, "the deadline cannot be read; the last one holds"),
-        }
-        let deadline = self.known;
-        let due = deadline.map_or(Due::Nothing, |deadline| deadline.due(self.clock.boot()));
+        let gone = self.read();
+        let at = self.clock.boot();
+        let due = self.known.map_or(Due::Nothing, |deadline| deadline.due(at));
+        let listed = self.files.containers();
         let condemned = if due == Due::Nothing { Ok(0) } else { self.files.condemn() };
-        let over = self.files.over()?;
+        let noted = self.files.over();
+        self.remember(at, gone, listed.iter().flatten(), noted.iter().flatten());
+        if condemned.is_err() {
+            self.unlisted.extend(self.listed.clone());
+        }
+        let mut over = self.over_unlisted(at, due);
+        over.extend(noted.iter().flatten().cloned());
         let left = self.end(due, &over);
         self.tell(due, over.len(), left);
-        condemned?;
+        listed.and(condemned).and(noted)?;
         let now = self.clock.boot();
-        let again_in =
-            deadline.and_then(|deadline| deadline.next(now)).unwrap_or(IDLE).min(self.patience(due, left));
-        Ok(Look { deadline, due, over, left, again_in })
+        let next = self.known.and_then(|deadline| deadline.next(now));
+        let again_in = next.unwrap_or(IDLE).min(self.patience(due, left));
+        Ok(Look { at, due, over, left, again_in })
+    }
+
+    /// Reads the deadline; whether one that was known is gone.
+    fn read(&mut self) -> bool {
+        let read = self.files.deadline(&self.boot_id);
+        let gone = matches!(read, Ok(None)) && self.known.is_some();
+        let problem = match read {
+            Ok(Some(deadline)) => {
+                self.known = Some(deadline);
+                None
+            }
+            Ok(None) => gone.then(|| "it is gone, and the lists with it".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        if problem.is_some() && problem != self.problem {
+            tracing::error!(
+                problem = problem.as_deref(),
+                holds = ?self.known,
+                "the deadline of this host's lease cannot be read; told once"
+            );
+        }
+        self.problem = problem;
+        gone
+    }
+
+    /// Keeps what is on the lists, as they may be gone at the next look.
+    fn remember<'a>(
+        &mut self,
+        at: Duration,
+        gone: bool,
+        containers: impl Iterator<Item = &'a String>,
+        over: impl Iterator<Item = &'a String>,
+    ) {
+        let Some(known) = self.known else { return };
+        let before = std::mem::take(&mut self.listed);
+        self.listed.extend(containers.map(|id| (id.clone(), known)));
+        self.listed.extend(over.map(|id| (id.clone(), Deadline::PASSED)));
+        if gone {
+            self.unlisted.extend(before);
+        } else {
+            // What is on the list again ends with the lease that holds now.
+            let listed = &self.listed;
+            self.unlisted.retain(|id, end| end.due(at) != Due::Nothing || !listed.contains_key(id));
+        }
+    }
+
+    /// What has to end now although no list says so. With everything else it is told to stop first; beside a lease that holds it had
+    /// the time for that, and is killed.
+    fn over_unlisted(&self, at: Duration, due: Due) -> BTreeSet<String> {
+        let ends = |end: &Deadline| match due {
+            Due::Nothing => end.due(at) == Due::Kill,
+            Due::Stop | Due::Kill => end.due(at) != Due::Nothing,
+        };
+        self.unlisted.iter().filter(|(_, end)| ends(end)).map(|(id, _)| id.clone()).collect()
     }
 
     /// How many processes were found.
@@ -225,6 +308,63 @@ mod tests {
         bench.after(1);
         std::fs::write(bench.files.root().join("deadline"), "?").expect("write");
         assert_eq!(bench.after(599), (Due::Stop, vec!["a".into()]));
+    }
+
+    #[test]
+    fn files_that_are_removed_take_no_lease_with_them() {
+        let mut bench = Bench::new();
+        bench.files.record("a").expect("recorded");
+        bench.renew(BOOT);
+        bench.after(1);
+        std::fs::remove_dir_all(bench.files.root()).expect("removed");
+        assert_eq!(bench.after(598), (Due::Nothing, vec![]));
+        assert_eq!(bench.after(1), (Due::Stop, vec!["a".into()]));
+        assert_eq!(bench.after(15), (Due::Kill, vec!["a".into()]));
+    }
+
+    #[test]
+    fn what_was_over_when_the_files_were_removed_stays_so() {
+        let mut bench = Bench::new();
+        bench.files.record("a").expect("recorded");
+        bench.renew(BOOT);
+        bench.after(600);
+        bench.renew(BOOT);
+        bench.after(1);
+        std::fs::remove_dir_all(bench.files.root()).expect("removed");
+        assert_eq!(bench.after(1), (Due::Nothing, vec!["a".into()]));
+    }
+
+    #[test]
+    fn beside_a_new_lease_what_was_removed_with_the_files_ends_with_its_own_unless_it_is_listed_again() {
+        let mut bench = Bench::new();
+        bench.files.record("a").expect("recorded");
+        bench.files.record("b").expect("recorded");
+        bench.renew(BOOT);
+        bench.after(1);
+        std::fs::remove_dir_all(bench.files.root()).expect("removed");
+        bench.after(1);
+        bench.files.record("b").expect("recorded");
+        bench.renew(BOOT);
+        assert_eq!(bench.after(300), (Due::Nothing, vec![]));
+        bench.renew(BOOT);
+        assert_eq!(bench.after(312), (Due::Nothing, vec![]));
+        assert_eq!(bench.after(1), (Due::Nothing, vec!["a".into()]));
+        assert_eq!(bench.after(286), (Due::Nothing, vec!["a".into()]));
+        assert_eq!(bench.after(1), (Due::Stop, vec!["a".into(), "b".into()]));
+    }
+
+    #[test]
+    fn what_the_disk_would_not_note_ends_all_the_same() {
+        let mut bench = Bench::new();
+        bench.files.record("a").expect("recorded");
+        bench.renew(BOOT);
+        bench.after(1);
+        let over = bench.files.root().join("over");
+        std::fs::remove_dir(&over).expect("empty");
+        std::fs::write(&over, "").expect("no directory");
+        bench.clock.advance(Duration::from_secs(599));
+        assert!(bench.enforcer.once().is_err());
+        assert_eq!(bench.enforcer.over_unlisted(bench.clock.boot(), Due::Stop), ["a".to_owned()].into());
     }
 
     #[test]

@@ -50,11 +50,29 @@ impl FenceFiles {
     /// # Errors
     /// When the disk refuses.
     pub fn open(state_dir: &Path) -> io::Result<Self> {
-        let root = state_dir.join("fence");
-        for dir in [&root, &root.join(CONTAINERS), &root.join(OVER)] {
+        let files = Self { root: state_dir.join("fence") };
+        files.make()?;
+        Ok(files)
+    }
+
+    fn make(&self) -> io::Result<()> {
+        for dir in [&self.root, &self.root.join(CONTAINERS), &self.root.join(OVER)] {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
         }
-        Ok(Self { root })
+        Ok(())
+    }
+
+    /// A file to write to, made when it is not there. So are the directories: somebody may have removed them under the agent, whose lease
+    /// goes on.
+    fn writable(&self, path: &Path) -> io::Result<File> {
+        let open = || OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+        match open() {
+            Err(missing) if missing.kind() == io::ErrorKind::NotFound => {
+                self.make()?;
+                open()
+            }
+            other => other,
+        }
     }
 
     /// Where they are.
@@ -109,7 +127,7 @@ impl FenceFiles {
         let (path, new) = (self.root.join(DEADLINE), self.root.join(NEW));
         // Always as long, so that it replaces what was in the file without making it shorter first.
         let text = format!("{boot_id:36} {:020} {:020}\n", nanos(deadline.stop_at), nanos(deadline.kill_at));
-        let mut file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&new)?;
+        let mut file = self.writable(&new)?;
         file.write_all(text.as_bytes())?;
         match renameat_with(CWD, &new, CWD, &path, RenameFlags::EXCHANGE) {
             Ok(()) => Ok(()),
@@ -127,8 +145,7 @@ impl FenceFiles {
         if self.root.join(OVER).join(id).try_exists()? {
             return Ok(Recorded::Over);
         }
-        let path = self.root.join(CONTAINERS).join(id);
-        OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        self.writable(&self.root.join(CONTAINERS).join(id))?;
         Ok(Recorded::Listed)
     }
 
@@ -251,6 +268,20 @@ mod tests {
         for text in ["", "x", "x 1", "x 1 y", "x -1 2"] {
             fs::write(files.root().join(DEADLINE), text).expect("write");
             assert!(files.deadline("x").is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn directories_that_were_removed_are_made_again_by_what_is_written() {
+        let (_dir, files) = files();
+        files.set_deadline(BOOT, deadline(1)).expect("set");
+        for _ in 0..2 {
+            fs::remove_dir_all(files.root()).expect("removed");
+            assert_eq!(files.record("a").expect("recorded"), Recorded::Listed);
+            assert_eq!(files.deadline(BOOT).expect("nothing there"), None);
+            fs::remove_dir_all(files.root()).expect("removed");
+            files.set_deadline(BOOT, deadline(2)).expect("set");
+            assert_eq!(files.deadline(BOOT).expect("there"), Some(deadline(2)));
         }
     }
 

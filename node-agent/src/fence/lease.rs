@@ -198,7 +198,7 @@ impl Lease {
             let (lease, moved) = (Arc::clone(&self), enforcer);
             let looked = tokio::task::spawn_blocking(move || {
                 let mut enforcer = moved;
-                let look = enforcer.once();
+                let look = lease.look(&mut enforcer);
                 let watched = lease.files.lock().map(|free| free.is_none());
                 (enforcer, look, watched)
             });
@@ -211,10 +211,7 @@ impl Lease {
             };
             enforcer = returned;
             let again_in = match look {
-                Ok(look) => {
-                    self.take(&look);
-                    look.again_in
-                }
+                Ok(look) => look.again_in,
                 Err(error) => {
                     tracing::error!(%error, "the lease's files cannot be used");
                     Duration::from_secs(1)
@@ -227,15 +224,20 @@ impl Lease {
         }
     }
 
-    fn take(&self, look: &Look) {
+    /// One look, and what it means for the lease. Blocking.
+    fn look(&self, enforcer: &mut Enforcer) -> io::Result<Look> {
+        let deadline = self.state().deadline;
+        if let Some(deadline) = deadline {
+            enforcer.hold(deadline);
+        }
+        let look = enforcer.once()?;
         if look.due != Due::Nothing && look.left == 0 {
             let mut state = self.state();
-            // Unless it has been renewed since.
-            if state.deadline == look.deadline {
-                state.fenced = true;
-            }
+            // Not one that holds since.
+            state.fenced |= state.deadline.is_some_and(|deadline| deadline.due(look.at) != Due::Nothing);
         }
         self.publish(Some(&look.over));
+        Ok(look)
     }
 
     fn publish(&self, over: Option<&BTreeSet<String>>) {

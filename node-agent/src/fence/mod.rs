@@ -56,6 +56,9 @@ impl Terms {
 }
 
 impl Deadline {
+    /// Of a lease of which nothing is known but that there was one: it has run out.
+    pub const PASSED: Self = Self { stop_at: Duration::ZERO, kill_at: Duration::ZERO };
+
     /// What it asks for at `now`.
     pub fn due(self, now: Duration) -> Due {
         if now < self.stop_at {

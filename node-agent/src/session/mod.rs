@@ -189,7 +189,7 @@ impl<R: Runtime> Session<R> {
     }
 
     fn tell(&self, ending: &Ending, endpoint: &Endpoint, pause: Duration) {
-        let (node, endpoint) = (self.host.scope.node, endpoint.uri());
+        let (node, cluster, endpoint) = (self.host.scope.node, self.host.scope.cluster, endpoint.uri());
         let ended = self.identity.borrow().has_ended(self.host.clock.now());
         match ending {
             Ending::Stopped => tracing::info!(node.id = %node, "session closed"),
@@ -201,9 +201,10 @@ impl<R: Runtime> Session<R> {
             Ending::Status(status) if status.code() == Code::Unauthenticated => tracing::error!(
                 node.id = %node, %endpoint, ?pause,
                 "the control plane does not know this node ({}). All containers run on. If its database was lost: \
-                 `control-plane declare-restored --cluster-id {}`. To enrol this host anew, empty the state directory and restart \
-                 the agent, over TLS with a join token",
-                status.message(), self.host.scope.cluster
+                 `control-plane declare-restored --cluster-id {cluster}`. To enrol this host anew, first stop the agent and remove its \
+                 containers (docker rm -f $(docker ps -aq --filter label=carrel.cluster={cluster})): without the state directory nobody \
+                 ends them with the lease. Then empty the state directory, and restart the fence and the agent, over TLS with a join token",
+                status.message()
             ),
             other if other.class() == Ended::Refused => {
                 tracing::error!(node.id = %node, %endpoint, ?pause, "no session: {other}");

@@ -32,9 +32,18 @@ impl Bench {
     }
 
     fn look(&self) {
-        let mut enforcer = Enforcer::new(self.lease.files.clone(), BOOT.into(), self.clock.clone());
-        self.lease.take(&enforcer.once().expect("looked"));
+        look(&self.lease);
     }
+
+    fn path(&self) -> std::path::PathBuf {
+        self.dir.path().join("fence")
+    }
+}
+
+/// As the first look of an agent.
+fn look(lease: &Lease) {
+    let mut enforcer = Enforcer::new(lease.files.clone(), BOOT.into(), Arc::clone(&lease.clock));
+    lease.look(&mut enforcer).expect("looked");
 }
 
 #[test]
@@ -114,4 +123,20 @@ fn what_is_found_ends_with_the_lease_and_what_is_gone_is_forgotten() {
     assert_eq!(bench.lease.files.containers().expect("read"), ids(&["a", "b", "c"]));
     bench.lease.found(&ids(&["b"]), true).expect("noted");
     assert_eq!(bench.lease.files.containers().expect("read"), ids(&["b"]));
+}
+
+#[test]
+fn files_that_are_removed_leave_no_lease_that_never_ends() {
+    let bench = Bench::new();
+    bench.lease.renew(bench.lease.now(), TERMS).expect("renewed");
+    // Before anybody has looked.
+    std::fs::remove_dir_all(bench.path()).expect("removed");
+    bench.look();
+    assert_eq!(bench.lease.standing(), Standing::Leased);
+    bench.pass(600);
+    assert_eq!(bench.lease.standing(), Standing::Over);
+    bench.look();
+    assert_eq!(bench.lease.standing(), Standing::Unleased);
+    bench.lease.renew(bench.lease.now(), TERMS).expect("renewed");
+    bench.lease.before_start("a").expect("leased");
 }
