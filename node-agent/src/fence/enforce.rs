@@ -124,7 +124,13 @@ impl Enforcer {
                 None
             }
             Ok(None) => gone.then(|| "it is gone, and the lists with it".to_owned()),
-            Err(error) => Some(error.to_string()),
+            Err(error) => {
+                // Whose lease it was cannot be said, so it is one that has run out.
+                if self.known.is_none() && error.kind() == io::ErrorKind::InvalidData {
+                    self.known = Some(Deadline::PASSED);
+                }
+                Some(error.to_string())
+            }
         };
         if problem.is_some() && problem != self.problem {
             tracing::error!(
@@ -351,6 +357,19 @@ mod tests {
         assert_eq!(bench.after(1), (Due::Nothing, vec!["a".into()]));
         assert_eq!(bench.after(286), (Due::Nothing, vec!["a".into()]));
         assert_eq!(bench.after(1), (Due::Stop, vec!["a".into(), "b".into()]));
+    }
+
+    #[test]
+    fn a_deadline_that_means_nothing_has_passed_until_one_is_set() {
+        let mut bench = Bench::new();
+        bench.files.record("a").expect("recorded");
+        std::fs::write(bench.files.root().join("deadline"), "").expect("write");
+        assert_eq!(bench.after(0), (Due::Kill, vec!["a".into()]));
+        assert!(bench.enforcer.problem.is_some());
+        bench.renew(BOOT);
+        bench.files.record("b").expect("recorded");
+        assert_eq!(bench.after(1), (Due::Nothing, vec!["a".into()]));
+        assert_eq!(bench.enforcer.problem, None);
     }
 
     #[test]

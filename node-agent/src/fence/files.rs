@@ -1,5 +1,6 @@
 //! What is kept in `<state-dir>/fence`. The files are how the agent and the fence process know the same; nothing in them outlives
-//! the host's boot, so nothing is synced to the disk.
+//! the host's boot, so nothing is synced to the disk but a new deadline file: after a power cut the name may be there without the
+//! contents, and that says nothing, not even of which boot it is.
 //!
 //! ```text
 //! deadline           boot id, end of the lease, begin of the killing; the times in nanoseconds of boot time
@@ -83,7 +84,7 @@ impl FenceFiles {
     /// The deadline, unless there is none of this boot: what another boot leased ended with it.
     ///
     /// # Errors
-    /// When it is there and cannot be read or understood.
+    /// When it is there and cannot be read; `InvalidData` when it means nothing.
     pub fn deadline(&self, boot_id: &str) -> io::Result<Option<Deadline>> {
         // Twice the same: the file that was opened may be the one that is written next.
         let mut text = self.read()?;
@@ -128,7 +129,13 @@ impl FenceFiles {
         // Always as long, so that it replaces what was in the file without making it shorter first.
         let text = format!("{boot_id:36} {:020} {:020}\n", nanos(deadline.stop_at), nanos(deadline.kill_at));
         let mut file = self.writable(&new)?;
+        let made = file.metadata()?.len() < text.len() as u64;
         file.write_all(text.as_bytes())?;
+        if made {
+            // Before it has its name. Twice in a host's life: from then on the two take turns, over blocks that are there.
+            file.sync_all()?;
+            File::open(&self.root)?.sync_all()?;
+        }
         match renameat_with(CWD, &new, CWD, &path, RenameFlags::EXCHANGE) {
             Ok(()) => Ok(()),
             // The first one; or a file system that cannot exchange.

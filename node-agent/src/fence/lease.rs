@@ -81,7 +81,14 @@ impl Lease {
     /// When the files below `state_dir` cannot be made or read.
     pub fn open(state_dir: &Path, boot_id: &str, clock: Arc<dyn ShareClock>) -> io::Result<Self> {
         let files = FenceFiles::open(state_dir)?;
-        let state = State { deadline: files.deadline(boot_id)?, fenced: false };
+        let deadline = match files.deadline(boot_id) {
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                tracing::error!(%error, "taken for that of a lease that has run out: what is on the list ends first");
+                Some(Deadline::PASSED)
+            }
+            read => read?,
+        };
+        let state = State { deadline, fenced: false };
         let ground = Ground { standing: state.standing(clock.boot()), over: Arc::new(files.over()?) };
         Ok(Self {
             files,

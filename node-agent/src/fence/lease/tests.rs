@@ -140,3 +140,19 @@ fn files_that_are_removed_leave_no_lease_that_never_ends() {
     bench.lease.renew(bench.lease.now(), TERMS).expect("renewed");
     bench.lease.before_start("a").expect("leased");
 }
+
+#[test]
+fn a_deadline_that_means_nothing_is_that_of_a_lease_that_has_run_out() {
+    for text in ["", "0f0e0d0c-00", "\0\0\0\0"] {
+        let bench = Bench::new();
+        bench.lease.found(&BTreeSet::from(["a".to_owned()]), true).expect("noted");
+        std::fs::write(bench.path().join("deadline"), text).expect("write");
+        let lease = bench.again(BOOT);
+        assert_eq!(lease.standing(), Standing::Over, "{text:?}");
+        look(&lease);
+        assert_eq!(lease.standing(), Standing::Unleased);
+        assert_eq!(*lease.ground().borrow().over, BTreeSet::from(["a".to_owned()]));
+        lease.renew(lease.now(), TERMS).expect("renewed");
+        assert_eq!(bench.again(BOOT).standing(), Standing::Leased, "one that means something");
+    }
+}
