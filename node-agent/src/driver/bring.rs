@@ -49,7 +49,7 @@ pub(super) struct Bring<'a, R> {
     pub(super) host: &'a Host<R>,
     pub(super) item: DesiredItem,
     pub(super) cancel: CancellationToken,
-    /// Whether the session stands in which it was ordered.
+    /// What is ordered now, and whether the session stands in which that was.
     pub(super) accepted: watch::Receiver<Accepted>,
     /// The first exit found is not the program's fault: Docker or the host went down.
     pub(super) forgiven: bool,
@@ -244,6 +244,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
         let permit = self.permit(Some(Stage::Creating)).await?;
         let project_dir = self.directory().await?;
         let desk_dir = self.desk().await?;
+        self.ordered()?;
         let plan = Plan { scope: self.host.scope, item: self.item.clone(), project_dir, desk_dir };
         let begun = self.host.clock.monotonic();
         let span = tracing::info_span!("container.create", otel.kind = "client");
@@ -321,18 +322,27 @@ impl<'a, R: Runtime> Bring<'a, R> {
     /// Starts a container that was made before: what it stands on may have gone since.
     async fn start_again(&self, id: String, _permit: SemaphorePermit<'a>) -> Result<Step, End> {
         self.directory().await?;
+        self.ordered()?;
         self.fence().await?;
         self.desk().await?;
         self.start(id).await
     }
 
+    /// The session stands, and its set orders this start. What an earlier session ordered may be given to another host by a store that
+    /// forgot it, or is about to be; the fence file alone would let both run until the next look, as it is read and written in two steps.
+    fn ordered(&self) -> Result<(), End> {
+        let accepted = self.accepted.borrow();
+        let this = |item: &DesiredItem| {
+            let runs = matches!(item.run, Run::Running { .. });
+            item.workspace == self.item.workspace && item.pair() == self.item.pair() && runs
+        };
+        let ordered = accepted.fresh && accepted.set.iter().flat_map(|set| &set.items).any(this);
+        if ordered && !self.cancel.is_cancelled() { Ok(()) } else { Err(End::Cancelled) }
+    }
+
     /// Starts a container and finds where it is reached: one call each.
     async fn start(&self, id: String) -> Result<Step, End> {
-        // Cut off, a host starts nothing: what it was about to start may be given to another by a store that forgot it. The fence
-        // file alone would let both run until the next look, as it is read and written in two steps.
-        if self.cancel.is_cancelled() || !self.accepted.borrow().fresh {
-            return Err(End::Cancelled);
-        }
+        self.ordered()?;
         match self.host.leased(&id).await {
             Ok(()) => {}
             // It is tried again when there is a lease.
@@ -454,3 +464,6 @@ fn reached(id: String, look: Inspected, left: Duration) -> Result<Step, End> {
         (Phase::Exited | Phase::Created, _) => Ok(Step::Go(From::Exited(id))),
     }
 }
+
+#[cfg(test)]
+mod tests;

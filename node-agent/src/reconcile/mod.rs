@@ -216,9 +216,16 @@ pub fn diff(view: &View<'_>) -> Decisions {
     }
     let workspaces = found.len();
     let mut out = Decisions::default();
+    let mut unnamed = view.in_flight.clone();
     for item in &view.set.items {
+        unnamed.remove(&item.workspace);
         let containers = found.remove(&item.workspace).unwrap_or_default();
         one(view, item, &containers, &mut out);
+    }
+    if view.session_fresh {
+        // Of an earlier session: the place may be another's by now.
+        unnamed.retain(|_, task| matches!(task, InFlight::Bring(_)));
+        out.actions.extend(unnamed.into_keys().map(|workspace| Action::Cancel { workspace }));
     }
     orphans(view, workspaces, &found, &mut out);
     out.actions.sort_by_key(Action::workspace);

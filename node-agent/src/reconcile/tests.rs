@@ -6,6 +6,7 @@ use super::*;
 mod laws;
 mod leases;
 mod refusing;
+mod under_way;
 
 fn uid(n: u128) -> WorkspaceUid {
     WorkspaceUid(format!("00000000-0000-0000-0000-{n:012}").parse().expect("a UUID"))
@@ -458,15 +459,6 @@ fn a_workspace_that_is_worked_on_gets_nothing_else_to_do() {
     let mut world = World::new(vec![item(1, 1, true)], vec![found(1, 1, Phase::Created)]);
     world.in_flight.insert(uid(1), InFlight::Bring(pair(1, 1)));
     assert_eq!(world.diff(), Decisions::default());
-}
-
-#[test]
-fn a_start_whose_order_is_over_is_cancelled() {
-    for wanted in [item(1, 1, false), item(1, 2, true)] {
-        let mut world = World::new(vec![wanted], vec![]);
-        world.in_flight.insert(uid(1), InFlight::Bring(pair(1, 1)));
-        assert_eq!(world.actions(), [Action::Cancel { workspace: uid(1) }]);
-    }
 }
 
 #[test]

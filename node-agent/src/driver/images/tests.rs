@@ -57,6 +57,22 @@ async fn a_start_whose_session_ends_meanwhile_waits_for_the_first_set_of_the_nex
 }
 
 #[tokio::test]
+async fn a_start_that_the_next_session_does_not_order_is_not_made_in_it() {
+    let mut bench = Bench::new();
+    bench.engine_is(true).await;
+    let ada = far("ada");
+    bench.want(vec![ada.clone()]);
+    bench.until_told(&ada, is_pulling).await;
+    bench.cut_off();
+    let created = bench.engine.calls("create");
+    bench.want(vec![]);
+    bench.engine.let_through(2);
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let calls = ["create", "start"].map(|verb| bench.engine.calls(verb));
+    assert_eq!(calls, [created, 0], "its place may be on another host");
+}
+
+#[tokio::test]
 async fn a_start_that_is_stopped_leaves_its_pull_to_the_others() {
     let mut bench = Bench::new();
     bench.engine_is(true).await;
