@@ -141,7 +141,14 @@ async fn take_away<R: Runtime>(
         }
         Err(error) => return Err(error),
     }
-    let end = host.runtime.inspect(id, port).await?;
+    let end = match host.runtime.inspect(id, port).await {
+        Ok(end) => end,
+        // Docker removes what it cannot look at, as a container whose layer is lost.
+        Err(error) => {
+            tracing::warn!(%error, "how it ended is not known; removing all the same");
+            None
+        }
+    };
     if end.is_some()
         && let Err(error) =
             logs::keep(&host.runtime, &host.saved_logs, id, container.workspace, container.generation).await
@@ -196,3 +203,6 @@ pub(super) async fn fence<R: Runtime>(host: &Host<R>, container: &Container, lat
 pub(super) fn retry<R: Runtime>(host: &Host<R>) -> Settled {
     Settled::Retry { not_before: host.clock.monotonic() + PAUSE }
 }
+
+#[cfg(test)]
+mod tests;

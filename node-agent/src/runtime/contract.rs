@@ -69,7 +69,7 @@ fn surroundings(key: &str, default: &str) -> String {
     std::env::var(key).unwrap_or_else(|_| default.to_owned())
 }
 
-fn plan(scope: Scope, mode: &str, dir: &Path) -> Plan {
+pub(super) fn plan(scope: Scope, mode: &str, dir: &Path) -> Plan {
     let image = surroundings("CARREL_TINY_IMAGE", "carrel/tiny:test");
     let name = image.rsplit_once(':').map_or(image.as_str(), |(name, _)| name);
     Plan {

@@ -1,5 +1,5 @@
 //! A container engine in memory. It keeps real state, its programs answer HTTP on real ports, and it passes the same contract as
-//! Docker. Tests can take it down, or hang its calls for one student.
+//! Docker. Tests can take it down, or hang or spoil its calls for one student.
 //!
 //! An image's tag says how its program behaves, as with the tiny image: `test` answers, `deaf` does not, `crash` ends at once
 //! with 3; others are missing. `carrel/tiny` and `tiny` are here; those of other names are pulled, each half when a test says so.
@@ -44,6 +44,7 @@ struct State {
     made: u32,
     down: bool,
     hung: BTreeSet<String>,
+    spoilt: BTreeSet<String>,
     pulled: BTreeSet<String>,
     halves: usize,
     calls: Vec<&'static str>,
@@ -88,6 +89,11 @@ impl Fake {
     /// Calls about this student's container never come back.
     pub(crate) fn hang(&self, student: &str) {
         self.lock().hung.insert(student.to_owned());
+    }
+
+    /// This student's container can be looked at no more, as one whose layer is lost.
+    pub(crate) fn spoil(&self, student: &str) {
+        self.lock().spoilt.insert(student.to_owned());
     }
 
     /// So many halves of pulls come through from now on.
@@ -305,7 +311,12 @@ impl Runtime for Fake {
     async fn inspect(&self, id: &str, _: u16) -> Result<Option<Inspected>, RuntimeError> {
         self.enter_about("inspect", id).await?;
         let state = self.lock();
-        Ok(state.containers.get(id).map(|kept| Inspected {
+        let Some(kept) = state.containers.get(id) else { return Ok(None) };
+        if state.spoilt.contains(kept.plan.item.student.as_str()) {
+            let problem = "its layer is lost".to_owned();
+            return Err(RuntimeError::Refused { operation: "inspect", problem });
+        }
+        Ok(Some(Inspected {
             id: id.to_owned(),
             phase: kept.phase,
             endpoint: kept.endpoint.clone(),

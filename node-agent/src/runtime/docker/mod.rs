@@ -43,6 +43,13 @@ const KILLED_AFTER: Duration = Duration::from_secs(1);
 /// Events are asked for from so long ago, so that none falls between two subscriptions.
 const HINTS_FROM_BEFORE: Duration = Duration::from_secs(5);
 
+/// Whether a container that has ended is there is asked for so long. A healthy daemon answers within milliseconds; it answers nothing
+/// about one whose start hangs.
+const FORGOTTEN_WITHIN: Duration = Duration::from_secs(1);
+
+/// And of so many at once: of all the desks of a full host within a few seconds, whatever hangs.
+const ASKED_AT_ONCE: usize = 64;
+
 /// bollard's own deadline; ours are shorter, but for streams.
 const BOLLARD_TIMEOUT_SECS: u64 = 24 * 3600;
 
@@ -116,14 +123,16 @@ impl Docker {
     }
 
     /// Docker lists a container for ever that ended while it was being removed (its end puts it back into the list), and knows
-    /// nothing of it otherwise: it can be neither stopped nor removed, and is not there.
-    async fn is_forgotten(&self, id: &str) -> Result<bool, RuntimeError> {
-        if self.inspect(id, 0).await?.is_some() {
-            return Ok(false);
-        }
+    /// nothing of it otherwise: it can be neither stopped nor removed, and is not there. Only Docker's word that it does not know it
+    /// says so: a container whose layer is lost, or whose start hangs, is there, though nobody can look at it.
+    async fn is_forgotten(&self, id: &str) -> bool {
+        let look = async |client: bollard::Docker| client.inspect_container(id, None).await;
+        let Err(RuntimeError::NotFound { .. }) = self.call("inspect", FORGOTTEN_WITHIN, look).await else {
+            return false;
+        };
         tracing::debug!(container = id, "Docker lists what it does not know");
         end_what_is_left(id).await;
-        Ok(true)
+        true
     }
 
     /// Ids of the cluster's networks, the oldest first. Docker allows two of one name, and then refuses to use the name.
@@ -219,13 +228,14 @@ impl Runtime for Docker {
             .build();
         let ask = async |client: bollard::Docker| client.list_containers(Some(options)).await;
         let summaries = self.call("list", self.inner.timeout, ask).await?;
-        let mut found = vec![];
-        for listed in summaries.into_iter().filter_map(reply::found) {
-            let ended = listed.phase == Phase::Exited;
-            if !(ended && self.is_forgotten(&listed.container.container_id).await?) {
-                found.push(listed);
-            }
-        }
+        let listed = futures_util::stream::iter(summaries.into_iter().filter_map(reply::found));
+        let there = listed.map(|found| async move {
+            let ended = found.phase == Phase::Exited;
+            let forgotten = ended && self.is_forgotten(&found.container.container_id).await;
+            (!forgotten).then_some(found)
+        });
+        let mut found: Vec<Found> =
+            there.buffer_unordered(ASKED_AT_ONCE).filter_map(std::future::ready).collect().await;
         found.sort_by(|a, b| a.container.container_id.cmp(&b.container.container_id));
         Ok(found)
     }
@@ -414,3 +424,6 @@ async fn end_what_is_left(id: &str) {
         );
     }
 }
+
+#[cfg(test)]
+mod tests;
