@@ -14,14 +14,15 @@ use carrel_common::serve;
 use carrel_common::telemetry::{self, Telemetry, TelemetryConfig};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 use tonic::transport::Endpoint;
 
 use crate::config::Config;
 use crate::driver::fence_watch::{FenceWatch, FencedOff};
 use crate::driver::host::{Host, Kept, Limits};
-use crate::driver::{self, Accepted, EngineState, Links, images};
+use crate::driver::images::{self, Inbox};
+use crate::driver::{self, Accepted, EngineState, Links};
 use crate::enroll::{Identity, Obtain, Renewing};
 use crate::facts::{self, HostFacts};
 use crate::metrics::Metrics;
@@ -43,8 +44,8 @@ const SHUTDOWN: Duration = Duration::from_secs(5);
 /// Runs the agent until `stop`. Stops no container, whatever ends it.
 ///
 /// # Errors
-/// When the configuration is refused, a port or the state directory cannot be used, or the control plane refuses to enrol
-/// the node.
+/// When the configuration is refused, a port or the state directory cannot be used, the control plane refuses to enrol the node, or
+/// one of the parts broke.
 pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> {
     config.validate()?;
     let telemetry = telemetry::init(TelemetryConfig {
@@ -54,42 +55,68 @@ pub async fn run(config: Config, stop: CancellationToken) -> anyhow::Result<()> 
         otlp_endpoint: config.otlp_endpoint.clone(),
     })?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), ?config, "node agent");
-    let tracker = TaskTracker::new();
-    // Whatever ends the one ends the others.
-    let parts = stop.child_token();
-    // Also when this future is dropped.
-    let _ended = parts.clone().drop_guard();
-    let result = start(&config, &telemetry, &tracker, &parts).await;
-    if result.is_ok() {
-        parts.cancelled().await;
-    }
-    parts.cancel();
-    tracker.close();
-    if tokio::time::timeout(SHUTDOWN, tracker.wait()).await.is_err() {
+    // An agent in which one of them is missing looks well, and is not. They end with this future, too, should it be dropped.
+    let mut parts = JoinSet::new();
+    // Told to the parts only when it is known how the agent ends: none of them has ended by itself then.
+    let ending = CancellationToken::new();
+    let ended = live(&config, &telemetry, &mut parts, &stop, &ending).await;
+    ending.cancel();
+    let all_ended = async { while parts.join_next().await.is_some() {} };
+    if tokio::time::timeout(SHUTDOWN, all_ended).await.is_err() {
         tracing::warn!("some parts did not end in time");
     }
     tracing::info!("the agent ends; containers run on");
     telemetry.shutdown().await;
-    result
+    ended
 }
 
-async fn start(
+/// Builds the parts, and lets them work until `stop`.
+async fn live(
     config: &Config,
     telemetry: &Telemetry,
-    tracker: &TaskTracker,
+    parts: &mut JoinSet<()>,
     stop: &CancellationToken,
+    ending: &CancellationToken,
 ) -> anyhow::Result<()> {
     let listen = &config.metrics_listen;
     let listener = TcpListener::bind(listen).await.with_context(|| format!("--metrics-listen {listen}"))?;
-    let routes = routes(telemetry.clone());
-    let serving = stop.clone();
-    tracker.spawn(async move {
-        if let Err(error) = serve::serve(listener, routes, serving.clone()).await {
+    let (routes, serving) = (routes(telemetry.clone()), ending.clone());
+    parts.spawn(async move {
+        if let Err(error) = serve::serve(listener, routes, serving).await {
             tracing::error!(%error, "the metrics port is lost");
-            serving.cancel();
         }
     });
+    let (host, wanted, node) = tokio::select! {
+        // Cancel-safe: an agent may be killed at any moment of its start.
+        built = build(config) => built?,
+        ended = until_one_ends(parts, stop) => return ended,
+    };
+    spawn_parts(config, host, wanted, node, parts, ending);
+    until_one_ends(parts, stop).await
+}
 
+/// Until `stop`; that a part ends before is an error. Cancel-safe.
+async fn until_one_ends(parts: &mut JoinSet<()>, stop: &CancellationToken) -> anyhow::Result<()> {
+    let ended = tokio::select! {
+        // Cancel-safe, both: the agent ends in either case, and a part that was not taken is there for the next call.
+        () = stop.cancelled() => return Ok(()),
+        Some(ended) = parts.join_next() => ended,
+    };
+    let error = broken(ended);
+    tracing::error!("this agent ends: {error:#}");
+    Err(error)
+}
+
+/// Of a part that ended before it was told to.
+fn broken(ended: Result<(), JoinError>) -> anyhow::Error {
+    match ended {
+        Ok(()) => anyhow::anyhow!("a part of the agent ended by itself"),
+        Err(error) => anyhow::Error::new(error).context("a part of the agent broke"),
+    }
+}
+
+/// What the parts are made of.
+async fn build(config: &Config) -> anyhow::Result<(Arc<Host<Docker>>, Inbox, Node)> {
     let clock = Arc::new(SystemClock::new());
     let metrics = Metrics::new();
     let host_facts = tokio::task::spawn_blocking(facts::gather).await?.context("facts of this host")?;
@@ -109,9 +136,7 @@ async fn start(
         told: &told,
         clock: &*clock,
     };
-    let Some(identity) = stop.run_until_cancelled(obtain.obtain()).await.transpose()? else {
-        return Ok(());
-    };
+    let identity = obtain.obtain().await?;
     let scope = identity.scope();
     tracing::info!(node.id = %scope.node, cluster = %scope.cluster, "identity");
 
@@ -132,14 +157,11 @@ async fn start(
     let kept = tokio::task::spawn_blocking(move || Kept::open(&state_dir, &boot_id, its_clock)).await?;
     let kept = kept.context("the lease's files below --state-dir")?;
     let (host, wanted) = Host::new(docker, storage, kept, metrics, clock, scope, limits);
-    let host = Arc::new(host);
-    tracker.spawn(images::run(Arc::clone(&host), wanted, stop.clone()));
     let state_dir = config.state_dir.clone();
     let witness = tokio::task::spawn_blocking(move || Witness::open(&state_dir, scope)).await?;
     host.belongs_to(&witness.testimony().docker_id);
     let node = Node { identity, facts: host_facts, endpoints, witness: Arc::new(witness) };
-    spawn_parts(config, host, node, tracker, stop);
-    Ok(())
+    Ok((Arc::new(host), wanted, node))
 }
 
 /// Who the node is, and what it has been told.
@@ -153,8 +175,9 @@ struct Node {
 fn spawn_parts(
     config: &Config,
     host: Arc<Host<Docker>>,
+    wanted: Inbox,
     node: Node,
-    tracker: &TaskTracker,
+    parts: &mut JoinSet<()>,
     stop: &CancellationToken,
 ) {
     let (accepted, from_session) = watch::channel(Accepted::default());
@@ -181,7 +204,8 @@ fn spawn_parts(
         clock: Arc::clone(&host.clock),
         metrics: host.metrics.clone(),
     };
-    tracker.spawn(renewing.run(stop.clone()));
+    parts.spawn(renewing.run(stop.clone()));
+    parts.spawn(images::run(Arc::clone(&host), wanted, stop.clone()));
     let session = Session {
         host: Arc::clone(&host),
         identity,
@@ -197,18 +221,18 @@ fn spawn_parts(
         process: ProcessId::new(),
     };
     let (desks, clock) = (Arc::clone(&host.desks), Arc::clone(&host.clock));
-    tracker.spawn(desks.watch(move || clock.monotonic(), stop.clone()));
+    parts.spawn(desks.watch(move || clock.monotonic(), stop.clone()));
     let (logs, clock) = (host.saved_logs.clone(), Arc::clone(&host.clock));
-    tracker.spawn(logs.keep_tidy(move || clock.now(), stop.clone()));
+    parts.spawn(logs.keep_tidy(move || clock.now(), stop.clone()));
     let watched = Arc::clone(&host);
     let [for_storage, for_fences, for_driver, for_session] = std::array::from_fn(|_| stop.clone());
-    tracker.spawn(async move { watched.storage.watch(for_storage).await });
-    tracker.spawn(Arc::clone(&host.lease).keep(host.metrics.clone(), stop.clone()));
-    tracker.spawn(fences.run(for_fences));
+    parts.spawn(async move { watched.storage.watch(for_storage).await });
+    parts.spawn(Arc::clone(&host.lease).keep(host.metrics.clone(), stop.clone()));
+    parts.spawn(fences.run(for_fences));
     let for_witness = stop.clone();
-    tracker.spawn(async move { witness.keep(for_witness).await });
-    tracker.spawn(driver::run(host, links, for_driver));
-    tracker.spawn(session.run(for_session));
+    parts.spawn(async move { witness.keep(for_witness).await });
+    parts.spawn(driver::run(host, links, for_driver));
+    parts.spawn(session.run(for_session));
 }
 
 /// `/metrics` and `/healthz`; the latter says only that the process lives: what it finds is in its heartbeats.
@@ -222,4 +246,21 @@ fn routes(telemetry: Telemetry) -> Router {
 fn real_path(path: &Path) -> std::io::Result<std::path::PathBuf> {
     let absolute = std::path::absolute(path)?;
     Ok(std::fs::canonicalize(&absolute).unwrap_or(absolute))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_part_that_ends_before_the_stop_is_an_error_and_one_that_ends_with_it_is_not() {
+        let (mut parts, stop, ending) = (JoinSet::new(), CancellationToken::new(), CancellationToken::new());
+        let part = ending.clone();
+        parts.spawn(async move { part.cancelled().await });
+        parts.spawn(async {});
+        let ended = until_one_ends(&mut parts, &stop).await.expect_err("one has ended");
+        assert_eq!(ended.to_string(), "a part of the agent ended by itself");
+        stop.cancel();
+        until_one_ends(&mut parts, &stop).await.expect("the other goes on until it is told to end");
+    }
 }

@@ -32,14 +32,17 @@ pub struct Renewing {
 }
 
 impl Renewing {
-    /// Renews the certificate, each time it is due, until `stop`. An identity without one needs nothing.
+    /// Renews the certificate, each time it is due, until `stop`.
     pub async fn run(self, stop: CancellationToken) {
         let mut attempt: usize = 0;
         let mut failures = 0;
         let mut due = None;
         while !stop.is_cancelled() {
             let identity = Arc::clone(&self.identity.borrow());
-            let Proof::Certificate(own) = &identity.proof else { return };
+            let Proof::Certificate(own) = &identity.proof else {
+                // An identity without one needs nothing.
+                return stop.cancelled().await;
+            };
             self.metrics.certificate_expires(own.validity.until);
             let at = *due.get_or_insert_with(|| renewal_at(own.validity, rand::random()));
             let wait = Duration::try_from(at - self.clock.now()).unwrap_or(Duration::ZERO);

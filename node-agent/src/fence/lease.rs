@@ -211,10 +211,12 @@ impl Lease {
             });
             let (returned, look, by_process) = match looked.await {
                 Ok(looked) => looked,
-                Err(error) => {
-                    tracing::error!(%error, "the lease is watched no more; this is a defect of the agent");
-                    return;
-                }
+                Err(error) => match error.try_into_panic() {
+                    // Nobody would see that the lease is watched no more: it breaks this part, and with it the agent.
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The agent ends.
+                    Err(_) => return,
+                },
             };
             enforcer = returned;
             let again_in = match look {

@@ -7,6 +7,7 @@ mod rig;
 
 mod activity;
 mod adopting;
+mod broken;
 mod failing;
 mod fencing;
 mod line;

@@ -145,6 +145,14 @@ impl Rig {
         self.control_plane.hear("a hello", |heard| (heard.hellos.len() > before).then_some(())).await;
     }
 
+    /// How an agent ends that nobody stops.
+    pub(crate) async fn end_of_an_agent(&self) -> anyhow::Result<()> {
+        let mut agent = Agent::start(self.config());
+        let ended = tokio::time::timeout(PATIENCE, &mut agent.ended).await;
+        agent.kill();
+        ended.expect("it ends by itself").expect("no panic")
+    }
+
     /// As SIGTERM does.
     pub(crate) async fn stop_agent(&mut self) {
         let mut agent = self.agent.take().expect("it runs");

@@ -1,7 +1,10 @@
 //! When the lease holds, and what becomes of what ran under it.
 
-use carrel_common::clock::ManualClock;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use carrel_common::clock::{Clock, ManualClock};
 use time::OffsetDateTime;
+use tokio::task::JoinSet;
 
 use super::*;
 
@@ -155,4 +158,37 @@ fn a_deadline_that_means_nothing_is_that_of_a_lease_that_has_run_out() {
         lease.renew(lease.now(), TERMS).expect("renewed");
         assert_eq!(bench.again(BOOT).standing(), Standing::Leased, "one that means something");
     }
+}
+
+/// A clock that breaks.
+#[derive(Debug)]
+struct Brittle {
+    clock: ManualClock,
+    broken: AtomicBool,
+}
+
+impl Clock for Brittle {
+    fn now(&self) -> OffsetDateTime {
+        self.clock.now()
+    }
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
+    }
+    fn boot(&self) -> Duration {
+        assert!(!self.broken.load(Ordering::Relaxed), "the clock is broken");
+        self.clock.boot()
+    }
+}
+
+#[tokio::test]
+async fn a_look_that_panics_does_not_end_the_watch_in_silence() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let clock = ManualClock::new(OffsetDateTime::UNIX_EPOCH);
+    let clock = Arc::new(Brittle { clock, broken: AtomicBool::new(false) });
+    let lease = Arc::new(Lease::open(dir.path(), BOOT, clock.clone()).expect("opened"));
+    clock.broken.store(true, Ordering::Relaxed);
+    let mut watch = JoinSet::new();
+    watch.spawn(lease.keep(Metrics::new(), CancellationToken::new()));
+    let ended = watch.join_next().await.expect("it was begun");
+    assert!(ended.is_err_and(|error| error.is_panic()));
 }
