@@ -179,29 +179,45 @@ pub fn last_lines(text: &[u8], lines: usize) -> &[u8] {
     }
 }
 
-/// Keeps the end of a container's log before it is removed.
+/// Keeps the end of a container's log before it is removed: what can be read of it `within` that time.
 ///
 /// # Errors
-/// When Docker or the disk refuses; nothing depends on it.
+/// When Docker refuses or does not tell it to its end; nothing depends on it.
 pub async fn keep<R: Runtime>(
     runtime: &R,
     saved: &SavedLogs,
     container_id: &str,
     workspace: WorkspaceUid,
     generation: Generation,
+    within: Duration,
 ) -> Result<(), RuntimeError> {
-    let mut stream = runtime.logs(container_id, LogOptions { lines: Some(KEPT_LINES), follow: false });
     let mut text = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        text.extend_from_slice(&chunk?);
-        if text.len() > 2 * KEPT_BYTES {
-            text.drain(..text.len() - KEPT_BYTES);
-        }
+    let read = tokio::time::timeout(within, read_end(runtime, container_id, &mut text)).await;
+    let read = read.unwrap_or(Err(RuntimeError::TimedOut { operation: "logs", after: within }));
+    if read.is_err() && text.is_empty() {
+        // An attempt before this one may have kept more.
+        return read;
     }
     let saved = saved.clone();
     let written = tokio::task::spawn_blocking(move || saved.save(workspace, generation, &text)).await;
     if let Ok(Err(error)) = written {
         tracing::warn!(workspace.id = %workspace, %generation, %error, "the log of a removed container was not kept");
+    }
+    read
+}
+
+/// Reads the end of a container's log into `text`.
+async fn read_end<R: Runtime>(
+    runtime: &R,
+    container_id: &str,
+    text: &mut Vec<u8>,
+) -> Result<(), RuntimeError> {
+    let mut stream = runtime.logs(container_id, LogOptions { lines: Some(KEPT_LINES), follow: false });
+    while let Some(chunk) = stream.next().await {
+        text.extend_from_slice(&chunk?);
+        if text.len() > 2 * KEPT_BYTES {
+            text.drain(..text.len() - KEPT_BYTES);
+        }
     }
     Ok(())
 }

@@ -151,6 +151,7 @@ async fn build(config: &Config) -> anyhow::Result<(Arc<Host<Docker>>, Inbox, Nod
         budget: Budget { restarts: usize::from(config.crash_budget), window: config.crash_window },
         reconcile_interval: config.reconcile_interval,
         fence_file_interval: config.fence_file_interval,
+        docker_timeout: config.docker_timeout,
     };
     let state_dir = real_path(&config.state_dir).context("--state-dir")?;
     let (boot_id, its_clock) = (host_facts.boot_id.clone(), Arc::clone(&clock));

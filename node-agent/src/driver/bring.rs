@@ -17,7 +17,6 @@ use super::failure::{self, Failure};
 use super::host::Host;
 use super::images::Pull;
 use crate::fence::lease::LeaseError;
-use crate::logs;
 use crate::reconcile::crash::Verdict;
 use crate::reconcile::{From, Settled};
 use crate::reports::Report;
@@ -155,12 +154,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
             Some(found) => {
                 let id = found.container.container_id;
                 if found.phase == Phase::Exited {
-                    let (runtime, saved) = (&self.host.runtime, &self.host.saved_logs);
-                    let kept =
-                        logs::keep(runtime, saved, &id, self.item.workspace, self.item.generation).await;
-                    if let Err(error) = kept {
-                        tracing::warn!(%error, "the log of a container that is made anew was not kept");
-                    }
+                    self.host.keep_log(&id, self.item.workspace, self.item.generation).await;
                 }
                 self.host.removed(&id).await?;
             }

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use carrel_common::clock::Clock;
-use carrel_common::id::WorkspaceUid;
+use carrel_common::id::{Generation, WorkspaceUid};
 use tokio::sync::{Semaphore, broadcast};
 
 use super::images::{Images, Inbox};
 use crate::activity::Desks;
 use crate::deadlines::Deadlines;
 use crate::fence::lease::{Lease, LeaseError};
-use crate::logs::SavedLogs;
+use crate::logs::{self, SavedLogs};
 use crate::metrics::Metrics;
 use crate::reconcile::crash::{Budget, Exits};
 use crate::reports::Reports;
@@ -31,6 +31,8 @@ pub struct Limits {
     pub reconcile_interval: Duration,
     /// Time between looks at the fence files of all that runs.
     pub fence_file_interval: Duration,
+    /// How long one Docker call may take: also to read what is kept of a log.
+    pub docker_timeout: Duration,
 }
 
 /// What the agent keeps on its host's disk.
@@ -145,6 +147,14 @@ impl<R: Runtime> Host<R> {
                 Err(RuntimeError::OtherDaemon { known: known.clone(), found: docker_id.to_owned() })
             }
             _ => Ok(()),
+        }
+    }
+
+    /// The end of the log of a container that will be removed is kept, as far as it can be had: nothing waits for it for ever.
+    pub(super) async fn keep_log(&self, id: &str, workspace: WorkspaceUid, generation: Generation) {
+        let (saved, within) = (&self.saved_logs, self.limits.docker_timeout);
+        if let Err(error) = logs::keep(&self.runtime, saved, id, workspace, generation, within).await {
+            tracing::warn!(%error, "the log of a container that is removed was not kept to its end");
         }
     }
 

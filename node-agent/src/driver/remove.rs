@@ -8,7 +8,6 @@ use carrel_common::model::{Container, DesiredItem, Observed, Run};
 
 use super::failure::{self, Failure};
 use super::host::Host;
-use crate::logs;
 use crate::reconcile::{Cause, Settled};
 use crate::reports::Report;
 use crate::runtime::{Inspected, Runtime, RuntimeError};
@@ -149,11 +148,8 @@ async fn take_away<R: Runtime>(
             None
         }
     };
-    if end.is_some()
-        && let Err(error) =
-            logs::keep(&host.runtime, &host.saved_logs, id, container.workspace, container.generation).await
-    {
-        tracing::warn!(%error, "the end of the log was not kept");
+    if end.is_some() {
+        host.keep_log(id, container.workspace, container.generation).await;
     }
     host.removed(id).await?;
     Ok(end)

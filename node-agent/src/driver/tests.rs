@@ -69,6 +69,7 @@ impl Bench {
             budget: Budget { restarts: 1, window: Duration::from_secs(600) },
             reconcile_interval: Duration::from_millis(200),
             fence_file_interval: Duration::from_millis(200),
+            docker_timeout: Duration::from_millis(200),
         };
         let state_dir = dir.path().join("state");
         let kept = Kept::open(&state_dir, "boot", clock.clone()).expect("opened");

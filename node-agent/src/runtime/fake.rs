@@ -47,6 +47,7 @@ struct State {
     spoilt: BTreeSet<String>,
     pulled: BTreeSet<String>,
     halves: usize,
+    endless_logs: bool,
     calls: Vec<&'static str>,
 }
 
@@ -94,6 +95,11 @@ impl Fake {
     /// This student's container can be looked at no more, as one whose layer is lost.
     pub(crate) fn spoil(&self, student: &str) {
         self.lock().spoilt.insert(student.to_owned());
+    }
+
+    /// No log that is read comes to its end from now on.
+    pub(crate) fn never_end_a_log(&self) {
+        self.lock().endless_logs = true;
     }
 
     /// So many halves of pulls come through from now on.
@@ -352,7 +358,8 @@ impl Runtime for Fake {
             None => Err(RuntimeError::NotFound { operation: "logs" }),
             Some(kept) => Ok(Bytes::from(format!("tiny: generation {}\n", kept.plan.item.generation))),
         };
-        futures_util::stream::iter([told]).boxed()
+        let told = futures_util::stream::iter([told]);
+        if state.endless_logs { told.chain(futures_util::stream::pending()).boxed() } else { told.boxed() }
     }
 
     fn hints(&self, _: ClusterId) -> BoxStream<'static, Result<Hint, RuntimeError>> {

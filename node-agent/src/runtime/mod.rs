@@ -1,8 +1,8 @@
 //! What the agent asks of a container engine, as verbs that can be repeated.
 //!
 //! `docker` is the real one, `fake` keeps the same state in memory, and `contract` is the one suite both pass. Nothing here
-//! decides anything. Every call has a deadline; one that ran into it has an *unknown* result, so callers look again and never
-//! repeat blindly.
+//! decides anything. Every call has a deadline, but for the two streams, which end when their reader will; one that ran into it has
+//! an *unknown* result, so callers look again and never repeat blindly.
 
 pub mod docker;
 pub mod labels;
