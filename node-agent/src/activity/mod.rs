@@ -42,7 +42,7 @@ struct Desk {
     active: Option<(Duration, u64)>,
     /// The number of the last change that is kept over the agent's own end.
     kept: u64,
-    /// This process has made its directory, or seen that it is there.
+    /// This process has made its directory, or seen that it is there, for a container that the lease has not ended since.
     ensured: bool,
 }
 
@@ -205,8 +205,17 @@ impl Desks {
         }
     }
 
-    /// These workspaces have a container here, or an order; what an agent that was killed left of others is removed at the next
-    /// look.
+    /// The lease has ended the workspace's container, and it is removed. Its directory goes once no order names the workspace here: until
+    /// then the control plane may not know yet what was seen while the host was cut off, and goes by it when it decides whether the
+    /// workspace is to start elsewhere.
+    pub fn release(&self, workspace: WorkspaceUid) {
+        if let Some(desk) = self.lock().desks.get_mut(&workspace) {
+            desk.ensured = false;
+        }
+    }
+
+    /// These workspaces have a container here, or an order; what an agent that was killed, or the lease, left of others is removed at
+    /// the next look.
     pub fn only(&self, here: BTreeSet<WorkspaceUid>) {
         self.lock().here = Some(here);
     }

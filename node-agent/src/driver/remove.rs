@@ -102,10 +102,15 @@ pub(super) async fn clear<R: Runtime>(
         tracing::warn!(%error, "the removal is not confirmed; trying again");
         return retry(host);
     }
-    if cause == Cause::Orphan
-        && host.runtime.list(host.scope.cluster, Some(workspace)).await.is_ok_and(|left| left.is_empty())
-    {
-        host.clear_desk(workspace).await;
+    match cause {
+        Cause::Superseded => {}
+        Cause::Orphan => {
+            let left = host.runtime.list(host.scope.cluster, Some(workspace)).await;
+            if left.is_ok_and(|left| left.is_empty()) {
+                host.clear_desk(workspace).await;
+            }
+        }
+        Cause::Fenced => host.desks.release(workspace),
     }
     let (told, settled) = match cause {
         Cause::Orphan => (None, again_now(host)),

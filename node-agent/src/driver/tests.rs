@@ -283,7 +283,7 @@ fn idle_stop(item: &DesiredItem, basis_age: Duration) -> DesiredItem {
 }
 
 /// Somebody works in the container of `item`; its directory.
-fn touch(bench: &Bench, item: &DesiredItem) -> PathBuf {
+pub(super) fn touch(bench: &Bench, item: &DesiredItem) -> PathBuf {
     let dir = bench.host.desks.ensure(item.workspace, item.generation).expect("it is there");
     let input = std::fs::File::options().write(true).open(dir.join("activity/input")).expect("open");
     input.set_modified(std::time::SystemTime::UNIX_EPOCH).expect("touched");
