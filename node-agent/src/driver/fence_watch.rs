@@ -64,7 +64,7 @@ impl<R: Runtime> FenceWatch<R> {
     /// Runs until `stop`.
     pub async fn run(mut self, stop: CancellationToken) {
         loop {
-            // Cancel-safe: a prober that is cut off goes on by itself, and what it finds is found again.
+            // Cancel-safe: a prober that is cut off is killed, and what it would have found the next agent finds.
             if stop.run_until_cancelled(self.once()).await.is_none() {
                 return;
             }

@@ -86,7 +86,8 @@ impl Prober {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sends an errand and waits for what came of it, for `within` at most. One whose future is dropped goes on by itself.
+    /// Sends an errand and waits for what came of it, for `within` at most. A prober that is late, or whose future is dropped, is killed:
+    /// at once, or when the share lets it go. What it had begun may have been done.
     ///
     /// # Errors
     /// See [`Trouble`].
