@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 
 /// Where time comes from.
-pub trait Clock: Send + Sync + 'static {
+pub trait Clock: std::fmt::Debug + Send + Sync + 'static {
     /// Time of day, UTC; can step.
     fn now(&self) -> OffsetDateTime;
     /// Time since an arbitrary moment; never steps.

@@ -52,7 +52,7 @@ impl Kept {
     ///
     /// # Errors
     /// When the lease's files cannot be made or read.
-    pub fn open(state_dir: &Path, boot_id: &str, clock: Arc<dyn ShareClock>) -> io::Result<Self> {
+    pub fn open(state_dir: &Path, boot_id: &str, clock: Arc<dyn Clock>) -> io::Result<Self> {
         let desks = Arc::new(Desks::open(state_dir.join("desks"), clock.monotonic()));
         let lease = Arc::new(Lease::open(state_dir, boot_id, clock)?);
         Ok(Self { lease, desks, saved_logs: SavedLogs::new(state_dir.join("logs")) })
@@ -81,7 +81,7 @@ pub struct Host<R> {
     /// The agent's numbers.
     pub metrics: Metrics,
     /// Time.
-    pub clock: Arc<dyn ShareClock>,
+    pub clock: Arc<dyn Clock>,
     /// Whose host it is.
     pub scope: Scope,
     /// Limits.
@@ -93,10 +93,6 @@ pub struct Host<R> {
     daemon: OnceLock<String>,
 }
 
-/// A clock that tasks share.
-pub trait ShareClock: Clock + std::fmt::Debug {}
-impl<T: Clock + std::fmt::Debug> ShareClock for T {}
-
 /// Hints that a task may be behind by before it misses one; it looks for itself every 2 s anyway.
 const HINTS_KEPT: usize = 256;
 
@@ -107,7 +103,7 @@ impl<R: Runtime> Host<R> {
         storage: Storage,
         kept: Kept,
         metrics: Metrics,
-        clock: Arc<dyn ShareClock>,
+        clock: Arc<dyn Clock>,
         scope: Scope,
         limits: Limits,
     ) -> (Self, Inbox) {

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use carrel_common::clock::Clock;
 use carrel_common::id::{ClusterId, NodeId};
 use carrel_common::join::JoinToken;
 use carrel_common::model::{Container, NodeFacts};
@@ -11,7 +12,6 @@ use time::OffsetDateTime;
 use tonic::transport::Endpoint;
 
 use super::{EnrollError, Identity, enroll, enroll_with_token, files};
-use crate::driver::host::ShareClock;
 use crate::facts::{self, HostFacts, Told};
 use crate::runtime::{EngineFacts, Runtime, RuntimeError};
 
@@ -80,7 +80,7 @@ pub struct Obtain<'a, R> {
     /// What the operator says of the host.
     pub told: &'a Told,
     /// The time of day.
-    pub clock: &'a dyn ShareClock,
+    pub clock: &'a dyn Clock,
 }
 
 impl<R: Runtime> Obtain<'_, R> {

@@ -4,13 +4,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carrel_common::clock::Clock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Endpoint;
 
 use super::renewal::{pause, renewal_at};
 use super::{EnrollError, Identity, Proof, request};
-use crate::driver::host::ShareClock;
 use crate::metrics::Metrics;
 
 /// The time of day is looked at this often at least: a host that slept must not go by a sleep that stood still.
@@ -26,7 +26,7 @@ pub struct Renewing {
     /// Where the certificate is kept.
     pub state_dir: PathBuf,
     /// The time of day.
-    pub clock: Arc<dyn ShareClock>,
+    pub clock: Arc<dyn Clock>,
     /// When the certificate ends is shown there.
     pub metrics: Metrics,
 }

@@ -13,11 +13,11 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carrel_common::clock::Clock;
 use rustix::process::{Pid, Signal};
 
 use super::files::FenceFiles;
 use super::{Deadline, Due, cgroup};
-use crate::driver::host::ShareClock;
 
 /// Between two looks when nothing is due: a deadline may be there for the first time, or a start may complete late.
 const IDLE: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ pub struct Look {
 pub struct Enforcer {
     files: FenceFiles,
     boot_id: String,
-    clock: Arc<dyn ShareClock>,
+    clock: Arc<dyn Clock>,
     /// The last deadline read: one that can be read no more, or is gone, holds on.
     known: Option<Deadline>,
     /// Why it cannot be read: told once.
@@ -68,7 +68,7 @@ pub struct Enforcer {
 
 impl Enforcer {
     /// In the boot named `boot_id`.
-    pub fn new(files: FenceFiles, boot_id: String, clock: Arc<dyn ShareClock>) -> Self {
+    pub fn new(files: FenceFiles, boot_id: String, clock: Arc<dyn Clock>) -> Self {
         Self {
             files,
             boot_id,
@@ -236,7 +236,7 @@ impl Enforcer {
 
 #[cfg(test)]
 mod tests {
-    use carrel_common::clock::{Clock as _, ManualClock};
+    use carrel_common::clock::ManualClock;
     use time::OffsetDateTime;
 
     use super::*;

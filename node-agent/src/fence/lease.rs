@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use carrel_common::clock::Clock;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::enforce::{Enforcer, Look};
 use super::files::{FenceFiles, Recorded};
 use super::{Deadline, Due, Terms, cgroup};
-use crate::driver::host::ShareClock;
 use crate::metrics::Metrics;
 
 /// Whether this host may run workspaces.
@@ -52,7 +52,7 @@ pub enum LeaseError {
 pub struct Lease {
     files: FenceFiles,
     boot_id: String,
-    clock: Arc<dyn ShareClock>,
+    clock: Arc<dyn Clock>,
     state: Mutex<State>,
     ground: watch::Sender<Ground>,
 }
@@ -79,7 +79,7 @@ impl Lease {
     ///
     /// # Errors
     /// When the files below `state_dir` cannot be made or read.
-    pub fn open(state_dir: &Path, boot_id: &str, clock: Arc<dyn ShareClock>) -> io::Result<Self> {
+    pub fn open(state_dir: &Path, boot_id: &str, clock: Arc<dyn Clock>) -> io::Result<Self> {
         let files = FenceFiles::open(state_dir)?;
         let deadline = match files.deadline(boot_id) {
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {

@@ -33,15 +33,11 @@ pub struct Storage {
     prober: Prober,
     /// A healthy share answers in milliseconds; one that takes longer than this would hang every editor on it.
     within: Duration,
-    clock: Arc<dyn DebugClock>,
+    clock: Arc<dyn Clock>,
     verdict: watch::Sender<Option<Verdict>>,
     wanted: Notify,
     turned: Notify,
 }
-
-/// A clock that can stand in a `Debug` struct.
-trait DebugClock: Clock + std::fmt::Debug {}
-impl<T: Clock + std::fmt::Debug> DebugClock for T {}
 
 #[derive(Debug, Clone)]
 struct Verdict {
@@ -54,12 +50,7 @@ struct Verdict {
 
 impl Storage {
     /// The base at `place`, touched by `prober`; a touch that takes longer than `within` is given up. Touches nothing yet.
-    pub fn new<C: Clock + std::fmt::Debug>(
-        place: Place,
-        prober: Prober,
-        within: Duration,
-        clock: Arc<C>,
-    ) -> Self {
+    pub fn new(place: Place, prober: Prober, within: Duration, clock: Arc<dyn Clock>) -> Self {
         let verdict = watch::Sender::new(None);
         Self { place, prober, within, clock, verdict, wanted: Notify::new(), turned: Notify::new() }
     }

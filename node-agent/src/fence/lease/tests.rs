@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use carrel_common::clock::{Clock, ManualClock};
+use carrel_common::clock::ManualClock;
 use time::OffsetDateTime;
 use tokio::task::JoinSet;
 
