@@ -29,6 +29,7 @@ pub mod driver;
 pub mod enroll;
 pub mod facts;
 pub mod fence;
+pub mod kernel;
 pub mod logs;
 pub mod metrics;
 pub mod reconcile;

@@ -25,6 +25,7 @@ use crate::driver::images::{self, Inbox};
 use crate::driver::{self, Accepted, EngineState, Links};
 use crate::enroll::{Identity, Obtain, Renewing};
 use crate::facts::{self, HostFacts};
+use crate::kernel;
 use crate::metrics::Metrics;
 use crate::reconcile::crash::Budget;
 use crate::runtime::docker::Docker;
@@ -120,6 +121,7 @@ async fn build(config: &Config) -> anyhow::Result<(Arc<Host<Docker>>, Inbox, Nod
     let clock = Arc::new(SystemClock::new());
     let metrics = Metrics::new();
     let host_facts = tokio::task::spawn_blocking(facts::gather).await?.context("facts of this host")?;
+    tokio::task::spawn_blocking(kernel::tell_low_limits).await?;
     let docker =
         Docker::new(config.docker_host.clone(), config.docker_timeout, clock.clone(), metrics.clone());
     let endpoints =

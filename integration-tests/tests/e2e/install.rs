@@ -74,6 +74,8 @@ fn a_node_is_installed_and_an_upgrade_keeps_its_settings() {
     let mounts = r"mnt-efs-workspace\x2ddata.mount mnt-efs.mount mnt.mount";
     assert!(drop_in.contains(&format!("Wants={mounts}\nAfter={mounts}\n")), "{drop_in}");
     assert_eq!(mode(&root, "usr/local/bin/node-agent"), 0o755);
+    let limits = text(&root, "etc/sysctl.d/60-carrel.conf");
+    assert!(limits.contains("\nfs.inotify.max_user_instances = 2147483647\n"), "{limits}");
 
     installed(&root, &["node", "--zone", "b"]);
     let upgraded = text(&root, "etc/carrel/node-agent.env");

@@ -23,7 +23,11 @@ const USER: &str = "1000:1000";
 /// What VS Code asks for; a daemon whose own limit is lower refuses to start a container with it.
 pub(super) const OPEN_FILES: i64 = 65_536;
 
-/// What is asked of Docker for `plan`. `open_files`: the limit to set, `None` to leave the daemon's.
+/// No limit on POSIX message queues: the kernel counts those of all desks together, as they have one uid, and the default is nine queues.
+/// Without it each desk has the 256 of its own IPC namespace.
+const MESSAGE_QUEUES: i64 = -1;
+
+/// What is asked of Docker for `plan`. `open_files`: the limit to set, `None` where the daemon may raise no limits.
 pub(super) fn container_body(plan: &Plan, open_files: Option<i64>) -> ContainerCreateBody {
     let spec = &plan.item.spec;
     let port = format!("{}/tcp", spec.probe_port);
@@ -60,9 +64,8 @@ pub(super) fn container_body(plan: &Plan, open_files: Option<i64>) -> ContainerC
                     ("max-file".into(), "2".into()),
                 ])),
             }),
-            ulimits: open_files.map(|limit| {
-                vec![ResourcesUlimits { name: Some("nofile".into()), soft: Some(limit), hard: Some(limit) }]
-            }),
+            ulimits: open_files
+                .map(|files| vec![ulimit("nofile", files), ulimit("msgqueue", MESSAGE_QUEUES)]),
             tmpfs: Some(HashMap::from([("/tmp".into(), temporary(spec.resources.memory_bytes))])),
             network_mode: Some(plan.scope.network()),
             port_bindings: Some(HashMap::from([(
@@ -74,6 +77,10 @@ pub(super) fn container_body(plan: &Plan, open_files: Option<i64>) -> ContainerC
         }),
         ..ContainerCreateBody::default()
     }
+}
+
+fn ulimit(name: &str, limit: i64) -> ResourcesUlimits {
+    ResourcesUlimits { name: Some(name.into()), soft: Some(limit), hard: Some(limit) }
 }
 
 /// `/tmp` is a part of the workspace's memory, and full at half of that: a program that fills it is told so, before the kernel has to
@@ -185,7 +192,10 @@ mod tests {
                 "SecurityOpt": ["no-new-privileges"],
                 "Init": true,
                 "LogConfig": { "Type": "json-file", "Config": { "max-size": "10m", "max-file": "2" } },
-                "Ulimits": [{ "Name": "nofile", "Soft": 65536, "Hard": 65536 }],
+                "Ulimits": [
+                    { "Name": "nofile", "Soft": 65536, "Hard": 65536 },
+                    { "Name": "msgqueue", "Soft": -1, "Hard": -1 },
+                ],
                 "Tmpfs": { "/tmp": "rw,exec,nosuid,nodev,mode=1777,size=536870912" },
                 "NetworkMode": "carrel-0f0e0d0c",
                 "PortBindings": { "8080/tcp": [{ "HostIp": "127.0.0.1" }] },
