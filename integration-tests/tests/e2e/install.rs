@@ -110,3 +110,22 @@ fn what_is_missing_is_named() {
             .contains("NAME=VALUE")
     );
 }
+
+/// The fence's unit writes to its `StateDirectory` and nowhere else.
+#[test]
+fn a_state_directory_that_the_fence_could_not_write_to_is_refused() {
+    let root = tempfile::tempdir().expect("a directory");
+    let node = ["node", "--control-plane", "https://c:7301", "--base", "/srv"];
+    let with = |dir: &'static str| [&node[..], &["--set", dir]].concat();
+    let refused = install(&root, &with("CARREL_STATE_DIR=/data/carrel"));
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("mount that at /var/lib/carrel-agent"), "{said}");
+    assert!(!root.path().join("etc").exists(), "nothing is installed");
+    installed(&root, &with("CARREL_STATE_DIR=/var/lib/carrel-agent"));
+    // Nor is one that an earlier installation took.
+    let file = root.path().join("etc/carrel/node-agent.env");
+    let settings = text(&root, "etc/carrel/node-agent.env").replace("/var/lib/carrel-agent", "/data/carrel");
+    std::fs::write(&file, settings).expect("written");
+    assert!(!install(&root, &["node", "--zone", "a"]).status.success());
+    installed(&root, &["node", "--set", "CARREL_STATE_DIR=/var/lib/carrel-agent"]);
+}
