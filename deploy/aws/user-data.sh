@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # User data of an EC2 instance (Debian or Ubuntu) that becomes a Carrel node: mounts the EFS, installs, joins.
 # Fill in the four values, or have your template do it. The join token is good once and for an hour (CreateJoinToken), the address of a file in
-# a private bucket for as long as it was signed for (aws s3 presign): a launch template for many instances fetches both for each. Ask for metadata tokens (HttpTokens=required) and a hop limit of 1.
+# a private bucket for as long as it was signed for (aws s3 presign): a launch template for many instances fetches both for each. Ask for metadata tokens (HttpTokens=required) and a hop limit of 1,
+# and add the rules that keep desks from the share's server: docs/operating.md, "What a desk can reach".
 # A new share is marked once, on one of the hosts: node-agent mark-share (docs/operating.md). What it did: /var/log/cloud-init-output.log
 set -euo pipefail
 efs=fs-0123456789abcdef0.efs.eu-central-1.amazonaws.com

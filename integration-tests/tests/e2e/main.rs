@@ -21,6 +21,7 @@ mod life;
 mod nodes;
 mod outages;
 mod races;
+mod reach;
 mod readme;
 mod share_fails;
 mod storage;
