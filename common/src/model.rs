@@ -182,7 +182,7 @@ pub struct NodeFacts {
     pub memory_bytes: i64,
     /// Workspaces at most.
     pub max_workspaces: i64,
-    /// IP address under which the agent's ports are reached.
+    /// The host's IP address, as the operator named it, to be shown.
     pub advertise_address: String,
     /// Availability zone, as the operator named it; may be empty.
     #[serde(default)]

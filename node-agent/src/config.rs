@@ -67,7 +67,8 @@ pub struct Config {
     /// A label of this host, key=value, for people: the flag again for another, or separated by commas.
     #[arg(long = "label", env = "CARREL_LABELS", value_delimiter = ',', value_parser = parse_label)]
     pub labels: Vec<(String, String)>,
-    /// Address under which the editors' ports on this host are reached. Until there is an ingress they are on loopback.
+    /// This host's address, to be shown with the node. Nothing else uses it: until there is an ingress, editors' ports are on the
+    /// host's loopback, whatever it says.
     #[arg(long, env = "CARREL_ADVERTISE_ADDRESS", default_value = "127.0.0.1")]
     pub advertise_address: IpAddr,
     /// Creations and starts of containers at once; more of them only wait inside the daemon.

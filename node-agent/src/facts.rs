@@ -35,7 +35,7 @@ pub struct Told {
     pub zone: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
-    /// Where the agent's ports are reached.
+    /// This host's address, to be shown.
     pub advertise_address: IpAddr,
 }
 
