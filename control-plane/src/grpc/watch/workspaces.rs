@@ -1,0 +1,314 @@
+//! One caller's watch of workspaces: who changed is read from the log, and shown as it is now.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::Duration;
+
+use carrel_common::id::WorkspaceUid;
+use carrel_proto::v1 as pb;
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::moves::{self, Moves, Told};
+use super::{BUFFER, Following, Message, news, same_log, token};
+use crate::app::{App, AppError, EventQuery, LinePlace, Position, WorkspaceQuery, WorkspaceView};
+use crate::domain::workspace::State;
+use crate::grpc::{convert, to_status};
+
+/// Workspaces of a snapshot read at a time.
+const PAGE: usize = 500;
+/// The line moves with each workspace that leaves it; those who wait are told no more often than this.
+const LINE_EVERY: Duration = Duration::from_secs(2);
+/// An estimate that has moved by less is no news: it is one.
+const WORTH_TELLING: time::Duration = time::Duration::seconds(15);
+
+/// Why a stream ended: the reader went away, or is told this.
+enum End {
+    Gone,
+    Told(AppError),
+}
+
+impl From<AppError> for End {
+    fn from(error: AppError) -> Self {
+        Self::Told(error)
+    }
+}
+
+/// One caller's watch of workspaces.
+pub(in crate::grpc) struct WorkspaceWatch {
+    app: App,
+    incarnation: i64,
+    query: WorkspaceQuery,
+    stand: Position,
+    snapshot: bool,
+    /// Who passed the filter when last told; `None` when the watch was resumed and that is not known.
+    inside: Option<HashSet<WorkspaceUid>>,
+    /// Where those who wait stood when last told.
+    waiting: HashMap<WorkspaceUid, LinePlace>,
+    line_told: Instant,
+    moves: Moves,
+    /// The deadlines as they were last told.
+    deadlines: BTreeMap<WorkspaceUid, Told>,
+    /// Version of the rules that they were derived from.
+    rules: i64,
+    /// When it was last looked whether any has moved, by this process and by the database.
+    moves_told: Instant,
+    looked_at: OffsetDateTime,
+    /// Who was the last to be told that its deadline has moved.
+    turn: Option<WorkspaceUid>,
+}
+
+impl WorkspaceWatch {
+    pub(in crate::grpc) fn new(
+        app: App,
+        moves: Moves,
+        query: WorkspaceQuery,
+        stand: Position,
+        snapshot: bool,
+    ) -> Self {
+        let (inside, waiting) = (snapshot.then(HashSet::new), HashMap::new());
+        let incarnation = app.state.incarnation();
+        let (line_told, moves_told) = (Instant::now(), Instant::now());
+        let (deadlines, rules, looked_at) = (BTreeMap::new(), 0, OffsetDateTime::UNIX_EPOCH);
+        Self {
+            app,
+            incarnation,
+            query,
+            stand,
+            snapshot,
+            inside,
+            waiting,
+            line_told,
+            moves,
+            deadlines,
+            rules,
+            moves_told,
+            looked_at,
+            turn: None,
+        }
+    }
+
+    pub(in crate::grpc) fn stream(
+        mut self,
+        following: &Following,
+        tasks: &TaskTracker,
+    ) -> ReceiverStream<Message<pb::WatchWorkspacesResponse>> {
+        let (to, stream) = mpsc::channel(BUFFER);
+        let stop = following.stop.clone();
+        tasks.spawn(async move {
+            if let Err(End::Told(error)) = self.run(&to, &stop).await {
+                to.send(Err(to_status(error))).await.ok();
+            }
+        });
+        ReceiverStream::new(stream)
+    }
+
+    async fn run(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+        stop: &CancellationToken,
+    ) -> Result<(), End> {
+        let mut bell = self.app.nudge.events();
+        (self.rules, self.looked_at) =
+            (self.app.rules.get().book.version, self.app.store.now().await.map_err(AppError::from)?);
+        if self.snapshot {
+            let mut query = self.query.clone();
+            loop {
+                let (page, next) = self.app.list(&query, PAGE).await?;
+                for view in page {
+                    self.inside.iter_mut().for_each(|inside| _ = inside.insert(view.workspace.uid));
+                    self.tell(to, Some(view), pb::workspace_change::Kind::Snapshot, String::new()).await?;
+                }
+                match next {
+                    Some(key) => query.after_key = Some(key),
+                    None => break,
+                }
+            }
+            let token = token(self.incarnation, self.stand);
+            self.tell(to, None, pb::workspace_change::Kind::Synced, token).await?;
+        } else {
+            // Deadlines may have moved since the token without an event, and what the reader knows of them is not known here.
+            while self.catch_up(to).await? {}
+            self.tell_deadlines(to, &token(self.incarnation, self.stand)).await?;
+        }
+        loop {
+            same_log(&self.app, self.incarnation)?;
+            while self.catch_up(to).await? {}
+            self.tell_line(to).await?;
+            self.tell_moves(to).await?;
+            if !news(&mut bell, to, stop).await {
+                return Err(if stop.is_cancelled() { End::Told(AppError::ShuttingDown) } else { End::Gone });
+            }
+        }
+    }
+
+    /// Tells what changed since; whether there was anything.
+    async fn catch_up(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+    ) -> Result<bool, End> {
+        let events = self.app.events_after(&EventQuery::default(), self.stand).await?;
+        let Some(last) = events.last().map(|event| event.position) else { return Ok(false) };
+        let mut changed: Vec<WorkspaceUid> = Vec::new();
+        for uid in events.iter().filter_map(|event| event.workspace) {
+            if !changed.contains(&uid) {
+                changed.push(uid);
+            }
+        }
+        let token = token(self.incarnation, last);
+        for view in self.app.workspaces_now(changed).await? {
+            if let Some(kind) = self.kind(&view) {
+                self.tell(to, Some(view), kind, token.clone()).await?;
+            }
+        }
+        if events.iter().any(|event| event.kind == "policy.changed") {
+            self.tell_deadlines(to, &token).await?;
+        }
+        self.stand = last;
+        Ok(true)
+    }
+
+    /// Those who wait move up without a change of their workspaces: they are told where they stand now and then.
+    async fn tell_line(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+    ) -> Result<(), End> {
+        if self.waiting.is_empty() || self.line_told.elapsed() < LINE_EVERY {
+            return Ok(());
+        }
+        self.line_told = Instant::now();
+        let line = self.app.board.line();
+        // Who is not in line any more has been placed, and an event tells so.
+        let moved =
+            self.waiting.iter().filter(|(uid, told)| line.get(uid).is_some_and(|now| is_news(told, now)));
+        let moved: Vec<_> = moved.map(|(uid, _)| *uid).collect();
+        let token = token(self.incarnation, self.stand);
+        for page in moved.chunks(PAGE) {
+            for view in self.app.workspaces_now(page.to_vec()).await? {
+                if let Some(kind) = self.kind(&view) {
+                    self.tell(to, Some(view), kind, token.clone()).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Activity moves deadlines without an event, and so does time where a quiet window begins or ends: what moved is told.
+    async fn tell_moves(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+    ) -> Result<(), End> {
+        if self.deadlines.is_empty() || self.moves_told.elapsed() < moves::EVERY {
+            return Ok(());
+        }
+        self.moves_told = Instant::now();
+        let seen = self.moves.seen(&self.app).await?;
+        let rules = self.app.rules.get();
+        let token = token(self.incarnation, self.stand);
+        if rules.book.version != self.rules || rules.book.quiet_turns(self.looked_at, seen.at) {
+            self.tell_deadlines(to, &token).await?;
+        }
+        self.looked_at = seen.at;
+        let moved = moves::moved(&self.deadlines, &seen, self.turn);
+        self.turn = moved.last().copied();
+        for page in moved.chunks(PAGE) {
+            for view in self.app.workspaces_now(page.to_vec()).await? {
+                if let Some(kind) = self.kind(&view) {
+                    self.tell(to, Some(view), kind, token.clone()).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A change of the rules moves deadlines without a change of the workspaces: those of what runs that are not as they were told
+    /// are told anew.
+    async fn tell_deadlines(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+        token: &str,
+    ) -> Result<(), End> {
+        self.app.refresh_rules().await?;
+        self.rules = self.app.rules.get().book.version;
+        let mut query = self.query.clone();
+        if query.states.is_empty() {
+            query.states = vec![State::Running];
+        }
+        loop {
+            let (page, next) = self.app.list(&query, PAGE).await?;
+            for view in page.into_iter().filter(|view| view.workspace.state == State::Running) {
+                if self.deadlines.get(&view.workspace.uid).copied() == Told::of(&view) {
+                    continue;
+                }
+                let kind = pb::workspace_change::Kind::Changed;
+                self.tell(to, Some(view), kind, token.to_owned()).await?;
+            }
+            match next {
+                Some(key) => query.after_key = Some(key),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    fn kind(&mut self, view: &WorkspaceView) -> Option<pb::workspace_change::Kind> {
+        use pb::workspace_change::Kind;
+        let (w, q) = (&view.workspace, &self.query);
+        if !q.keys.is_empty() && !q.keys.contains(&w.student.key()) {
+            return None;
+        }
+        let passes = (q.states.is_empty() || q.states.contains(&w.state))
+            && q.node.is_none_or(|node| w.node == Some(node))
+            && q.course.as_ref().is_none_or(|course| w.course.as_ref() == Some(course));
+        let was_inside = self.inside.as_ref().is_none_or(|inside| inside.contains(&w.uid));
+        if passes && w.deleted_at.is_none() {
+            self.inside.iter_mut().for_each(|inside| _ = inside.insert(w.uid));
+            return Some(Kind::Changed);
+        }
+        self.inside.iter_mut().for_each(|inside| _ = inside.remove(&w.uid));
+        was_inside.then_some(if w.deleted_at.is_some() { Kind::Deleted } else { Kind::Left })
+    }
+
+    async fn tell(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+        view: Option<WorkspaceView>,
+        kind: pb::workspace_change::Kind,
+        resume_token: String,
+    ) -> Result<(), End> {
+        if let Some(view) = &view {
+            let uid = view.workspace.uid;
+            match view.queue_position {
+                0 => _ = self.waiting.remove(&uid),
+                position => _ = self.waiting.insert(uid, LinePlace { position, ready_at: view.ready_at }),
+            }
+            use pb::workspace_change::Kind;
+            match Told::of(view).filter(|_| !matches!(kind, Kind::Left | Kind::Deleted)) {
+                Some(told) => _ = self.deadlines.insert(uid, told),
+                None => _ = self.deadlines.remove(&uid),
+            }
+        }
+        let workspace = view.map(convert::workspace).map(|full| match kind {
+            pb::workspace_change::Kind::Deleted => pb::Workspace {
+                name: full.name,
+                uid: full.uid,
+                student_id: full.student_id,
+                ..pb::Workspace::default()
+            },
+            _ => full,
+        });
+        let change = pb::WorkspaceChange { workspace, kind: kind.into(), resume_token };
+        to.send(Ok(pb::WatchWorkspacesResponse { change: Some(change) })).await.map_err(|_| End::Gone)
+    }
+}
+
+/// Whether one who waits is to be told where it stands now.
+fn is_news(told: &LinePlace, now: &LinePlace) -> bool {
+    let moved = match (told.ready_at, now.ready_at) {
+        (Some(told), Some(now)) => (now - told).abs() >= WORTH_TELLING,
+        (told, now) => told.is_some() != now.is_some(),
+    };
+    told.position != now.position || moved
+}
