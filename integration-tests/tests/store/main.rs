@@ -37,3 +37,4 @@ mod rig;
 mod spoiled;
 mod strangers;
 mod together;
+mod watching;

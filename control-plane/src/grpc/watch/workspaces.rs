@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use carrel_common::id::WorkspaceUid;
 use carrel_proto::v1 as pb;
+use carrel_proto::v1::workspace_change::Kind;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -42,6 +43,7 @@ pub(in crate::grpc) struct WorkspaceWatch {
     app: App,
     incarnation: i64,
     query: WorkspaceQuery,
+    /// What the log tells up to here has been told, all of it.
     stand: Position,
     snapshot: bool,
     /// Who passed the filter when last told; `None` when the watch was resumed and that is not known.
@@ -120,19 +122,19 @@ impl WorkspaceWatch {
                 let (page, next) = self.app.list(&query, PAGE).await?;
                 for view in page {
                     self.inside.iter_mut().for_each(|inside| _ = inside.insert(view.workspace.uid));
-                    self.tell(to, Some(view), pb::workspace_change::Kind::Snapshot, String::new()).await?;
+                    let told = self.shown(view, Kind::Snapshot);
+                    self.tell(to, told).await?;
                 }
                 match next {
                     Some(key) => query.after_key = Some(key),
                     None => break,
                 }
             }
-            let token = token(self.incarnation, self.stand);
-            self.tell(to, None, pb::workspace_change::Kind::Synced, token).await?;
+            self.tell(to, message(Kind::Synced, None)).await?;
         } else {
             // Deadlines may have moved since the token without an event, and what the reader knows of them is not known here.
             while self.catch_up(to).await? {}
-            self.tell_deadlines(to, &token(self.incarnation, self.stand)).await?;
+            self.tell_deadlines(to).await?;
         }
         loop {
             same_log(&self.app, self.incarnation)?;
@@ -158,17 +160,37 @@ impl WorkspaceWatch {
                 changed.push(uid);
             }
         }
-        let token = token(self.incarnation, last);
-        for view in self.app.workspaces_now(changed).await? {
-            if let Some(kind) = self.kind(&view) {
-                self.tell(to, Some(view), kind, token.clone()).await?;
-            }
-        }
-        if events.iter().any(|event| event.kind == "policy.changed") {
-            self.tell_deadlines(to, &token).await?;
+        let views = self.app.workspaces_now(changed).await?;
+        let mut changes: Vec<_> = views.into_iter().filter_map(|view| self.change(view)).collect();
+        // A watch that breaks off before the last of them is told all of them when it is resumed, rather than miss any.
+        let last_change = changes.pop();
+        for change in changes {
+            self.tell(to, change).await?;
         }
         self.stand = last;
+        if let Some(change) = last_change {
+            self.tell(to, change).await?;
+        }
+        if events.iter().any(|event| event.kind == "policy.changed") {
+            self.tell_deadlines(to).await?;
+        }
         Ok(true)
+    }
+
+    /// Tells these as they are now.
+    async fn tell_now(
+        &mut self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+        uids: &[WorkspaceUid],
+    ) -> Result<(), End> {
+        for page in uids.chunks(PAGE) {
+            for view in self.app.workspaces_now(page.to_vec()).await? {
+                if let Some(change) = self.change(view) {
+                    self.tell(to, change).await?;
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Those who wait move up without a change of their workspaces: they are told where they stand now and then.
@@ -185,15 +207,7 @@ impl WorkspaceWatch {
         let moved =
             self.waiting.iter().filter(|(uid, told)| line.get(uid).is_some_and(|now| is_news(told, now)));
         let moved: Vec<_> = moved.map(|(uid, _)| *uid).collect();
-        let token = token(self.incarnation, self.stand);
-        for page in moved.chunks(PAGE) {
-            for view in self.app.workspaces_now(page.to_vec()).await? {
-                if let Some(kind) = self.kind(&view) {
-                    self.tell(to, Some(view), kind, token.clone()).await?;
-                }
-            }
-        }
-        Ok(())
+        self.tell_now(to, &moved).await
     }
 
     /// Activity moves deadlines without an event, and so does time where a quiet window begins or ends: what moved is told.
@@ -207,21 +221,13 @@ impl WorkspaceWatch {
         self.moves_told = Instant::now();
         let seen = self.moves.seen(&self.app).await?;
         let rules = self.app.rules.get();
-        let token = token(self.incarnation, self.stand);
         if rules.book.version != self.rules || rules.book.quiet_turns(self.looked_at, seen.at) {
-            self.tell_deadlines(to, &token).await?;
+            self.tell_deadlines(to).await?;
         }
         self.looked_at = seen.at;
         let moved = moves::moved(&self.deadlines, &seen, self.turn);
         self.turn = moved.last().copied();
-        for page in moved.chunks(PAGE) {
-            for view in self.app.workspaces_now(page.to_vec()).await? {
-                if let Some(kind) = self.kind(&view) {
-                    self.tell(to, Some(view), kind, token.clone()).await?;
-                }
-            }
-        }
-        Ok(())
+        self.tell_now(to, &moved).await
     }
 
     /// A change of the rules moves deadlines without a change of the workspaces: those of what runs that are not as they were told
@@ -229,7 +235,6 @@ impl WorkspaceWatch {
     async fn tell_deadlines(
         &mut self,
         to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
-        token: &str,
     ) -> Result<(), End> {
         self.app.refresh_rules().await?;
         self.rules = self.app.rules.get().book.version;
@@ -243,8 +248,8 @@ impl WorkspaceWatch {
                 if self.deadlines.get(&view.workspace.uid).copied() == Told::of(&view) {
                     continue;
                 }
-                let kind = pb::workspace_change::Kind::Changed;
-                self.tell(to, Some(view), kind, token.to_owned()).await?;
+                let told = self.shown(view, Kind::Changed);
+                self.tell(to, told).await?;
             }
             match next {
                 Some(key) => query.after_key = Some(key),
@@ -253,8 +258,8 @@ impl WorkspaceWatch {
         }
     }
 
-    fn kind(&mut self, view: &WorkspaceView) -> Option<pb::workspace_change::Kind> {
-        use pb::workspace_change::Kind;
+    /// What is told of a workspace as it is now; nothing, when it is none of the reader's.
+    fn change(&mut self, view: WorkspaceView) -> Option<pb::WorkspaceChange> {
         let (w, q) = (&view.workspace, &self.query);
         if !q.keys.is_empty() && !q.keys.contains(&w.student.key()) {
             return None;
@@ -265,43 +270,54 @@ impl WorkspaceWatch {
         let was_inside = self.inside.as_ref().is_none_or(|inside| inside.contains(&w.uid));
         if passes && w.deleted_at.is_none() {
             self.inside.iter_mut().for_each(|inside| _ = inside.insert(w.uid));
-            return Some(Kind::Changed);
+            return Some(self.shown(view, Kind::Changed));
         }
         self.inside.iter_mut().for_each(|inside| _ = inside.remove(&w.uid));
-        was_inside.then_some(if w.deleted_at.is_some() { Kind::Deleted } else { Kind::Left })
+        let kind = if w.deleted_at.is_some() { Kind::Deleted } else { Kind::Left };
+        was_inside.then(|| self.shown(view, kind))
     }
 
-    async fn tell(
-        &mut self,
-        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
-        view: Option<WorkspaceView>,
-        kind: pb::workspace_change::Kind,
-        resume_token: String,
-    ) -> Result<(), End> {
-        if let Some(view) = &view {
-            let uid = view.workspace.uid;
-            match view.queue_position {
-                0 => _ = self.waiting.remove(&uid),
-                position => _ = self.waiting.insert(uid, LinePlace { position, ready_at: view.ready_at }),
-            }
-            use pb::workspace_change::Kind;
-            match Told::of(view).filter(|_| !matches!(kind, Kind::Left | Kind::Deleted)) {
-                Some(told) => _ = self.deadlines.insert(uid, told),
-                None => _ = self.deadlines.remove(&uid),
-            }
+    /// What shows a workspace; where it stands by this is remembered.
+    fn shown(&mut self, view: WorkspaceView, kind: Kind) -> pb::WorkspaceChange {
+        let uid = view.workspace.uid;
+        match view.queue_position {
+            0 => _ = self.waiting.remove(&uid),
+            position => _ = self.waiting.insert(uid, LinePlace { position, ready_at: view.ready_at }),
         }
-        let workspace = view.map(convert::workspace).map(|full| match kind {
-            pb::workspace_change::Kind::Deleted => pb::Workspace {
+        match Told::of(&view).filter(|_| !matches!(kind, Kind::Left | Kind::Deleted)) {
+            Some(told) => _ = self.deadlines.insert(uid, told),
+            None => _ = self.deadlines.remove(&uid),
+        }
+        let full = convert::workspace(view);
+        let workspace = match kind {
+            Kind::Deleted => pb::Workspace {
                 name: full.name,
                 uid: full.uid,
                 student_id: full.student_id,
                 ..pb::Workspace::default()
             },
             _ => full,
-        });
-        let change = pb::WorkspaceChange { workspace, kind: kind.into(), resume_token };
+        };
+        message(kind, Some(workspace))
+    }
+
+    async fn tell(
+        &self,
+        to: &mpsc::Sender<Message<pb::WatchWorkspacesResponse>>,
+        change: pb::WorkspaceChange,
+    ) -> Result<(), End> {
+        let resume_token = match change.kind() {
+            Kind::Snapshot => String::new(),
+            _ => token(self.incarnation, self.stand),
+        };
+        let change = pb::WorkspaceChange { resume_token, ..change };
         to.send(Ok(pb::WatchWorkspacesResponse { change: Some(change) })).await.map_err(|_| End::Gone)
     }
+}
+
+/// A message that has yet to get its token.
+fn message(kind: Kind, workspace: Option<pb::Workspace>) -> pb::WorkspaceChange {
+    pb::WorkspaceChange { workspace, kind: kind.into(), resume_token: String::new() }
 }
 
 /// Whether one who waits is to be told where it stands now.

@@ -1,0 +1,88 @@
+//! Watches as callers have them: what is told after a break, how often, and with which token.
+
+use std::time::Duration;
+
+use carrel_proto::v1 as pb;
+use carrel_proto::v1::workspace_change::Kind;
+use carrel_proto::v1::workspace_service_server::WorkspaceService as _;
+use control_plane::grpc::{Following, Workspaces};
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::{Request, Status};
+
+use crate::rig::{Rig, call, id};
+
+struct Watch(ReceiverStream<Result<pb::WatchWorkspacesResponse, Status>>);
+
+impl Watch {
+    async fn open(rig: &Rig, request: pb::WatchWorkspacesRequest) -> Self {
+        let following = Following { stop: CancellationToken::new() };
+        let door = Workspaces::new(rig.app.clone(), following, TaskTracker::new());
+        Self(door.watch_workspaces(Request::new(request)).await.unwrap().into_inner())
+    }
+
+    /// The next message; panics when none comes.
+    async fn next(&mut self) -> pb::WorkspaceChange {
+        let told = tokio::time::timeout(Duration::from_secs(20), self.0.next()).await;
+        told.expect("a message in time").expect("no end").unwrap().change.unwrap()
+    }
+
+    /// Reads up to SYNCED; the token that comes with it.
+    async fn synced(&mut self) -> String {
+        loop {
+            let change = self.next().await;
+            if change.kind() == Kind::Synced {
+                return change.resume_token;
+            }
+        }
+    }
+}
+
+fn student(change: &pb::WorkspaceChange) -> &str {
+    &change.workspace.as_ref().expect("a workspace").student_id
+}
+
+/// Whoever reads the log from now on finds all that was written: transactions of other tests in the same Postgres hold readers
+/// back for moments.
+async fn all_is_visible(rig: &Rig) {
+    let hidden = "SELECT count(*)::text FROM events WHERE xid >= pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
+    while rig.database.text(hidden).await != "0" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_breaks_amid_what_was_read_at_once_is_told_the_rest_when_it_is_resumed() {
+    let rig = Rig::new().await;
+    let node = rig.node(8).await;
+    for student in ["ada", "bob", "eve"] {
+        rig.running(node, student).await;
+    }
+    let token = Watch::open(&rig, pb::WatchWorkspacesRequest::default()).await.synced().await;
+    rig.stop("ada").await;
+    rig.app.delete(&call("DeleteWorkspace"), &id("bob"), "", false).await.unwrap();
+    rig.stop("eve").await;
+    rig.obey(node).await;
+    all_is_visible(&rig).await;
+
+    let resume = async |resume_token: String| {
+        Watch::open(&rig, pb::WatchWorkspacesRequest { resume_token, ..Default::default() }).await
+    };
+    let first = resume(token).await.next().await;
+    let mut watch = resume(first.resume_token).await;
+    let mut told = Vec::new();
+    for _ in 0..3 {
+        told.push(watch.next().await);
+    }
+    let mut students: Vec<_> = told.iter().map(|change| (student(change), change.kind())).collect();
+    students.sort_unstable();
+    assert_eq!(students, [("ada", Kind::Changed), ("bob", Kind::Deleted), ("eve", Kind::Changed)]);
+    // Once all of it is told, it is not told again.
+    watch = resume(told.pop().unwrap().resume_token).await;
+    rig.start("kim").await.unwrap();
+    assert_eq!(student(&watch.next().await), "kim");
+    drop(watch);
+    rig.end().await;
+}
