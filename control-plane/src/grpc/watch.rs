@@ -1,6 +1,7 @@
 //! Streams that follow the event log: each read begins where the last one ended, so none is missed whoever nudges.
 
 mod events;
+mod held;
 mod moves;
 mod workspaces;
 

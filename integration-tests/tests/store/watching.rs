@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use carrel_proto::v1 as pb;
+use carrel_proto::v1::workspace::State;
 use carrel_proto::v1::workspace_change::Kind;
 use carrel_proto::v1::workspace_service_server::WorkspaceService as _;
 use control_plane::grpc::{Following, Workspaces};
@@ -29,6 +30,20 @@ impl Watch {
         told.expect("a message in time").expect("no end").unwrap().change.unwrap()
     }
 
+    /// Reads up to a message of this kind about a student; who has left up to it.
+    async fn until(&mut self, who: &str, kind: Kind) -> Vec<String> {
+        let mut left = Vec::new();
+        loop {
+            let change = self.next().await;
+            if change.kind() == Kind::Left {
+                left.push(student(&change).to_owned());
+            }
+            if (student(&change), change.kind()) == (who, kind) {
+                return left;
+            }
+        }
+    }
+
     /// Reads up to SYNCED; the token that comes with it.
     async fn synced(&mut self) -> String {
         loop {
@@ -37,6 +52,16 @@ impl Watch {
                 return change.resume_token;
             }
         }
+    }
+}
+
+/// A watch of what runs.
+fn running(resume_token: &str) -> pb::WatchWorkspacesRequest {
+    let filter = pb::WorkspaceFilter { states: vec![State::Running.into()], ..Default::default() };
+    pb::WatchWorkspacesRequest {
+        filter: Some(filter),
+        resume_token: resume_token.to_owned(),
+        ..Default::default()
     }
 }
 
@@ -83,6 +108,32 @@ async fn a_watch_that_breaks_amid_what_was_read_at_once_is_told_the_rest_when_it
     watch = resume(told.pop().unwrap().resume_token).await;
     rig.start("kim").await.unwrap();
     assert_eq!(student(&watch.next().await), "kim");
+    drop(watch);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_watch_that_is_resumed_tells_once_of_a_desk_that_is_not_in_its_filter() {
+    let rig = Rig::new().await;
+    let node = rig.node(8).await;
+    rig.running(node, "ada").await;
+    rig.was_on(node, "bob").await;
+    all_is_visible(&rig).await;
+    let resume_token = Watch::open(&rig, running("")).await.synced().await;
+    let mut watch = Watch::open(&rig, running(&resume_token)).await;
+    // What the watch is to tell is waited for: two changes that are read at once are told as one.
+    rig.start("bob").await.unwrap();
+    let mut left = watch.until("bob", Kind::Left).await;
+    rig.stop("bob").await;
+    rig.obey(node).await;
+    rig.stop("ada").await;
+    left.extend(watch.until("ada", Kind::Left).await);
+    rig.obey(node).await;
+    rig.running(node, "ada").await;
+    left.extend(watch.until("ada", Kind::Changed).await);
+    rig.stop("ada").await;
+    left.extend(watch.until("ada", Kind::Left).await);
+    assert_eq!(left, ["bob", "ada", "ada"]);
     drop(watch);
     rig.end().await;
 }

@@ -13,6 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::held::Held;
 use super::moves::{self, Moves, Told};
 use super::{BUFFER, Following, Message, news, same_log, token};
 use crate::app::{App, AppError, EventQuery, LinePlace, Position, WorkspaceQuery, WorkspaceView};
@@ -46,8 +47,7 @@ pub(in crate::grpc) struct WorkspaceWatch {
     /// What the log tells up to here has been told, all of it.
     stand: Position,
     snapshot: bool,
-    /// Who passed the filter when last told; `None` when the watch was resumed and that is not known.
-    inside: Option<HashSet<WorkspaceUid>>,
+    held: Held,
     /// Where those who wait stood when last told.
     waiting: HashMap<WorkspaceUid, LinePlace>,
     line_told: Instant,
@@ -71,7 +71,7 @@ impl WorkspaceWatch {
         stand: Position,
         snapshot: bool,
     ) -> Self {
-        let (inside, waiting) = (snapshot.then(HashSet::new), HashMap::new());
+        let held = if snapshot { Held::Only(HashSet::new()) } else { Held::AllBut(HashSet::new()) };
         let incarnation = app.state.incarnation();
         let (line_told, moves_told) = (Instant::now(), Instant::now());
         let (deadlines, rules, looked_at) = (BTreeMap::new(), 0, OffsetDateTime::UNIX_EPOCH);
@@ -81,8 +81,8 @@ impl WorkspaceWatch {
             query,
             stand,
             snapshot,
-            inside,
-            waiting,
+            held,
+            waiting: HashMap::new(),
             line_told,
             moves,
             deadlines,
@@ -121,7 +121,7 @@ impl WorkspaceWatch {
             loop {
                 let (page, next) = self.app.list(&query, PAGE).await?;
                 for view in page {
-                    self.inside.iter_mut().for_each(|inside| _ = inside.insert(view.workspace.uid));
+                    self.held.insert(view.workspace.uid);
                     let told = self.shown(view, Kind::Snapshot);
                     self.tell(to, told).await?;
                 }
@@ -267,14 +267,12 @@ impl WorkspaceWatch {
         let passes = (q.states.is_empty() || q.states.contains(&w.state))
             && q.node.is_none_or(|node| w.node == Some(node))
             && q.course.as_ref().is_none_or(|course| w.course.as_ref() == Some(course));
-        let was_inside = self.inside.as_ref().is_none_or(|inside| inside.contains(&w.uid));
         if passes && w.deleted_at.is_none() {
-            self.inside.iter_mut().for_each(|inside| _ = inside.insert(w.uid));
+            self.held.insert(w.uid);
             return Some(self.shown(view, Kind::Changed));
         }
-        self.inside.iter_mut().for_each(|inside| _ = inside.remove(&w.uid));
         let kind = if w.deleted_at.is_some() { Kind::Deleted } else { Kind::Left };
-        was_inside.then(|| self.shown(view, kind))
+        self.held.remove(w.uid).then(|| self.shown(view, kind))
     }
 
     /// What shows a workspace; where it stands by this is remembered.
