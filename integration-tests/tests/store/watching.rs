@@ -6,6 +6,7 @@ use carrel_proto::v1 as pb;
 use carrel_proto::v1::workspace::State;
 use carrel_proto::v1::workspace_change::Kind;
 use carrel_proto::v1::workspace_service_server::WorkspaceService as _;
+use control_plane::domain::policy::Policy;
 use control_plane::grpc::{Following, Workspaces};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
@@ -134,6 +135,28 @@ async fn a_watch_that_is_resumed_tells_once_of_a_desk_that_is_not_in_its_filter(
     rig.stop("ada").await;
     left.extend(watch.until("ada", Kind::Left).await);
     assert_eq!(left, ["bob", "ada", "ada"]);
+    drop(watch);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_desk_that_was_told_for_its_deadline_alone_is_told_when_it_leaves() {
+    let rig = Rig::new().await;
+    let node = rig.node(8).await;
+    rig.running(node, "bob").await;
+    let mut watch = Watch::open(&rig, running("")).await;
+    watch.synced().await;
+    // Readers of the log are held back, and a policy moves everybody's deadline.
+    let held_back = rig.database.hold("SELECT pg_current_xact_id()").await;
+    rig.running(node, "ada").await;
+    let idle_timeout = Some(Duration::from_secs(3600));
+    let longer = Policy { idle_timeout, ..Policy::default() };
+    rig.app.set_policy(&call("SetPolicy"), &"site".parse().unwrap(), "", &longer).await.unwrap();
+    rig.app.refresh_rules().await.unwrap();
+    watch.until("ada", Kind::Changed).await;
+    rig.stop("ada").await;
+    drop(held_back);
+    watch.until("ada", Kind::Left).await;
     drop(watch);
     rig.end().await;
 }

@@ -248,8 +248,9 @@ impl WorkspaceWatch {
                 if self.deadlines.get(&view.workspace.uid).copied() == Told::of(&view) {
                     continue;
                 }
-                let told = self.shown(view, Kind::Changed);
-                self.tell(to, told).await?;
+                if let Some(change) = self.change(view) {
+                    self.tell(to, change).await?;
+                }
             }
             match next {
                 Some(key) => query.after_key = Some(key),
