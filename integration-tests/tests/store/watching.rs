@@ -160,3 +160,36 @@ async fn a_desk_that_was_told_for_its_deadline_alone_is_told_when_it_leaves() {
     drop(watch);
     rig.end().await;
 }
+
+#[tokio::test]
+async fn a_desk_that_is_deleted_and_made_again_before_the_log_is_read_is_told_as_deleted_first() {
+    let rig = Rig::new().await;
+    let node = rig.node(8).await;
+    rig.was_on(node, "eve").await;
+    let before = rig.get("eve").await.uid;
+    all_is_visible(&rig).await;
+    let mut live = Watch::open(&rig, pb::WatchWorkspacesRequest::default()).await;
+    let resume_token = live.synced().await;
+    let held_back = rig.database.hold("SELECT pg_current_xact_id()").await;
+    rig.app.delete(&call("DeleteWorkspace"), &id("eve"), "", false).await.unwrap();
+    let after = rig.start("eve").await.unwrap().uid;
+    assert_ne!(before, after);
+    drop(held_back);
+    all_is_visible(&rig).await;
+
+    let of_all = pb::WatchWorkspacesRequest { resume_token, ..Default::default() };
+    let of_eve = pb::WatchWorkspacesRequest { names: vec!["workspaces/Eve".to_owned()], ..of_all.clone() };
+    for mut watch in [live, Watch::open(&rig, of_all).await, Watch::open(&rig, of_eve).await] {
+        let deleted = watch.next().await;
+        let workspace = pb::Workspace {
+            name: "workspaces/eve".to_owned(),
+            uid: before.to_string(),
+            student_id: "eve".to_owned(),
+            ..Default::default()
+        };
+        assert_eq!((deleted.kind(), deleted.workspace), (Kind::Deleted, Some(workspace)));
+        let made = watch.next().await;
+        assert_eq!((made.kind(), made.workspace.unwrap().uid), (Kind::Changed, after.to_string()));
+    }
+    rig.end().await;
+}

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::Duration;
 
-use carrel_common::id::WorkspaceUid;
+use carrel_common::id::{StudentId, WorkspaceUid};
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::workspace_change::Kind;
 use time::OffsetDateTime;
@@ -16,7 +16,9 @@ use tokio_util::task::TaskTracker;
 use super::held::Held;
 use super::moves::{self, Moves, Told};
 use super::{BUFFER, Following, Message, news, same_log, token};
-use crate::app::{App, AppError, EventQuery, LinePlace, Position, WorkspaceQuery, WorkspaceView};
+use crate::app::{
+    App, AppError, EventQuery, LinePlace, Position, StoredEvent, WorkspaceQuery, WorkspaceView,
+};
 use crate::domain::workspace::State;
 use crate::grpc::{convert, to_status};
 
@@ -161,7 +163,15 @@ impl WorkspaceWatch {
             }
         }
         let views = self.app.workspaces_now(changed).await?;
-        let mut changes: Vec<_> = views.into_iter().filter_map(|view| self.change(view)).collect();
+        // The first start after a deletion takes the row of the deleted one away: its event is then all there is to tell of it.
+        let rowless = events.iter().filter(|event| {
+            event.kind == "workspace.deleted"
+                && views.iter().all(|view| Some(view.workspace.uid) != event.workspace)
+        });
+        let deletion =
+            |event: &StoredEvent| self.deletion(event.workspace?, &event.student.as_deref()?.parse().ok()?);
+        let mut changes: Vec<_> = rowless.filter_map(deletion).collect();
+        changes.extend(views.into_iter().filter_map(|view| self.change(view)));
         // A watch that breaks off before the last of them is told all of them when it is resumed, rather than miss any.
         let last_change = changes.pop();
         for change in changes {
@@ -262,42 +272,60 @@ impl WorkspaceWatch {
     /// What is told of a workspace as it is now; nothing, when it is none of the reader's.
     fn change(&mut self, view: WorkspaceView) -> Option<pb::WorkspaceChange> {
         let (w, q) = (&view.workspace, &self.query);
-        if !q.keys.is_empty() && !q.keys.contains(&w.student.key()) {
+        if w.deleted_at.is_some() {
+            return self.deletion(w.uid, &w.student);
+        }
+        if !self.follows(&w.student) {
             return None;
         }
         let passes = (q.states.is_empty() || q.states.contains(&w.state))
             && q.node.is_none_or(|node| w.node == Some(node))
             && q.course.as_ref().is_none_or(|course| w.course.as_ref() == Some(course));
-        if passes && w.deleted_at.is_none() {
+        if passes {
             self.held.insert(w.uid);
             return Some(self.shown(view, Kind::Changed));
         }
-        let kind = if w.deleted_at.is_some() { Kind::Deleted } else { Kind::Left };
-        self.held.remove(w.uid).then(|| self.shown(view, kind))
+        self.held.remove(w.uid).then(|| self.shown(view, Kind::Left))
     }
 
-    /// What shows a workspace; where it stands by this is remembered.
+    /// Whether the watch is of this student, among others.
+    fn follows(&self, student: &StudentId) -> bool {
+        self.query.keys.is_empty() || self.query.keys.contains(&student.key())
+    }
+
+    /// What is told of a workspace that was deleted, if the reader may hold it.
+    fn deletion(&mut self, uid: WorkspaceUid, student: &StudentId) -> Option<pb::WorkspaceChange> {
+        if !self.follows(student) || !self.held.remove(uid) {
+            return None;
+        }
+        self.forget(uid);
+        let workspace = pb::Workspace {
+            name: format!("workspaces/{student}"),
+            uid: uid.to_string(),
+            student_id: student.to_string(),
+            ..pb::Workspace::default()
+        };
+        Some(message(Kind::Deleted, Some(workspace)))
+    }
+
+    /// Neither its place in line nor its deadline is watched any more.
+    fn forget(&mut self, uid: WorkspaceUid) {
+        self.waiting.remove(&uid);
+        self.deadlines.remove(&uid);
+    }
+
+    /// The message that shows a workspace; what it tells of line and deadline is remembered.
     fn shown(&mut self, view: WorkspaceView, kind: Kind) -> pb::WorkspaceChange {
         let uid = view.workspace.uid;
-        match view.queue_position {
-            0 => _ = self.waiting.remove(&uid),
-            position => _ = self.waiting.insert(uid, LinePlace { position, ready_at: view.ready_at }),
+        self.forget(uid);
+        if kind != Kind::Left {
+            if view.queue_position > 0 {
+                let place = LinePlace { position: view.queue_position, ready_at: view.ready_at };
+                self.waiting.insert(uid, place);
+            }
+            self.deadlines.extend(Told::of(&view).map(|told| (uid, told)));
         }
-        match Told::of(&view).filter(|_| !matches!(kind, Kind::Left | Kind::Deleted)) {
-            Some(told) => _ = self.deadlines.insert(uid, told),
-            None => _ = self.deadlines.remove(&uid),
-        }
-        let full = convert::workspace(view);
-        let workspace = match kind {
-            Kind::Deleted => pb::Workspace {
-                name: full.name,
-                uid: full.uid,
-                student_id: full.student_id,
-                ..pb::Workspace::default()
-            },
-            _ => full,
-        };
-        message(kind, Some(workspace))
+        message(kind, Some(convert::workspace(view)))
     }
 
     async fn tell(
