@@ -64,6 +64,7 @@ impl EventService for Events {
         let query = parse::event_filter(request.filter).map_err(bad_field)?;
         let resume = parse::resume_token(&request.resume_token).map_err(bad_field)?;
         let stand = self.app.stand(resume).await.map_err(to_status)?;
-        Ok(Response::new(watch::events(self.app.clone(), query, stand, &self.following, &self.tasks)))
+        let (app, token_first) = (self.app.clone(), request.begin_with_token);
+        Ok(Response::new(watch::events(app, query, stand, token_first, &self.following, &self.tasks)))
     }
 }

@@ -415,11 +415,8 @@ async fn replicas_are_rolled_killed_and_added_under_load_and_nobody_notices() {
 
 /// A resume token that stands at the end of the event log.
 async fn token_of_now(rig: &Rig) -> String {
-    let request = pb::WatchEventsRequest::default();
+    let request = pb::WatchEventsRequest { begin_with_token: true, ..Default::default() };
     let client = rig.replicas()[0].client();
     let mut stream = client.events.clone().watch_events(request).await.unwrap().into_inner();
-    client.start("marker").await;
-    let token = stream.message().await.unwrap().unwrap().resume_token;
-    client.stop_and_wait("marker").await;
-    token
+    stream.message().await.unwrap().unwrap().resume_token
 }

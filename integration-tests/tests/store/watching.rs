@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use carrel_proto::v1 as pb;
+use carrel_proto::v1::event_service_server::EventService as _;
 use carrel_proto::v1::workspace::State;
 use carrel_proto::v1::workspace_change::Kind;
 use carrel_proto::v1::workspace_service_server::WorkspaceService as _;
 use control_plane::domain::policy::Policy;
-use control_plane::grpc::{Following, Workspaces};
+use control_plane::grpc::{Events, Following, Workspaces};
 use tokio_stream::StreamExt as _;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +17,15 @@ use tonic::{Request, Status};
 
 use crate::rig::{Rig, call, id};
 
-struct Watch(ReceiverStream<Result<pb::WatchWorkspacesResponse, Status>>);
+type Messages<T> = ReceiverStream<Result<T, Status>>;
+
+/// The next message; panics when none comes.
+async fn next<T>(messages: &mut Messages<T>) -> T {
+    let told = tokio::time::timeout(Duration::from_secs(20), messages.next()).await;
+    told.expect("a message in time").expect("no end").unwrap()
+}
+
+struct Watch(Messages<pb::WatchWorkspacesResponse>);
 
 impl Watch {
     async fn open(rig: &Rig, request: pb::WatchWorkspacesRequest) -> Self {
@@ -25,10 +34,8 @@ impl Watch {
         Self(door.watch_workspaces(Request::new(request)).await.unwrap().into_inner())
     }
 
-    /// The next message; panics when none comes.
     async fn next(&mut self) -> pb::WorkspaceChange {
-        let told = tokio::time::timeout(Duration::from_secs(20), self.0.next()).await;
-        told.expect("a message in time").expect("no end").unwrap().change.unwrap()
+        next(&mut self.0).await.change.unwrap()
     }
 
     /// Reads up to a message of this kind about a student; who has left up to it.
@@ -190,6 +197,39 @@ async fn a_desk_that_is_deleted_and_made_again_before_the_log_is_read_is_told_as
         assert_eq!((deleted.kind(), deleted.workspace), (Kind::Deleted, Some(workspace)));
         let made = watch.next().await;
         assert_eq!((made.kind(), made.workspace.unwrap().uid), (Kind::Changed, after.to_string()));
+    }
+    rig.end().await;
+}
+
+async fn watch_events(rig: &Rig, request: pb::WatchEventsRequest) -> Messages<pb::WatchEventsResponse> {
+    let following = Following { stop: CancellationToken::new() };
+    let door = Events::new(rig.app.clone(), following, TaskTracker::new());
+    door.watch_events(Request::new(request)).await.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn events_can_be_followed_from_a_token_that_is_there_before_the_first_of_them() {
+    let rig = Rig::new().await;
+    rig.node(8).await;
+    all_is_visible(&rig).await;
+    let types = vec!["workspace.requested".to_owned()];
+    let request = pb::WatchEventsRequest {
+        filter: Some(pb::EventFilter { types, ..Default::default() }),
+        ..Default::default()
+    };
+    // Who did not ask for it reads an event from every message.
+    let mut plain = watch_events(&rig, request.clone()).await;
+    let with_token = pb::WatchEventsRequest { begin_with_token: true, ..request.clone() };
+    let begin = next(&mut watch_events(&rig, with_token).await).await;
+    assert_eq!(begin.event, None);
+    rig.start("ada").await.unwrap();
+    let resumed = pb::WatchEventsRequest { resume_token: begin.resume_token, ..request };
+    for told in [next(&mut plain).await, next(&mut watch_events(&rig, resumed).await).await] {
+        let event = told.event.expect("an event");
+        assert_eq!(
+            (event.r#type.as_str(), event.workspace.as_str()),
+            ("workspace.requested", "workspaces/ada")
+        );
     }
     rig.end().await;
 }

@@ -9,11 +9,12 @@ use super::{BUFFER, Following, Message, news, same_log, token};
 use crate::app::{App, AppError, EventQuery, Position};
 use crate::grpc::{convert, to_status};
 
-/// Follows the event log itself.
+/// Follows the event log itself; with `token_first` where it begins is told before any event.
 pub(in crate::grpc) fn events(
     app: App,
     query: EventQuery,
     mut stand: Position,
+    token_first: bool,
     following: &Following,
     tasks: &TaskTracker,
 ) -> ReceiverStream<Message<pb::WatchEventsResponse>> {
@@ -21,6 +22,10 @@ pub(in crate::grpc) fn events(
     let (stop, incarnation) = (following.stop.clone(), app.state.incarnation());
     tasks.spawn(async move {
         let mut bell = app.nudge.events();
+        if token_first {
+            let resume_token = token(incarnation, stand);
+            to.send(Ok(pb::WatchEventsResponse { event: None, resume_token })).await.ok();
+        }
         loop {
             let found = match same_log(&app, incarnation) {
                 Ok(()) => app.events_after(&query, stand).await,
