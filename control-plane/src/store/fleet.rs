@@ -93,6 +93,7 @@ fn candidate(row: &QueryResult, limits: CandidateLimits) -> Result<Candidate> {
         node: NodeId(row.try_get("", "id").map_err(&get)?),
         service,
         capacity: limits.capacity(&facts),
+        processors: facts.cpu_millicores,
         allocated: Resources {
             cpu_millicores: row.try_get("", "cpu").map_err(&get)?,
             memory_bytes: row.try_get("", "memory").map_err(&get)?,

@@ -59,6 +59,7 @@ fn pure(waiting: usize, nodes: usize, room: usize) -> (usize, Duration) {
         service: Service::Ready,
         zone: format!("zone-{}", n % ZONES),
         capacity: Resources { cpu_millicores: 1_000_000, memory_bytes: each * GIB, pids: 0 },
+        processors: 64_000,
         allocated: Resources { cpu_millicores: 0, memory_bytes: 0, pids: 0 },
         count: 0,
         most: 250,

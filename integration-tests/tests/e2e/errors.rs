@@ -7,6 +7,7 @@ use carrel_proto::v1::workspace::{State, StatusReason};
 use carrel_proto::v1::{self as pb};
 use integration_tests::client::{Client, name_of, reason, violations};
 use integration_tests::cluster::{Cluster, Options};
+use integration_tests::docker::Docker;
 use integration_tests::process::Process;
 use integration_tests::{http, settings};
 use tonic::Code;
@@ -224,11 +225,16 @@ async fn an_image_that_does_not_exist_fails_the_start_with_its_name() {
 
 #[tokio::test]
 async fn limits_beyond_every_node_are_refused() {
-    let cluster = Cluster::start(Options::new().flag("memory", "1099511627776")).await;
-    let client = cluster.client();
-    let status = client.try_start("ada").await.unwrap_err();
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::FailedPrecondition, "LIMITS_BEYOND_NODES"));
-    assert_eq!(client.try_get("ada").await.unwrap_err().code(), Code::NotFound, "nothing half done");
+    // Processors are promised many times over, but Docker gives no single container more than there are.
+    let processors = Docker::at(&settings::docker_host()).api().info().await.unwrap().ncpu.unwrap();
+    for (flag, limit) in [("memory", 1 << 40), ("cpu-millicores", (processors + 1) * 1000)] {
+        let cluster = Cluster::start(Options::new().flag(flag, &limit.to_string())).await;
+        let client = cluster.client();
+        let status = client.try_start("ada").await.unwrap_err();
+        let told = (status.code(), reason(&status));
+        assert_eq!(told, (Code::FailedPrecondition, "LIMITS_BEYOND_NODES".to_owned()), "{flag}");
+        assert_eq!(client.try_get("ada").await.unwrap_err().code(), Code::NotFound, "nothing half done");
+    }
 }
 
 #[tokio::test]

@@ -131,6 +131,7 @@ mod tests {
             service: Service::Ready,
             zone: String::new(),
             capacity: Resources { memory_bytes: 8 << 30, cpu_millicores: 8000, pids: 0 },
+            processors: 8000,
             allocated: NEED,
             count: 1,
             most: 250,

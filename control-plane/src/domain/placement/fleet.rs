@@ -46,6 +46,8 @@ pub struct Candidate {
     pub zone: String,
     /// What it can hold, over-commit included.
     pub capacity: Resources,
+    /// Its processors in thousandths, as they are: Docker gives no single container more, whatever the over-commit.
+    pub processors: i64,
     /// What its unreleased placements hold.
     pub allocated: Resources,
     /// Unreleased placements.
@@ -70,7 +72,8 @@ impl Candidate {
     }
 
     fn has_cpu(&self, need: &Resources) -> bool {
-        self.allocated.cpu_millicores.saturating_add(need.cpu_millicores) <= self.capacity.cpu_millicores
+        need.cpu_millicores <= self.processors
+            && self.allocated.cpu_millicores.saturating_add(need.cpu_millicores) <= self.capacity.cpu_millicores
     }
 
     fn has_place(&self) -> bool {
@@ -83,7 +86,7 @@ impl Candidate {
 
     fn could_ever_fit(&self, need: &Resources) -> bool {
         self.most > 0
-            && need.cpu_millicores <= self.capacity.cpu_millicores
+            && need.cpu_millicores <= self.processors.min(self.capacity.cpu_millicores)
             && need.memory_bytes <= self.capacity.memory_bytes
     }
 

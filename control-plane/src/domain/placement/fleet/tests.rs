@@ -15,6 +15,7 @@ fn candidate(number: u128, gib: i64, used: i64) -> Candidate {
         service: Service::Ready,
         zone: String::new(),
         capacity: all(gib),
+        processors: 8000,
         allocated: all(used),
         count: used,
         most: 250,
@@ -58,6 +59,20 @@ fn says_why_nobody_takes_it() {
     let avoid = [candidate(1, 4, 0).node];
     assert_eq!(why(vec![candidate(1, 4, 0)], &avoid), NoPlace::FailedOnAll);
     assert_eq!(why(vec![candidate(1, 4, 0), candidate(2, 4, 4)], &avoid), full(Lack::Memory, 0, 1));
+}
+
+#[test]
+fn no_node_takes_a_desk_of_more_processors_than_it_has_however_many_it_promises() {
+    let (small, large) = (|| Candidate { processors: 2000, ..candidate(1, 64, 0) }, || candidate(2, 64, 60));
+    let ask = Ask { need: Resources { cpu_millicores: 4000, ..NEED }, ..ask() };
+    let fleet = |nodes| Fleet::new(Strategy::Spread, nodes, []);
+    let mut both = fleet(vec![small(), large()]);
+    assert_eq!(both.take(&ask), Ok(large().node), "the emptiest by far is too small");
+    assert!(!both.take_on(small().node, &ask));
+    let full = NoPlace::Full { lack: Lack::Cpu, with_room: 0, of: 2, need: ask.need };
+    assert_eq!(both.place(&ask), Err(full), "the large one has promised all that it can");
+    assert!(!both.could_take_elsewhere(&Ask { avoid: &[large().node], ..ask }, false));
+    assert_eq!(fleet(vec![small()]).place(&ask), Err(NoPlace::TooLarge));
 }
 
 #[test]

@@ -32,6 +32,7 @@ fn node(n: u128, gib: i64) -> Candidate {
         service: Service::Ready,
         zone: String::new(),
         capacity: Resources { cpu_millicores: 1_000_000, memory_bytes: gib << 30, pids: 0 },
+        processors: 8000,
         allocated: Resources { cpu_millicores: 0, memory_bytes: 0, pids: 0 },
         count: 0,
         most: 250,
