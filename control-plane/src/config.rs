@@ -17,7 +17,7 @@ use crate::domain::activity::BySignal;
 use crate::domain::idle::IdlePolicy;
 use crate::domain::lease::LeaseTerms;
 use crate::domain::placement::Strategy;
-use crate::domain::policy::{Defaults, LONGEST_TIME};
+use crate::domain::policy::{Defaults, LONGEST_TIME, MOST_PIDS};
 use crate::domain::reconcile::OrderTimes;
 use crate::domain::workspace::Stays;
 use crate::store::CandidateLimits;
@@ -141,7 +141,7 @@ pub struct ServeArgs {
     #[arg(long, env = "CARREL_MEMORY", default_value = "1GiB", value_parser = parse_bytes)]
     pub memory: i64,
     /// Processes and threads of a workspace at most.
-    #[arg(long, env = "CARREL_PIDS", default_value_t = 512)]
+    #[arg(long, env = "CARREL_PIDS", default_value_t = 512, value_parser = clap::value_parser!(i64).range(1..=MOST_PIDS))]
     pub pids: i64,
     /// Port the editor listens on inside the container.
     #[arg(long, env = "CARREL_PROBE_PORT", default_value_t = 8080)]
@@ -314,8 +314,8 @@ impl ServeArgs {
         if self.unreachable_after < self.heartbeat_interval * 3 {
             return bad("--unreachable-after", "must be at least three times --heartbeat-interval");
         }
-        if self.cpu_millicores <= 0 || self.pids <= 0 {
-            return bad("--cpu-millicores, --pids", "must be positive");
+        if self.cpu_millicores <= 0 {
+            return bad("--cpu-millicores", "must be positive");
         }
         if self.memory < 6 << 20 {
             return bad("--memory", "Docker starts nothing below 6MiB");

@@ -14,7 +14,7 @@ use crate::app::StoredPolicy;
 use crate::app::{Explained, policy_etag};
 use crate::domain::idle::Clock;
 use crate::domain::policy::{
-    Effective, LONGEST_TIME, Policy, Probe, QuietWindow, Scope, SignalRule, WINDOWS_END_BEFORE,
+    Effective, LONGEST_TIME, MOST_PIDS, Policy, Probe, QuietWindow, Scope, SignalRule, WINDOWS_END_BEFORE,
 };
 use crate::domain::workspace::State;
 
@@ -51,9 +51,18 @@ fn span(
     }
 }
 
-fn positive(field: &'static str, number: Option<i64>, least: i64) -> Result<Option<i64>, WireError> {
+fn at_least(field: &'static str, number: Option<i64>, least: i64) -> Result<Option<i64>, WireError> {
     match number {
         Some(n) if n < least => Err(WireError::new(field, format!("must be at least {least}"))),
+        number => Ok(number),
+    }
+}
+
+fn pids(number: Option<i64>) -> Result<Option<i64>, WireError> {
+    match number {
+        Some(n) if !(1..=MOST_PIDS).contains(&n) => {
+            Err(WireError::new("policy.pids", format!("must be 1 to {MOST_PIDS}")))
+        }
         number => Ok(number),
     }
 }
@@ -157,9 +166,9 @@ pub(super) fn policy(message: pb::Policy) -> Result<Policy, WireError> {
             Duration::ZERO,
         )?,
         quiet_windows,
-        cpu_millicores: positive("policy.cpu_millicores", message.cpu_millicores, 1)?,
-        memory_bytes: positive("policy.memory_bytes", message.memory_bytes, 6 << 20)?,
-        pids: positive("policy.pids", message.pids, 1)?,
+        cpu_millicores: at_least("policy.cpu_millicores", message.cpu_millicores, 1)?,
+        memory_bytes: at_least("policy.memory_bytes", message.memory_bytes, 6 << 20)?,
+        pids: pids(message.pids)?,
         image: message.image,
         allowed_images: allowed_images(message.allowed_images)?,
         probe: message.probe.map(probe).transpose()?,
@@ -334,6 +343,17 @@ pub(super) fn explanation(told: Explained) -> pb::IdleExplanation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_processes_are_promised_than_the_kernel_counts() {
+        let set = |pids| {
+            policy(pb::Policy { pids: Some(pids), ..pb::Policy::default() })
+                .map(|policy| policy.pids)
+                .map_err(|error| error.field)
+        };
+        assert_eq!([1, 4_194_304].map(set), [Ok(Some(1)), Ok(Some(4_194_304))]);
+        assert_eq!([0, 4_194_305, i64::MAX].map(set), [Err("policy.pids"); 3]);
+    }
 
     #[test]
     fn a_window_ends_where_what_follows_from_it_can_still_be_told() {

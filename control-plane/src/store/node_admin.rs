@@ -41,9 +41,10 @@ fn failures_since() -> sea_orm::Value {
     FAILURES_COUNT_FOR.as_secs_f64().into()
 }
 
+/// Nothing bounds the sum of pids as room bounds the others, so it is cut at what a bigint holds.
 const LOADS: &str = "
-SELECT n.*, coalesce(p.cpu, 0)::bigint AS cpu, coalesce(p.memory, 0)::bigint AS memory, coalesce(p.pids, 0)::bigint AS pids,
-       coalesce(p.count, 0) AS count, coalesce(i.images, '{}') AS images,
+SELECT n.*, coalesce(p.cpu, 0)::bigint AS cpu, coalesce(p.memory, 0)::bigint AS memory,
+       least(coalesce(p.pids, 0), 9223372036854775807)::bigint AS pids, coalesce(p.count, 0) AS count, coalesce(i.images, '{}') AS images,
        (SELECT count(*) FROM start_failures f
         WHERE f.node_id = n.id AND f.at > clock_timestamp() - make_interval(secs => $1)) AS start_failures
 FROM nodes n LEFT JOIN node_images i ON i.node_id = n.id LEFT JOIN LATERAL (

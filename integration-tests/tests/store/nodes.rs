@@ -4,6 +4,7 @@ use carrel_common::id::{NodeId, RequestId};
 use carrel_common::model::{Health, Observed, StatusReason};
 use control_plane::app::{AppError, Call, Greeting, HeartbeatOutcome};
 use control_plane::domain::node::{NodeState, Standing};
+use control_plane::domain::policy::{Policy, Scope};
 use control_plane::domain::workspace::{State, Workspace};
 
 use crate::rig::{GIB, Rig, call, secret_of};
@@ -23,6 +24,21 @@ async fn nodes_are_listed_in_pages_with_what_they_hold() {
     assert_eq!((load.allocated.memory_bytes, load.allocated.pids, load.count), (GIB, 512, 1));
     assert_eq!((load.capacity.cpu_millicores, load.capacity.memory_bytes), (200_000, 4 * GIB));
     assert_eq!(load.node.standing(), Standing::Ready);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn limits_that_nobody_can_add_up_keep_no_node_from_being_shown() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let boundless = Policy { pids: Some(i64::MAX), ..Policy::default() };
+    rig.app.set_policy(&call("SetPolicy"), &Scope::Site, "", &boundless).await.unwrap();
+    for student in ["ada", "bob"] {
+        rig.start(student).await.unwrap();
+    }
+    let (all, _) = rig.app.nodes(None, false, 10).await.unwrap();
+    assert_eq!((all[0].allocated.pids, all[0].count), (i64::MAX, 2));
+    assert_eq!(rig.app.node(node).await.unwrap(), all[0]);
     rig.end().await;
 }
 

@@ -28,6 +28,9 @@ pub use effective::Effective;
 /// No time that a policy sets is longer: years are beyond every use, and a time that is so far away can still be told.
 pub const LONGEST_TIME: Duration = Duration::from_secs(366 * 24 * 3600);
 
+/// The kernel counts no more processes and threads than this, and takes no higher limit.
+pub const MOST_PIDS: i64 = 4_194_304;
+
 /// Every quiet window ends before: what follows from it has to be told, too, and no time after the year 9999 can be.
 pub const WINDOWS_END_BEFORE: OffsetDateTime = time::macros::datetime!(9000-01-01 00:00 UTC);
 
