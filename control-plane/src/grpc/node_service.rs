@@ -184,7 +184,7 @@ impl NodeService for Nodes {
         let what = format!("{resolution:?}");
         let content = [&request.node, &request.container_id, &what, why, only(request.validate_only)];
         let call = parse::call("ResolveOrphan", &request.request_id, &content).map_err(bad_field)?;
-        let which = (node, request.container_id.as_str());
+        let which = (node, parse::text("container_id", &request.container_id).map_err(bad_field)?);
         let resolved = self.app.resolve_orphan(&call, which, resolution, why, request.validate_only).await;
         let Resolved { orphan, workspace } = resolved.map_err(to_status)?;
         let shown = self.app.view(workspace.into_iter().collect()).await.map_err(to_status)?.pop();

@@ -78,11 +78,16 @@ pub(super) fn call(rpc: &'static str, request_id: &str, content: &[&str]) -> Par
     Ok(Call { rpc, request_id, fingerprint: carrel_common::id::hex(&hash.finalize()) })
 }
 
-pub(super) fn reason(text: &str) -> Parsed<&str> {
-    if text.chars().count() > LONGEST_REASON {
+/// Free text. Postgres takes every character but one.
+pub(super) fn text<'a>(field: &'static str, text: &'a str) -> Parsed<&'a str> {
+    if text.contains('\0') { Err(WireError::new(field, "must not contain NUL")) } else { Ok(text) }
+}
+
+pub(super) fn reason(words: &str) -> Parsed<&str> {
+    if words.chars().count() > LONGEST_REASON {
         return Err(WireError::new("reason", format!("must be at most {LONGEST_REASON} characters")));
     }
-    Ok(text)
+    text("reason", words)
 }
 
 /// A reason that must be given.
@@ -173,7 +178,7 @@ pub(super) fn page_mark<'a>(token: &'a str, filter: &str) -> Parsed<Option<&'a s
         return Ok(None);
     }
     match token.rsplit_once('~') {
-        Some((mark, check)) if check == token_check(filter) => Ok(Some(mark)),
+        Some((mark, check)) if check == token_check(filter) => text("page_token", mark).map(Some),
         _ => Err(WireError::new(
             "page_token",
             "is not a token of this list with this filter; begin again with an empty one",
@@ -201,6 +206,9 @@ pub(super) fn event_filter(filter: Option<pb::EventFilter>) -> Parsed<EventQuery
         "" => None,
         name => Some(workspace_name("filter.workspace", name)?.key()),
     };
+    for kind in &filter.types {
+        text("filter.types", kind)?;
+    }
     Ok(EventQuery {
         kinds: filter.types,
         student_key,
@@ -270,6 +278,13 @@ mod tests {
         assert_eq!(lines(-1).map_err(field), Err("lines"));
         assert_eq!(call("X", "not-a-uuid", &[]).map_err(field), Err("request_id"));
         assert_eq!(resume_token("zzz").map_err(field), Err("resume_token"));
+        assert_eq!(reason("a\0b").map_err(field), Err("reason"));
+        assert_eq!(needed_reason("a\0b").map_err(field), Err("reason"));
+        assert_eq!(reason("two\nlines").map_err(field), Ok("two\nlines"));
+        let types = pb::EventFilter { types: vec!["a\0b".into()], ..pb::EventFilter::default() };
+        assert_eq!(event_filter(Some(types)).map_err(field), Err("filter.types"));
+        let token = page_token("a\0b", "filter");
+        assert_eq!(page_mark(&token, "filter").map_err(field), Err("page_token"));
         let ttl = |seconds| pb::CreateJoinTokenRequest {
             ttl: Some(wire::duration(Duration::from_secs(seconds))),
             ..pb::CreateJoinTokenRequest::default()

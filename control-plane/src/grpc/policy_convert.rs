@@ -9,7 +9,7 @@ use carrel_common::wire::{self, WireError, duration, timestamp};
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::idle_explanation::Verdict;
 
-use super::convert;
+use super::{convert, parse};
 use crate::app::StoredPolicy;
 use crate::app::{Explained, policy_etag};
 use crate::domain::idle::Clock;
@@ -115,6 +115,7 @@ fn signal_rule(message: pb::SignalRule) -> Result<(Signal, SignalRule), WireErro
         let problem = format!("must say why, in at most {LONGEST_REASON} characters");
         return Err(WireError::new("policy.signal_rules.reason", problem));
     }
+    parse::text("policy.signal_rules.reason", reason)?;
     Ok((signal, SignalRule { counts: message.counts, reason: reason.to_owned() }))
 }
 
@@ -136,13 +137,14 @@ fn allowed_images(list: Vec<String>) -> Result<Vec<String>, WireError> {
         return Err(WireError::new(field, format!("at most {MOST_IMAGES}")));
     }
     let wrong = |image: &&String| image.is_empty() || image.strip_suffix('*').unwrap_or(image).contains('*');
-    match list.iter().find(wrong) {
-        Some(image) => Err(WireError::new(
-            field,
-            format!("{image:?} must be an image, or its beginning and one * at the end"),
-        )),
-        None => Ok(list),
+    if let Some(image) = list.iter().find(wrong) {
+        let problem = format!("{image:?} must be an image, or its beginning and one * at the end");
+        return Err(WireError::new(field, problem));
     }
+    for image in &list {
+        parse::text(field, image)?;
+    }
+    Ok(list)
 }
 
 /// What a caller wants set.
@@ -153,6 +155,7 @@ pub(super) fn policy(message: pb::Policy) -> Result<Policy, WireError> {
     if message.image.as_deref() == Some("") {
         return Err(WireError::new("policy.image", "must not be empty; leave it out to inherit it"));
     }
+    parse::text("policy.image", message.image.as_deref().unwrap_or_default())?;
     let mut quiet_windows = message.quiet_windows.into_iter().map(window).collect::<Result<Vec<_>, _>>()?;
     quiet_windows.sort_by_key(|window| (window.start, window.end));
     let policy = Policy {
@@ -343,6 +346,21 @@ pub(super) fn explanation(told: Explained) -> pb::IdleExplanation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_text_has_a_character_that_the_database_does_not_take() {
+        let bad = || "a\0b".to_owned();
+        let rule = pb::SignalRule { reason: bad(), signal: pb::Signal::Job.into(), counts: true };
+        let set = |message| policy(message).map_err(|error| error.field);
+        let refused = [
+            pb::Policy { image: Some(bad()), ..pb::Policy::default() },
+            pb::Policy { allowed_images: vec![bad()], ..pb::Policy::default() },
+            pb::Policy { signal_rules: vec![rule], ..pb::Policy::default() },
+        ]
+        .map(set);
+        let fields = ["policy.image", "policy.allowed_images", "policy.signal_rules.reason"];
+        assert_eq!(refused, fields.map(Err));
+    }
 
     #[test]
     fn no_more_processes_are_promised_than_the_kernel_counts() {

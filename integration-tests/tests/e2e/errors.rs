@@ -50,6 +50,11 @@ async fn bad_requests_name_the_field() {
     };
     let status = client.workspaces.clone().start_workspace(request).await.unwrap_err();
     assert_eq!(violations(&status), ["request_id"]);
+    // As a form may send it; the database would not take it.
+    let request =
+        pb::StopWorkspaceRequest { name: name_of("ada"), reason: "a\0b".into(), ..Default::default() };
+    let status = client.workspaces.clone().stop_workspace(request).await.unwrap_err();
+    assert_eq!((status.code(), violations(&status)), (Code::InvalidArgument, vec!["reason".to_owned()]));
 
     let status =
         list(&client, pb::ListWorkspacesRequest { page_size: -1, ..Default::default() }).await.unwrap_err();
