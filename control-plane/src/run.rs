@@ -80,7 +80,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
 
     // Before anything is decided: what was missed while nobody was up, and the policies.
     patiently(&stop, || app.pulse()).await?;
-    app.metrics.store_behind(app.state.get().behind.is_some());
+    app.metrics.store_behind(app.state.is_behind());
 
     // Three groups that end one after the other: callers and agents first, then the loops, then what they write to.
     let (serving, looping, writing) =

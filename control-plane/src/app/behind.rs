@@ -26,6 +26,11 @@ impl SharedState {
         self.0.borrow().clone()
     }
 
+    /// Whether it has gone back in time, as it is known.
+    pub fn is_behind(&self) -> bool {
+        self.0.borrow().behind.is_some()
+    }
+
     /// Incarnation of the store, as it is known.
     pub fn incarnation(&self) -> i64 {
         self.0.borrow().incarnation

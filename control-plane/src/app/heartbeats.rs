@@ -171,16 +171,17 @@ impl App {
         let rules = self.rules.get();
         let mut places = places.iter();
         for waiting in waiting {
-            let answers = waiting.beats.iter().zip(&mut places).map(|(beat, place)| {
+            let mut answers = Vec::with_capacity(waiting.beats.len());
+            for (beat, place) in waiting.beats.iter().zip(&mut places) {
                 let rounds = if beat.signal == Signal::Job { &jobs } else { &input };
-                match rounds.get(place.round) {
+                answers.push(match rounds.get(place.round) {
                     Some(Err(error)) => Err(error.clone()),
-                    Some(Ok(beaten)) => self.answer(&rules, beat, beaten.get(place.at)),
-                    None => self.answer(&rules, beat, None),
-                }
-            });
+                    Some(Ok(beaten)) => self.answer(&rules, beat, beaten.get(place.at)).await,
+                    None => self.answer(&rules, beat, None).await,
+                });
+            }
             // A caller that went away needs no answer; what it reported counts all the same.
-            waiting.answer.send(answers.collect()).ok();
+            waiting.answer.send(answers).ok();
         }
     }
 
@@ -200,14 +201,14 @@ impl App {
         recorded.ok_or_else(clock_was_set)
     }
 
-    fn answer(&self, rules: &Rules, beat: &Beat, beaten: Option<&Beaten>) -> Answer {
+    async fn answer(&self, rules: &Rules, beat: &Beat, beaten: Option<&Beaten>) -> Answer {
         match beaten {
             Some(Beaten::Recorded { workspace, activity, now }) => {
                 self.metrics.heartbeat("recorded");
                 if workspace.warning.is_some() {
                     self.nudge.look_at(workspace.uid, *now);
                 }
-                let idle = IdleView::new(rules, workspace, activity, *now);
+                let idle = self.idle_after(rules, workspace, activity, *now).await?;
                 let clamped =
                     beat.signal == Signal::Job && falls_short(idle.awake_until, beat.keep_awake, *now);
                 Ok(Recorded { idle, clamped })

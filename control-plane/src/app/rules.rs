@@ -312,7 +312,7 @@ impl App {
         let known = activities.remove(&workspace.uid).unwrap_or_default();
         let idle = IdleView::of(&rules, &workspace, &known, now);
         let unheard = idle.clock == Clock::Paused && workspace.state != State::Unreachable;
-        let behind = self.state.get().behind.is_some();
+        let behind = self.state.is_behind();
         let (idle, unheard) = (idle.while_behind(behind), unheard && !behind);
         let activity = known.activity;
         let policy = rules.book.effective(workspace.course.as_ref(), Some(student));

@@ -11,7 +11,7 @@ use super::line::Line;
 use super::rules::Rules;
 use super::{App, Result};
 use crate::domain::activity::Activity;
-use crate::domain::idle::{Clock, Look};
+use crate::domain::idle::{Clock, Look, Times};
 use crate::domain::workspace::{State, Workspace};
 use crate::store::Known;
 
@@ -40,11 +40,6 @@ pub struct IdleView {
 }
 
 impl IdleView {
-    /// Derived from the rules, the workspace and activity that has just been recorded.
-    pub fn new(rules: &Rules, workspace: &Workspace, activity: &Activity, now: OffsetDateTime) -> Self {
-        Self::of(rules, workspace, &Known { activity: *activity, heard: true }, now)
-    }
-
     /// Derived from the rules, the workspace and what is known of its activity.
     pub(super) fn of(rules: &Rules, workspace: &Workspace, known: &Known, now: OffsetDateTime) -> Self {
         let Known { activity, heard } = known;
@@ -62,6 +57,12 @@ impl IdleView {
             awake_until: look.awake_until(),
             now,
         }
+    }
+
+    /// Whether the warning or the stop is due: then it matters whether the node has told all that it saw.
+    fn is_due(&self) -> bool {
+        let next = |times: Times| if self.warned { times.deadline_at } else { times.warning_at };
+        self.clock.times().is_some_and(|times| next(times) <= self.now)
     }
 
     /// The same while the store is behind: nothing is decided by it.
@@ -118,7 +119,7 @@ impl App {
         };
         let starts = workspaces.iter().any(|w| w.state == State::Starting);
         let outlook = if starts { self.outlook(now).await? } else { Arc::default() };
-        let (rules, behind) = (self.rules.get(), self.state.get().behind.is_some());
+        let (rules, behind) = (self.rules.get(), self.state.is_behind());
         let shown = |workspace: Workspace| {
             let idle = workspace.open_for_activity().then(|| {
                 let known = activities.get(&workspace.uid).copied().unwrap_or_default();
@@ -135,6 +136,31 @@ impl App {
             WorkspaceView { workspace, idle, queue_position, ready_at }
         };
         Ok(workspaces.into_iter().map(shown).collect())
+    }
+
+    /// The deadline that follows from activity that has just been recorded, as [`App::view`] shows it. What the node has told is read
+    /// only where it matters: heartbeats are many.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub(super) async fn idle_after(
+        &self,
+        rules: &Rules,
+        workspace: &Workspace,
+        activity: &Activity,
+        now: OffsetDateTime,
+    ) -> Result<IdleView> {
+        let behind = self.state.is_behind();
+        let of = |heard| {
+            let known = Known { activity: *activity, heard };
+            IdleView::of(rules, workspace, &known, now).while_behind(behind)
+        };
+        let idle = of(true);
+        if !idle.is_due() {
+            return Ok(idle);
+        }
+        let (known, _) = self.store.activities(vec![workspace.uid], self.settings.told_within()).await?;
+        Ok(of(known.get(&workspace.uid).is_some_and(|known| known.heard)))
     }
 
     /// As [`App::view`], for one.

@@ -13,7 +13,7 @@ use super::settle::settle;
 use super::{App, AppError, IdleView, Result, WorkspaceView, alone};
 use crate::domain::event::{Actor, Entry};
 use crate::domain::workspace::{Event, Step, Workspace};
-use crate::store::{Locked, Replay, StoreError, Work, WorkspaceQuery};
+use crate::store::{Known, Locked, Replay, StoreError, Work, WorkspaceQuery};
 
 /// What identifies a call, so that repeating it has one effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -254,7 +254,9 @@ impl App {
                 activity.version += 1;
                 after = work.save(&before, after, vec![entry], now).await?;
             }
-            let idle = IdleView::new(&rules, &after, &activity, now);
+            let node = after.node.into_iter().collect();
+            let heard = !work.nodes_that_have_told(node, self.settings.told_within()).await?.is_empty();
+            let idle = IdleView::of(&rules, &after, &Known { activity, heard }, now);
             let answer = Extended { idle, until, clamped };
             if let Some(id) = call.request_id {
                 work.answer(call.rpc, id, &answer).await?;

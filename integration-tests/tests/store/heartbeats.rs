@@ -1,11 +1,12 @@
 use std::time::Duration;
 
 use carrel_common::model::Signal;
-use control_plane::app::AppError;
+use control_plane::app::{AppError, Extent};
+use control_plane::domain::idle::Clock;
 use control_plane::store::Beat;
 
 use crate::late::somebody_waits;
-use crate::rig::{self, Rig};
+use crate::rig::{self, Rig, call, id};
 
 fn beat(student: &str, age: u64) -> Beat {
     rig::beat(student, Signal::LmsInput, Duration::from_secs(age))
@@ -56,6 +57,43 @@ async fn a_batch_answers_each_report_in_order() {
     assert!(matches!(&answers[1], Err(AppError::NotRunning { stop: Some(_), .. })));
     let (third, fourth) = (answers[2].as_ref().unwrap(), answers[3].as_ref().unwrap());
     assert_eq!(third, fourth, "of several reports of one student the youngest counts, for all");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_is_answered_to_activity_is_what_every_other_face_shows() {
+    let rig = Rig::with(|settings| {
+        settings.defaults.idle.max_lifetime = Duration::from_secs(600);
+        settings.defaults.idle.warning_lead = Duration::from_millis(100);
+    })
+    .await;
+    let node = rig.node(4).await;
+    let ada = rig.running(node, "ada").await;
+    let faces = async || {
+        let recorded = rig.app.record(vec![beat("ada", 0)]).await.unwrap().remove(0).unwrap();
+        let by = Extent::By(Duration::from_secs(1));
+        let extended = rig.app.extend(&call("ExtendWorkspace"), &id("ada"), by, "").await;
+        let shown = rig.app.get(&id("ada")).await.unwrap();
+        [recorded.idle, extended.unwrap().idle, shown.idle.unwrap()].map(|idle| idle.clock)
+    };
+    let are_running = |faces: [Clock; 3]| faces.iter().all(|clock| clock.running().is_some());
+    let older = "UPDATE workspaces SET ready_at = ready_at - interval '10 min', version = version + 1";
+    rig.database.execute(older).await;
+    assert!(are_running(faces().await), "the warning is due, and nothing is missing for it");
+    rig.app.check_idle(ada.uid).await.unwrap();
+    assert!(rig.get("ada").await.warning.is_some(), "work does not move the end of a lifetime");
+    rig.reconnect(node).await;
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    assert_eq!(faces().await, [Clock::Paused; 3], "the deadline is over, and its host has yet to tell");
+    rig.heartbeat(node).await;
+    assert!(are_running(faces().await));
+
+    rig.running(node, "bob").await;
+    rig.database.execute("UPDATE restoration SET behind_since = now()").await;
+    rig.app.refresh_state().await.unwrap();
+    let recorded = rig.app.record(vec![beat("bob", 0)]).await.unwrap().remove(0).unwrap();
+    let shown = rig.app.get(&id("bob")).await.unwrap().idle.unwrap();
+    assert_eq!([recorded.idle.clock, shown.clock], [Clock::Paused; 2], "nothing is decided by it");
     rig.end().await;
 }
 
