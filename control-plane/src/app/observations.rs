@@ -12,7 +12,6 @@ use super::workspaces::rfc3339;
 use super::{App, AppError, Result, alone};
 use crate::domain::activity::Activity;
 use crate::domain::behind::Evidence;
-use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::reconcile::Placement;
 use crate::domain::workspace::{Event, Report, State, Workspace};
 use crate::store::{Locked, Work};
@@ -104,13 +103,6 @@ impl App {
         if matches!(event, Event::Report(Report::Gone { .. }) | Event::NodeLost { .. }) {
             let took = Duration::try_from(now - before.state_since).unwrap_or_default();
             work.release_placement(&placement, (before.state == State::Stopping).then_some(took)).await?;
-            if let Observed::Gone { purge: Err(problem) } = &seen.state {
-                let subject =
-                    Subject { workspace: Some((before.uid, before.student.clone())), node: Some(node) };
-                let entry =
-                    Entry::new("workspace.purge_failed", Actor::Agent).with("message", problem.as_str());
-                work.append(subject, entry).await?;
-            }
         }
         let event = self.end_or_elsewhere(work, &before, event, now, outcomes).await?;
         let (mut next, mut log) = before.apply(event, now)?;
@@ -225,9 +217,7 @@ fn concerns(
         // Its node ended it as its own lease was over: the same as if the control plane had given the node up.
         Observed::Fenced => return Some(lost()),
         // Of an older generation only its end counts.
-        Observed::Gone { purge } => {
-            Report::Gone { purged: matches!(purge, Ok(true)), exit_code: seen.exit_code }
-        }
+        Observed::Gone { purge } => Report::Gone { purge: purge.clone(), exit_code: seen.exit_code },
         _ if !present => return None,
         Observed::Starting(stage) => Report::Starting { stage: *stage, pull_percent: seen.pull_percent },
         Observed::Running { endpoint } => {

@@ -348,7 +348,8 @@ impl App {
     async fn place_purge(&self, uid: WorkspaceUid) -> Result<bool> {
         let mut work = self.store.begin().await?;
         let Some(Locked { workspace: before, now, .. }) = work.lock(uid).await? else { return Ok(false) };
-        if before.node.is_some() || before.deleted_at.is_some() || before.deletion.is_none() {
+        let rests = before.deletion.is_none_or(|deletion| deletion.rests(now));
+        if before.node.is_some() || before.deleted_at.is_some() || rests {
             return Ok(false);
         }
         if self.may_run_unseen(&mut work, uid).await? {

@@ -13,7 +13,7 @@ use super::error::{Result, StoreError};
 use super::readable::readable;
 use super::{Store, sql};
 use crate::domain::placement::{HeldContainer, Outlook, RELEASES_COUNT_FOR, Waiting};
-use crate::domain::workspace::Attempts;
+use crate::domain::workspace::{Attempts, LONGEST_PURGE_PAUSE};
 
 /// So many of the newest starts and stops tell what one takes.
 const SAMPLE: i64 = 100;
@@ -117,15 +117,18 @@ impl Store {
             .collect()
     }
 
-    /// Deleted workspaces whose files a node has yet to move away.
+    /// Deleted workspaces whose files a node has yet to move away, but those that rest after a failure.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn purges_waiting(&self, limit: i64) -> Result<Vec<WorkspaceUid>> {
         self.uids(
-            "SELECT id FROM workspaces WHERE deletion IS NOT NULL AND node_id IS NULL AND deleted_at IS NULL
+            // As `Deletion::rests` has it; the transaction that places one asks that again.
+            "SELECT id FROM workspaces, (SELECT clock_timestamp() AS now) AS clock
+             WHERE deletion IS NOT NULL AND node_id IS NULL AND deleted_at IS NULL
+             AND coalesce((deletion->>'retry_at')::timestamptz NOT BETWEEN clock.now AND clock.now + make_interval(secs => $2), true)
              ORDER BY id LIMIT $1",
-            [limit.into()],
+            [limit.into(), LONGEST_PURGE_PAUSE.as_secs_f64().into()],
             "read the purges",
         )
         .await

@@ -4,7 +4,8 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use carrel_proto::v1::stop::Reason;
-use carrel_proto::v1::workspace::{DesiredState, State};
+use carrel_proto::v1::workspace::{DesiredState, State, StatusReason};
+use integration_tests::client::reason;
 use integration_tests::cluster::{Cluster, Options};
 use integration_tests::http;
 use tonic::Code;
@@ -158,6 +159,26 @@ async fn purged_files_go_to_the_trash() {
     client.delete_and_wait("ada", true).await;
     assert!(!cluster.student_dir("ada").exists());
     assert_eq!(files_below(&cluster.base().join(".carrel/trash")).len(), 2);
+}
+
+#[tokio::test]
+async fn files_that_cannot_go_to_the_trash_are_told_of_and_can_be_left_where_they_are() {
+    let cluster = Cluster::start(Options::new()).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    let essay = cluster.student_dir("ada").join("essay.txt");
+    std::fs::write(&essay, "to be").unwrap();
+    std::os::unix::fs::symlink("/tmp", cluster.base().join(".carrel/trash")).unwrap();
+    client.try_delete("ada", "", true).await.unwrap();
+    let failed = client.wait_for("ada", State::Failed).await;
+    assert_eq!(failed.status_reason(), StatusReason::Deleting, "{failed:?}");
+    assert!(failed.status_message.contains("trash"), "{failed:?}");
+    assert_eq!(cluster.containers().await, []);
+    assert_eq!(reason(&client.try_start("ada").await.unwrap_err()), "WORKSPACE_DELETING");
+
+    client.delete_and_wait("ada", false).await;
+    client.start_and_wait("ada").await;
+    assert_eq!(std::fs::read_to_string(essay).unwrap(), "to be");
 }
 
 #[tokio::test]

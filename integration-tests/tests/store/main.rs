@@ -28,6 +28,7 @@ mod orphans;
 mod passes;
 mod placing;
 mod policies;
+mod purges;
 mod races;
 mod refusing;
 mod reports;

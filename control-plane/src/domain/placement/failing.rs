@@ -166,7 +166,7 @@ mod tests {
     fn moved(w: &Workspace, n: u128) -> Workspace {
         use crate::domain::workspace::Report;
         let again = Event::TryElsewhere { reason: StatusReason::RuntimeError, message: String::new() };
-        let gone = Event::Report(Report::Gone { purged: false, exit_code: None });
+        let gone = Event::Report(Report::Gone { purge: Ok(false), exit_code: None });
         [again, gone, Event::Place { node: node(n) }]
             .into_iter()
             .fold(w.clone(), |w, event| w.apply(event, T0).expect("legal").0)

@@ -57,8 +57,8 @@ pub enum Report {
     },
     /// Nothing of this generation, or of the older one that held the placement, runs or will run.
     Gone {
-        /// The files were moved to the trash.
-        purged: bool,
+        /// Whether the files were moved to the trash, or why they could not be.
+        purge: Result<bool, String>,
         /// Exit code of the program, when it was seen.
         exit_code: Option<i32>,
     },

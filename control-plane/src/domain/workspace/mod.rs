@@ -26,7 +26,7 @@ use super::drain::Terms;
 use super::event::{Actor, Entry};
 
 pub use event::{Event, IllegalTransition, Report, Step};
-pub use stays::Stays;
+pub use stays::{LONGEST_PURGE_PAUSE, Stays};
 
 /// Where a workspace is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -217,6 +217,19 @@ impl Warning {
 pub struct Deletion {
     /// The files go to the trash once the container is gone.
     pub purge_files: bool,
+    /// How often they could not be moved there.
+    #[serde(default)]
+    pub failures: u32,
+    /// When it is tried again.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub retry_at: Option<OffsetDateTime>,
+}
+
+impl Deletion {
+    /// Whether no node is asked to move the files at present. A longer pause than any was begun by a clock that was set back since.
+    pub fn rests(&self, now: OffsetDateTime) -> bool {
+        self.retry_at.is_some_and(|at| at > now && at <= now + LONGEST_PURGE_PAUSE)
+    }
 }
 
 /// Where one start has failed so far.

@@ -4,6 +4,7 @@ use carrel_common::id::Generation;
 use carrel_common::model::{Stage, StatusReason, StopReason, WorkspaceSpec};
 use time::OffsetDateTime;
 
+use super::stays::purge_pause;
 use super::{Attempts, Deletion, Desired, IdleEvidence, State, Stop, Workspace};
 use crate::domain::behind::in_reach;
 use crate::domain::event::{Actor, Entry};
@@ -190,11 +191,15 @@ impl Workspace {
     }
 
     pub(super) fn delete(&mut self, purge_files: bool, now: OffsetDateTime) -> Vec<Entry> {
+        if self.deletion.is_some() && self.node.is_none() && !purge_files {
+            // Nobody is moving the files at present: they stay where they are.
+            return self.finish_delete(false, now);
+        }
         if let Some(deletion) = &mut self.deletion {
             deletion.purge_files |= purge_files;
             return vec![];
         }
-        self.deletion = Some(Deletion { purge_files });
+        self.deletion = Some(Deletion { purge_files, failures: 0, retry_at: None });
         let mut log = vec![Entry::new("workspace.deleting", Actor::Caller).with("purge_files", purge_files)];
         if self.node.is_none() && !purge_files {
             log.extend(self.finish_delete(false, now));
@@ -207,6 +212,24 @@ impl Workspace {
         }
         self.status_reason = Some(StatusReason::Deleting);
         log
+    }
+
+    /// The files are where they were. Somebody has to mend the trash, or to say that they are to stay.
+    pub(super) fn fail_purge(
+        &mut self,
+        deletion: Deletion,
+        problem: String,
+        now: OffsetDateTime,
+    ) -> Vec<Entry> {
+        let failures = deletion.failures.saturating_add(1);
+        let retry_at = Some(now + purge_pause(failures));
+        self.deletion = Some(Deletion { failures, retry_at, ..deletion });
+        self.enter(State::Failed, now);
+        self.status_reason = Some(StatusReason::Deleting);
+        self.status_message =
+            format!("Its files could not be moved to the trash, which is tried again: {problem}");
+        let failed = Entry::new("workspace.purge_failed", Actor::Agent);
+        vec![failed.with("message", problem).with("attempt", failures)]
     }
 
     pub(super) fn finish_delete(&mut self, purged: bool, now: OffsetDateTime) -> Vec<Entry> {

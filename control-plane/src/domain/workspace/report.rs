@@ -87,7 +87,7 @@ impl Workspace {
             (State::Running | State::Unreachable, Report::Fenced { message, .. }) => {
                 self.fail(StatusReason::StorageFenced, None, message, Actor::Agent, now)
             }
-            (_, Report::Gone { purged, exit_code }) => self.gone(purged, exit_code, now),
+            (_, Report::Gone { purge, exit_code }) => self.gone(purge, exit_code, now),
             // A late word about a container that is to go, or has been given up: what counts is `Gone`.
             (
                 State::Stopped | State::Pending | State::Stopping | State::Failed,
@@ -122,7 +122,7 @@ impl Workspace {
     /// on its way out is out.
     pub(super) fn lose_node(&mut self, in_use: bool, now: OffsetDateTime) -> Vec<Entry> {
         if !self.state.wants_container() {
-            return self.gone(false, None, now);
+            return self.gone(Ok(false), None, now);
         }
         let lost = self.node.take();
         if !in_use {
@@ -155,16 +155,22 @@ impl Workspace {
     }
 
     /// The proof that the placement is over.
-    fn gone(&mut self, purged: bool, exit_code: Option<i32>, now: OffsetDateTime) -> Vec<Entry> {
+    fn gone(
+        &mut self,
+        purge: Result<bool, String>,
+        exit_code: Option<i32>,
+        now: OffsetDateTime,
+    ) -> Vec<Entry> {
         self.node = None;
+        if let Some(deletion) = self.deletion {
+            return match purge {
+                Err(problem) if deletion.purge_files => self.fail_purge(deletion, problem, now),
+                // The order to purge crossed this report: it is placed.
+                Ok(false) if deletion.purge_files => vec![],
+                purge => self.finish_delete(purge == Ok(true), now),
+            };
+        }
         match self.state {
-            _ if self.deletion.is_some() => {
-                if self.deletion.is_some_and(|d| d.purge_files) && !purged {
-                    // Either the order to purge crossed this report, or the move failed: it is placed and tried again.
-                    return vec![];
-                }
-                self.finish_delete(purged, now)
-            }
             State::Stopping if self.desired == Desired::Running => {
                 let mut log = self.rest(Actor::Agent, exit_code, now);
                 let (spec, traceparent) = (self.spec.clone(), self.traceparent.clone());

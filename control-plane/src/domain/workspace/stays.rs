@@ -1,4 +1,4 @@
-//! The longest stays: every state that moves has one, so that nothing waits for an operator.
+//! The longest stays: every state that moves has one, so that nothing waits for an operator. And the pauses of what waits for one.
 
 use std::time::Duration;
 
@@ -17,6 +17,17 @@ pub struct Stays {
     pub starting: Duration,
     /// In STOPPING.
     pub stopping: Duration,
+}
+
+/// Before files that could not be moved to the trash are tried again; each time twice as long, up to the longest.
+const PURGE_PAUSE: Duration = Duration::from_secs(30);
+
+/// The longest pause between two attempts to move files to the trash: an operator who has mended it need not wait for longer.
+pub const LONGEST_PURGE_PAUSE: Duration = Duration::from_secs(8 * 60);
+
+/// The pause after so many failures.
+pub(super) fn purge_pause(failures: u32) -> Duration {
+    PURGE_PAUSE.saturating_mul(2_u32.saturating_pow(failures.saturating_sub(1))).min(LONGEST_PURGE_PAUSE)
 }
 
 impl Workspace {

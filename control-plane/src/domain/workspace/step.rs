@@ -53,6 +53,8 @@ impl Workspace {
             (Stopped | Pending | Stopping | Failed, Event::Move { .. }) => vec![],
 
             (Stopped, Event::Stop { .. }) => vec![],
+            // Nothing runs; only its files have yet to be moved.
+            (Failed, Event::Stop { .. }) if self.deletion.is_some() && self.node.is_none() => vec![],
             (Pending | Failed, Event::Stop { reason, message, .. }) if self.node.is_none() => {
                 next.note_stop(reason, message, None, now);
                 next.rest(Actor::Caller, None, now)

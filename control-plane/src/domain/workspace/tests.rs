@@ -61,7 +61,11 @@ fn failed() -> Report {
 }
 
 fn gone() -> Report {
-    Report::Gone { purged: false, exit_code: None }
+    Report::Gone { purge: Ok(false), exit_code: None }
+}
+
+fn not_purged() -> Event {
+    Event::Report(Report::Gone { purge: Err("The trash is a link".into()), exit_code: None })
 }
 
 fn events() -> Vec<(&'static str, Event)> {
@@ -91,6 +95,7 @@ fn events() -> Vec<(&'static str, Event)> {
             Event::Report(Report::Fenced { latest: Generation(6), message: "Another is later.".into() }),
         ),
         ("Gone", Event::Report(gone())),
+        ("Gone, not purged", not_purged()),
         ("NodeSilent", Event::NodeSilent),
         ("Lost, in use", Event::NodeLost { in_use: true }),
         ("Lost, idle", Event::NodeLost { in_use: false }),
@@ -121,6 +126,10 @@ fn situations() -> Vec<(&'static str, Workspace)> {
         ("STOPPING, start pressed", after(up().chain([stop(), start()]))),
         ("FAILED, container still there", after(up().chain([Event::Report(failed())]))),
         ("FAILED", after(up().chain([Event::Report(failed()), Event::Report(gone())]))),
+        (
+            "FAILED, its files could not be moved",
+            after(up().chain([Event::Delete { purge_files: true }, not_purged()])),
+        ),
         ("UNREACHABLE", after(up().chain([Event::NodeSilent]))),
         ("UNREACHABLE, on its way", after(placed().into_iter().chain([Event::NodeSilent]))),
     ]
@@ -260,7 +269,7 @@ fn a_start_that_is_tried_elsewhere_keeps_its_place_in_the_line_and_knows_where_i
     assert_eq!((w.started_at, w.state_since), (Some(T0), failed_at));
     assert_eq!(w.attempts, Some(super::Attempts { since: T0, failed_on: vec![node()] }));
     let mut w = w;
-    for event in [gone(), Report::Gone { purged: false, exit_code: None }] {
+    for event in [gone(), Report::Gone { purge: Ok(false), exit_code: None }] {
         w = w.apply(Event::Report(event), failed_at).expect("legal").0;
     }
     let (w, _) = w.apply(Event::Place { node: node() }, failed_at).expect("legal");
@@ -314,7 +323,7 @@ fn a_purge_whose_node_is_lost_is_placed_on_another() {
     let (w, _) = w.apply(Event::NodeLost { in_use: true }, T0).expect("legal");
     assert!(w.deleted_at.is_none() && w.node.is_none() && w.generation == Generation(1));
     let (w, _) = w.apply(Event::Place { node: node() }, T0).expect("legal");
-    let (w, _) = w.apply(Event::Report(Report::Gone { purged: true, exit_code: None }), T0).expect("legal");
+    let (w, _) = w.apply(Event::Report(Report::Gone { purge: Ok(true), exit_code: None }), T0).expect("legal");
     assert!(w.deleted_at.is_some());
 }
 
@@ -324,8 +333,31 @@ fn a_purge_that_crossed_the_report_is_placed_again() {
     let (w, _) = w.apply(Event::Report(gone()), T0).expect("legal");
     assert!(w.deleted_at.is_none() && w.node.is_none());
     let (w, _) = w.apply(Event::Place { node: node() }, T0).expect("legal");
-    let (w, _) = w.apply(Event::Report(Report::Gone { purged: true, exit_code: None }), T0).expect("legal");
+    let (w, _) = w.apply(Event::Report(Report::Gone { purge: Ok(true), exit_code: None }), T0).expect("legal");
     assert!(w.deleted_at.is_some());
+}
+
+#[test]
+fn files_that_cannot_be_moved_are_tried_after_longer_and_longer_pauses() {
+    let up = [start(), Event::Place { node: node() }, Event::Report(running())];
+    let mut w = after(up.into_iter().chain([Event::Delete { purge_files: true }]));
+    let mut pauses = vec![];
+    for _ in 0..7 {
+        w = w.apply(not_purged(), T0).expect("legal").0;
+        assert!(w.status_message.ends_with("The trash is a link"), "{}", w.status_message);
+        let deletion = w.deletion.expect("it is under way");
+        let retry_at = deletion.retry_at.expect("after a pause");
+        assert_eq!([T0, retry_at].map(|now| deletion.rests(now)), [true, false]);
+        assert!(!deletion.rests(T0 - time::Duration::DAY), "the clock was set back");
+        pauses.push((retry_at - T0).whole_seconds());
+        w = w.apply(Event::Place { node: node() }, T0).expect("legal").0;
+    }
+    assert_eq!(pauses, [30, 60, 120, 240, 480, 480, 480]);
+    let stay = Event::Delete { purge_files: false };
+    let (w, _) = w.apply(stay.clone(), T0).expect("legal");
+    assert!(w.deletion.is_some_and(|deletion| deletion.purge_files), "a node is moving them");
+    let (w, _) = w.apply(not_purged(), T0).expect("legal");
+    assert!(w.apply(stay, T0).expect("legal").0.deleted_at.is_some());
 }
 
 #[test]
@@ -357,7 +389,7 @@ proptest! {
             let above = if name == "Fenced" { w.generation.max(Generation(6)) } else { w.generation };
             prop_assert!(next.generation.0 - above.0 <= 1);
             if w.node.is_some() && next.node.is_none() {
-                let proof = ["Gone", "Lost, in use", "Lost, idle"].contains(&name);
+                let proof = ["Gone", "Gone, not purged", "Lost, in use", "Lost, idle"].contains(&name);
                 prop_assert!(proof, "{} released a placement without proof", name);
             }
             if next.state != w.state {
