@@ -12,7 +12,7 @@ use time::OffsetDateTime;
 
 use super::node_admin::{about, left_on};
 use super::settle::settle;
-use super::workspaces::{replay, rfc3339};
+use super::workspaces::{keep_answer, replay, rfc3339};
 use super::{App, AppError, Call, Result, Rules, alone};
 use crate::domain::drain::{Drain, falls_into_quiet};
 use crate::domain::event::{Actor, Entry};
@@ -89,9 +89,7 @@ impl App {
             // As it would be: nothing of it is committed.
             return Ok(answer);
         }
-        if let Some(request) = call.request_id {
-            work.answer(call.rpc, request, &answer).await?;
-        }
+        keep_answer(&mut work, call, &answer).await?;
         let rules = self.rules_after(&mut work).await?;
         let touched = work.commit().await?;
         self.rules.put(rules);

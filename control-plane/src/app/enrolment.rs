@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 
 use super::node_admin::about;
 use super::settle::settle;
-use super::workspaces::{replay, rfc3339};
+use super::workspaces::{keep_answer, replay, rfc3339};
 use super::{App, AppError, Call, Result};
 use crate::authority::{Authorities, AuthorityError, Request};
 use crate::domain::event::{Actor, Entry, Subject};
@@ -98,9 +98,7 @@ impl App {
             }
         }
         let expires_at = work.insert_join_token(&secret_hash(&token.secret), node, ttl).await?;
-        if let Some(request) = call.request_id {
-            work.answer(call.rpc, request, &()).await?;
-        }
+        keep_answer(&mut work, call, &()).await?;
         let entry =
             Entry::new("node.join_token_created", Actor::Operator).with("expire_time", rfc3339(expires_at));
         work.append(Subject { workspace: None, node }, entry).await?;

@@ -3,7 +3,7 @@
 use carrel_common::id::NodeId;
 
 use super::settle::settle;
-use super::workspaces::replay;
+use super::workspaces::{keep_answer, replay};
 use super::{App, AppError, Call, NodeLoss, Result};
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::node::Node;
@@ -201,10 +201,8 @@ impl App {
             None => {
                 let loss = self.confirm_node_dead(id, why, validate_only).await?;
                 let mut work = self.store.begin().await?;
-                if let (Some(request), false) = (call.request_id, validate_only)
-                    && replay::<NodeLoss>(&mut work, call).await?.is_none()
-                {
-                    work.answer(call.rpc, request, &loss).await?;
+                if !validate_only && replay::<NodeLoss>(&mut work, call).await?.is_none() {
+                    keep_answer(&mut work, call, &loss).await?;
                     work.commit().await?;
                 }
                 loss
@@ -230,9 +228,7 @@ impl App {
     /// Keeps the node as the answer, commits, nudges.
     async fn finish_node(&self, mut work: Work, call: &Call, id: NodeId) -> Result<NodeLoad> {
         let answer = self.load(&mut work, id).await?;
-        if let Some(request) = call.request_id {
-            work.answer(call.rpc, request, &answer).await?;
-        }
+        keep_answer(&mut work, call, &answer).await?;
         self.nudge.ring(&work.commit().await?);
         Ok(answer)
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::nodes::still_told_by;
 use super::settle::settle;
-use super::workspaces::replay;
+use super::workspaces::{keep_answer, replay};
 use super::{App, AppError, Call, Result, alone};
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::node::NodeState;
@@ -274,9 +274,7 @@ impl App {
                 // As it would be: nothing of it is committed.
                 return Ok(resolved);
             }
-            if let Some(request) = call.request_id {
-                work.answer(call.rpc, request, &resolved).await?;
-            }
+            keep_answer(&mut work, call, &resolved).await?;
             self.nudge.ring(&work.commit().await?);
             tracing::warn!(node.id = %node, container.id = container_id, resolution = word, "an operator resolved an orphan");
             Ok(resolved)

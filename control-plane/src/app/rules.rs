@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::settle::settle;
-use super::workspaces::replay;
+use super::workspaces::{keep_answer, replay};
 use super::{App, AppError, Call, IdleView, Result, Settings};
 use crate::domain::activity::Activity;
 use crate::domain::drain::Drain;
@@ -253,10 +253,8 @@ impl App {
             .await?
             .or(before)
             .ok_or_else(|| AppError::PolicyNotFound(scope.clone()))?;
-        if let Some(id) = call.request_id {
-            let StoredPolicy { policy, version, updated_at, .. } = after.clone();
-            work.answer(call.rpc, id, &Answered { policy, version, updated_at }).await?;
-        }
+        let StoredPolicy { policy, version, updated_at, .. } = after.clone();
+        keep_answer(&mut work, call, &Answered { policy, version, updated_at }).await?;
         let touched = work.commit().await?;
         self.rules.put(rules);
         self.nudge.ring(&touched);

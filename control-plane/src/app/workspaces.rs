@@ -192,9 +192,7 @@ impl App {
 
     /// Keeps the answer, commits, nudges.
     async fn finish(&self, mut work: Work, call: &Call, after: Workspace) -> Result<Workspace> {
-        if let Some(id) = call.request_id {
-            work.answer(call.rpc, id, &after).await?;
-        }
+        keep_answer(&mut work, call, &after).await?;
         self.nudge.ring(&work.commit().await?);
         Ok(after)
     }
@@ -258,9 +256,7 @@ impl App {
             let heard = !work.nodes_that_have_told(node, self.settings.told_within()).await?.is_empty();
             let idle = IdleView::of(&rules, &after, &Known { activity, heard }, now);
             let answer = Extended { idle, until, clamped };
-            if let Some(id) = call.request_id {
-                work.answer(call.rpc, id, &answer).await?;
-            }
+            keep_answer(&mut work, call, &answer).await?;
             self.nudge.ring(&work.commit().await?);
             // A warning that was out no longer holds.
             self.nudge.look_at(uid, now);
@@ -343,6 +339,14 @@ pub(super) async fn replay<T: DeserializeOwned>(work: &mut Work, call: &Call) ->
         Replay::Answered(answer) => Ok(Some(*answer)),
         Replay::OtherContent => Err(AppError::RequestIdReused),
     }
+}
+
+/// Keeps what a call is answered with, for when it is made again.
+pub(super) async fn keep_answer<T: Serialize>(work: &mut Work, call: &Call, answer: &T) -> Result<()> {
+    if let Some(id) = call.request_id {
+        work.answer(call.rpc, id, &call.fingerprint, answer).await?;
+    }
+    Ok(())
 }
 
 pub(super) fn rfc3339(at: OffsetDateTime) -> String {

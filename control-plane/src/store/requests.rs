@@ -12,7 +12,7 @@ use super::{Work, sql};
 /// What is known of a request id.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Replay<T> {
-    /// It is new, and reserved for this transaction.
+    /// It is new, and reserved by this transaction.
     New,
     /// The same call was answered with this before.
     Answered(Box<T>),
@@ -20,8 +20,14 @@ pub enum Replay<T> {
     OtherContent,
 }
 
+/// Arbitrary, but ours: the first half of the advisory locks of request ids.
+const REQUEST_LOCK: i32 = 0x5ca2;
+
 impl Work {
-    /// Reserves a request id. A call with the same id that is under way is waited for.
+    /// Reserves a request id to the end of the transaction. A call with the same id that is under way is waited for.
+    ///
+    /// By an advisory lock: a row would give this transaction its number before it has locked any workspace, and the event log would
+    /// tell what it does there before what others did first.
     ///
     /// # Errors
     /// When the database cannot be reached, or the other call does not end in time.
@@ -32,17 +38,14 @@ impl Work {
         fingerprint: &str,
     ) -> Result<Replay<T>> {
         let operation = "reserve a request id";
-        let reserved = self
-            .tx
+        self.tx
             .execute_raw(sql(
-                "INSERT INTO requests (rpc, request_id, fingerprint) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
-                [rpc.into(), id.0.into(), fingerprint.into()],
+                "SELECT pg_advisory_xact_lock($1, hashtext($2))",
+                [REQUEST_LOCK.into(), format!("{rpc} {}", id.0).into()],
             ))
             .await
             .map_err(StoreError::sort(operation))?;
-        if reserved.rows_affected() == 1 {
-            return Ok(Replay::New);
-        }
+        // A statement of its own: it has to see what was committed while the lock was waited for.
         let row = self
             .tx
             .query_one_raw(sql(
@@ -50,8 +53,8 @@ impl Work {
                 [rpc.into(), id.0.into()],
             ))
             .await
-            .map_err(StoreError::sort(operation))?
-            .ok_or(StoreError::Conflict { operation })?;
+            .map_err(StoreError::sort(operation))?;
+        let Some(row) = row else { return Ok(Replay::New) };
         let known: String = row.try_get("", "fingerprint").map_err(StoreError::sort(operation))?;
         if known != fingerprint {
             return Ok(Replay::OtherContent);
@@ -66,11 +69,17 @@ impl Work {
     ///
     /// # Errors
     /// When the database cannot be reached.
-    pub async fn answer<T: Serialize>(&mut self, rpc: &'static str, id: RequestId, answer: &T) -> Result<()> {
+    pub async fn answer<T: Serialize>(
+        &mut self,
+        rpc: &'static str,
+        id: RequestId,
+        fingerprint: &str,
+        answer: &T,
+    ) -> Result<()> {
         self.tx
             .execute_raw(sql(
-                "UPDATE requests SET answer = $3 WHERE rpc = $1 AND request_id = $2",
-                [rpc.into(), id.0.into(), json("requests", answer)?.into()],
+                "INSERT INTO requests (rpc, request_id, fingerprint, answer) VALUES ($1, $2, $3, $4)",
+                [rpc.into(), id.0.into(), fingerprint.into(), json("requests", answer)?.into()],
             ))
             .await
             .map_err(StoreError::sort("keep an answer"))?;
