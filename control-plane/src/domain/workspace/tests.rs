@@ -1,6 +1,6 @@
 //! The state machine: its whole table as a snapshot, and the laws that hold in every history.
 
-use carrel_common::id::{Generation, NodeId, WorkspaceUid};
+use carrel_common::id::{CourseId, Generation, NodeId, WorkspaceUid};
 use carrel_common::model::{Resources, Stage, StatusReason, StopReason, WorkspaceSpec};
 use proptest::prelude::*;
 use time::OffsetDateTime;
@@ -172,6 +172,19 @@ fn start_pressed_during_an_idle_stop_ends_in_running() {
         w = w.apply(event, T0).expect("legal").0;
     }
     assert_eq!((w.state, w.generation, w.reconciling()), (State::Running, Generation(2), false));
+}
+
+#[test]
+fn a_start_that_names_no_course_leaves_it_in_the_one_before() {
+    let of = |course: &str| Some(course.parse::<CourseId>().expect("valid"));
+    let named = |course| Event::Start { course, spec: spec(), traceparent: String::new() };
+    let before = [vec![], vec![stop()], vec![stop(), Event::Report(gone())]];
+    for events in before {
+        let up = [named(of("cs101")), Event::Place { node: node() }, Event::Report(running())];
+        let w = after(up.into_iter().chain(events));
+        let course_after = |event| w.apply(event, T0).expect("legal").0.course;
+        assert_eq!([start(), named(of("cs102"))].map(course_after), [of("cs101"), of("cs102")], "{w:?}");
+    }
 }
 
 #[test]
