@@ -159,7 +159,6 @@ async fn everything_that_runs_is_adopted_and_nothing_is_stopped() {
     .await;
     found.extend(stopping);
     assert_eq!(found.len(), 4);
-
     let declared = declare(&rig, true).await;
     assert_eq!((declared.incarnation, declared.awaited.len()), (2, 1));
     assert!(
@@ -168,7 +167,6 @@ async fn everything_that_runs_is_adopted_and_nothing_is_stopped() {
     );
     let greeted = rig.hello(node, &greeting(&rig, node, found.clone()).await).await;
     assert!(!greeted.awaited && greeted.state.behind.is_none());
-
     let set = rig.desired_set(node).await;
     assert_eq!(set.pair.incarnation, 2);
     let ordered: Vec<_> =
@@ -185,7 +183,6 @@ async fn everything_that_runs_is_adopted_and_nothing_is_stopped() {
     }
     assert!(rig.get("same").await.resumed_at.is_some(), "its idle clock begins now");
     assert_eq!(rig.get("same").await.uid, same.uid);
-
     // And then all goes on: a stop, and a start as a later pair.
     rig.stop("unknown-to-the-copy").await;
     rig.obey(node).await;

@@ -73,7 +73,8 @@ impl Candidate {
 
     fn has_cpu(&self, need: &Resources) -> bool {
         need.cpu_millicores <= self.processors
-            && self.allocated.cpu_millicores.saturating_add(need.cpu_millicores) <= self.capacity.cpu_millicores
+            && self.allocated.cpu_millicores.saturating_add(need.cpu_millicores)
+                <= self.capacity.cpu_millicores
     }
 
     fn has_place(&self) -> bool {

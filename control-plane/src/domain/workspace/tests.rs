@@ -336,7 +336,8 @@ fn a_purge_whose_node_is_lost_is_placed_on_another() {
     let (w, _) = w.apply(Event::NodeLost { in_use: true }, T0).expect("legal");
     assert!(w.deleted_at.is_none() && w.node.is_none() && w.generation == Generation(1));
     let (w, _) = w.apply(Event::Place { node: node() }, T0).expect("legal");
-    let (w, _) = w.apply(Event::Report(Report::Gone { purge: Ok(true), exit_code: None }), T0).expect("legal");
+    let (w, _) =
+        w.apply(Event::Report(Report::Gone { purge: Ok(true), exit_code: None }), T0).expect("legal");
     assert!(w.deleted_at.is_some());
 }
 
@@ -346,7 +347,8 @@ fn a_purge_that_crossed_the_report_is_placed_again() {
     let (w, _) = w.apply(Event::Report(gone()), T0).expect("legal");
     assert!(w.deleted_at.is_none() && w.node.is_none());
     let (w, _) = w.apply(Event::Place { node: node() }, T0).expect("legal");
-    let (w, _) = w.apply(Event::Report(Report::Gone { purge: Ok(true), exit_code: None }), T0).expect("legal");
+    let (w, _) =
+        w.apply(Event::Report(Report::Gone { purge: Ok(true), exit_code: None }), T0).expect("legal");
     assert!(w.deleted_at.is_some());
 }
 
