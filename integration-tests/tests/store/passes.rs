@@ -27,7 +27,7 @@ async fn wait_like(rig: &Rig, like: &str, last: usize) {
 
 #[tokio::test]
 async fn each_node_is_locked_once_and_told_once_and_takes_who_came_first() {
-    const EACH: usize = 100;
+    const EACH: usize = 200;
     let rig = Rig::new().await;
     let full = rig.node(1).await;
     rig.running(full, "ada").await;
@@ -46,9 +46,9 @@ async fn each_node_is_locked_once_and_told_once_and_takes_who_came_first() {
     assert_eq!(generations().await, "1 1 1 1", "an agent hears of all that it gets at once");
     let transactions = "SELECT string_agg(n::text, ' ' ORDER BY n) FROM
         (SELECT count(*) AS n FROM workspaces WHERE state = 'STARTING' GROUP BY xmin) t";
-    assert_eq!(rig.database.text(transactions).await, "100 200", "two and a half hundred at most");
+    assert_eq!(rig.database.text(transactions).await, "200 400", "five hundred at most");
     let last = "SELECT max(substr(student_id, 2)::int)::text FROM workspaces WHERE state = 'STARTING'";
-    assert_eq!(rig.database.text(last).await, "300");
+    assert_eq!(rig.database.text(last).await, "600");
     rig.end().await;
 }
 
