@@ -26,6 +26,8 @@ pub(super) const PATIENCE: Duration = Duration::from_secs(35);
 pub(super) const ACQUIRE: Duration = Duration::from_secs(3);
 /// Of that, for a connection that was idle to show that it still leads somewhere; then another is made.
 pub(super) const PING: Duration = Duration::from_secs(1);
+/// One that came back so short a time ago has just shown it: under load each statement would else cost one more.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// Connections that are used again and again. Each statement takes one for itself.
 #[derive(Debug, Clone)]
@@ -46,8 +48,10 @@ impl Pool {
             .acquire_timeout(ACQUIRE)
             // Its own test before use has no limit but that of all the waiting, so one silent connection would use that up.
             .test_before_acquire(false)
-            .before_acquire(|connection, _| {
-                Box::pin(async { Ok(matches!(timeout(PING, connection.ping()).await, Ok(Ok(())))) })
+            .before_acquire(|connection, since| {
+                Box::pin(async move {
+                    Ok(since.idle_for < FRESH || matches!(timeout(PING, connection.ping()).await, Ok(Ok(()))))
+                })
             })
             .connect_lazy_with(options);
         Self { pool, patience: PATIENCE }
