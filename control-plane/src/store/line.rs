@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use carrel_common::id::WorkspaceUid;
 use carrel_common::image::canonical;
-use carrel_common::model::{StatusReason, WorkspaceSpec};
+use carrel_common::model::StatusReason;
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
 
@@ -46,7 +46,7 @@ pub struct NextIdle {
 
 fn in_line(row: &QueryResult) -> Result<InLine> {
     let get = StoreError::sort("read the queue");
-    let spec: WorkspaceSpec = value("workspaces", row.try_get("", "spec").map_err(&get)?)?;
+    let image: String = row.try_get("", "image").map_err(&get)?;
     let course: Option<String> = row.try_get("", "course_id").map_err(&get)?;
     let attempts: Option<serde_json::Value> = row.try_get("", "attempts").map_err(&get)?;
     let attempts: Option<Attempts> = attempts.map(|json| value("workspaces", json)).transpose()?;
@@ -56,8 +56,8 @@ fn in_line(row: &QueryResult) -> Result<InLine> {
             uid: WorkspaceUid(row.try_get("", "id").map_err(&get)?),
             course: course.map(|course| value("workspaces", course.into())).transpose()?,
             since: row.try_get("", "since").map_err(&get)?,
-            need: spec.resources,
-            image: canonical(&spec.image),
+            need: value("workspaces", row.try_get("", "resources").map_err(&get)?)?,
+            image: canonical(&image),
             avoid: attempts.map(|attempts| attempts.failed_on).unwrap_or_default(),
         },
         told: (
@@ -78,8 +78,8 @@ impl Store {
         let rows = self
             .db
             .query_all_raw(sql(
-                "SELECT id, course_id, coalesce(started_at, state_since) AS since, spec, attempts, status_reason,
-                        status_message
+                "SELECT id, course_id, coalesce(started_at, state_since) AS since, spec -> 'resources' AS resources,
+                        spec ->> 'image' AS image, attempts, status_reason, status_message
                  FROM workspaces WHERE state = 'PENDING' AND node_id IS NULL AND deleted_at IS NULL
                  ORDER BY started_at, id",
                 [],
