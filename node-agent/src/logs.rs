@@ -225,6 +225,7 @@ async fn read_end<R: Runtime>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::fake::Fake;
 
     #[test]
     fn pieces_are_whole_lines_however_the_output_arrives() {
@@ -286,6 +287,17 @@ mod tests {
         );
         let left: Vec<_> = saved.generations(back).into_iter().map(|(generation, _)| generation.0).collect();
         assert_eq!(left, [2]);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_reads_nothing_leaves_what_an_earlier_one_kept() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let (saved, workspace, generation) =
+            (SavedLogs::new(dir.path().to_owned()), WorkspaceUid::new(), Generation(1));
+        saved.save(workspace, generation, b"bye\n").expect("save");
+        let read = keep(&Fake::new(), &saved, "gone", workspace, generation, Duration::from_secs(60)).await;
+        assert_eq!(read, Err(RuntimeError::NotFound { operation: "logs" }));
+        assert_eq!(saved.newest(workspace).expect("read"), Some((generation, b"bye\n".to_vec())));
     }
 
     #[test]
