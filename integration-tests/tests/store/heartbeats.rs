@@ -80,6 +80,9 @@ async fn what_is_answered_to_activity_is_what_every_other_face_shows() {
     let older = "UPDATE workspaces SET ready_at = ready_at - interval '10 min', version = version + 1";
     rig.database.execute(older).await;
     assert!(are_running(faces().await), "the warning is due, and nothing is missing for it");
+    rig.reconnect(node).await;
+    assert_eq!(faces().await, [Clock::Paused; 3], "the warning is due, and its host has yet to tell");
+    rig.heartbeat(node).await;
     rig.app.check_idle(ada.uid).await.unwrap();
     assert!(rig.get("ada").await.warning.is_some(), "work does not move the end of a lifetime");
     rig.reconnect(node).await;
