@@ -27,6 +27,11 @@ async fn files_that_cannot_be_moved_are_tried_again_after_a_pause_and_stay_when_
         assert_eq!(event(&rig, "workspace.purge_failed").await, failures);
         rig.app.place_waiting().await.unwrap();
         assert_eq!(rig.get("ada").await, failed, "its pause is not over");
+        assert_eq!(
+            rig.app.store.purges_waiting(1).await.unwrap(),
+            [],
+            "it takes no place among those that are tried"
+        );
         assert_eq!(rig.stop("ada").await, failed, "nothing runs");
         let over = "UPDATE workspaces SET deletion = jsonb_set(deletion, '{retry_at}', to_jsonb(now()))";
         rig.database.execute(over).await;
