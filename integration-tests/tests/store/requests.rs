@@ -3,7 +3,9 @@ use std::time::Duration;
 use carrel_common::id::RequestId;
 use control_plane::app::{AppError, Call, Extent};
 use control_plane::domain::policy::{Policy, Scope};
+use control_plane::store::Replay;
 
+use crate::late::somebody_waits;
 use crate::rig::{Rig, id};
 
 fn call(request_id: RequestId, fingerprint: &str) -> Call {
@@ -25,6 +27,25 @@ async fn the_same_request_id_has_one_effect_and_one_answer() {
     let replayed = rig.app.stop(&once, &ada, false, "").await.unwrap();
     assert_eq!(replayed.workspace, first, "a repeated call must not stop what was started since");
     assert_eq!(rig.get("ada").await.state, control_plane::domain::workspace::State::Running);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_call_with_the_id_of_one_that_is_under_way_waits_for_its_answer() {
+    let rig = Rig::new().await;
+    let (rpc, once) = ("StopWorkspace", RequestId::new());
+    let mut first = rig.app.store.begin().await.unwrap();
+    assert_eq!(first.reserve::<u8>(rpc, once, "x").await.unwrap(), Replay::New);
+    let mut second = rig.app.store.begin().await.unwrap();
+    let again = async { second.reserve::<u8>(rpc, once, "x").await.unwrap() };
+    let answered = async {
+        somebody_waits(&rig).await;
+        first.answer(rpc, once, "x", &7_u8).await.unwrap();
+        first.commit().await.unwrap();
+    };
+    let (replayed, ()) = tokio::join!(again, answered);
+    assert_eq!(replayed, Replay::Answered(Box::new(7)));
+    drop(second);
     rig.end().await;
 }
 
