@@ -272,7 +272,10 @@ async fn operators_are_told_which_field_is_wrong() {
     let dead = pb::ConfirmNodeDeadRequest { name: unknown.clone(), ..Default::default() };
     assert_eq!(violations(&nodes.clone().confirm_node_dead(dead).await.unwrap_err()), ["reason"]);
     let resolve = pb::ResolveOrphanRequest { node: unknown, reason: "x".into(), ..Default::default() };
+    let known = Resolution::Stop.into();
+    let nul = pb::ResolveOrphanRequest { resolution: known, container_id: "a\0b".into(), ..resolve.clone() };
     assert_eq!(violations(&nodes.clone().resolve_orphan(resolve).await.unwrap_err()), ["resolution"]);
+    assert_eq!(violations(&nodes.clone().resolve_orphan(nul).await.unwrap_err()), ["container_id"]);
     let page = pb::ListOrphansRequest { page_size: -1, ..Default::default() };
     assert_eq!(violations(&nodes.clone().list_orphans(page).await.unwrap_err()), ["page_size"]);
 }
