@@ -13,20 +13,17 @@ use carrel_proto::v1::node_service_server::NodeServiceServer;
 use carrel_proto::v1::policy_service_server::PolicyServiceServer;
 use carrel_proto::v1::workspace_service_server::WorkspaceServiceServer;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic_health::ServingStatus;
 
 use crate::app::{
-    App, AppError, Board, Heartbeats, LastReading, LogTails, Nudge, Readiness, SharedReadiness, SharedRules,
-    SharedState,
+    App, AppError, Board, Heartbeats, LastReading, LogTails, Nudge, SharedReadiness, SharedRules, SharedState,
 };
 use crate::authority::{Authorities, Renewal};
 use crate::config::ServeArgs;
 use crate::domain::behind::StoreState;
-use crate::grpc::{Agents, Events, Following, Nodes, Policies, Workspaces};
+use crate::grpc::{Agents, Events, Following, HealthTeller, Nodes, Policies, Workspaces};
 use crate::http;
 use crate::metrics::Metrics;
 use crate::sessions::Sessions;
@@ -37,14 +34,6 @@ use crate::tasks;
 const DATABASE_PATIENCE: Duration = Duration::from_secs(60);
 /// Everything has to be down this long after it was told to stop.
 const SHUTDOWN: Duration = Duration::from_secs(15);
-/// What gRPC health speaks of; the empty name is the server.
-const SERVICES: [&str; 5] = [
-    "",
-    "carrel.v1.WorkspaceService",
-    "carrel.v1.EventService",
-    "carrel.v1.PolicyService",
-    "carrel.v1.NodeService",
-];
 /// Load balancers get this long to see NOT_SERVING, and 503 of `/readyz`, before connections are refused.
 const DEREGISTER: Duration = Duration::from_millis(200);
 
@@ -105,7 +94,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     let writer_stop = writing.clone();
     parts.spawn(async move { writer.write_heartbeats(inbox, writer_stop).await });
 
-    let (reporter, health) = tonic_health::server::health_reporter();
+    let (teller, health) = HealthTeller::new().await;
     let following = Following { stop: serving.clone() };
     let mut api = serve::reflection().context("the descriptors cannot be read")?;
     api = api
@@ -134,7 +123,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     if let Some(renewal) = renewal {
         parts.spawn(tasks::keep_authority(renewal, looping.clone()));
     }
-    parts.spawn(tell_health(reporter, readiness.subscribe(), serving.clone()));
+    parts.spawn(teller.run(readiness.subscribe(), serving.clone()));
     let tls = authorities.is_some();
     tracing::info!(listen = %args.listen, agent_listen = %args.agent_listen, tls, %cluster, "serving");
 
@@ -217,28 +206,6 @@ async fn patiently<T, F: Future<Output = Result<T, AppError>>>(
             // Cancel-safe: nothing is under way.
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
             () = stop.cancelled() => anyhow::bail!("told to stop while waiting for the database"),
-        }
-    }
-}
-
-/// gRPC health says of every service whether this replica takes calls.
-async fn tell_health(
-    reporter: tonic_health::server::HealthReporter,
-    mut readiness: watch::Receiver<Readiness>,
-    stop: CancellationToken,
-) {
-    loop {
-        let status = match *readiness.borrow_and_update() {
-            Readiness::Serving => ServingStatus::Serving,
-            Readiness::DatabaseAway | Readiness::Stopping => ServingStatus::NotServing,
-        };
-        for service in SERVICES {
-            reporter.set_service_status(service, status).await;
-        }
-        tokio::select! {
-            // Cancel-safe: the newest value is read again.
-            changed = readiness.changed() => if changed.is_err() { return },
-            () = stop.cancelled() => return,
         }
     }
 }

@@ -6,6 +6,7 @@
 mod agent_service;
 mod convert;
 mod event_service;
+mod health;
 mod node_convert;
 mod node_service;
 mod parse;
@@ -17,6 +18,7 @@ mod workspace_service;
 
 pub use agent_service::Agents;
 pub use event_service::Events;
+pub use health::HealthTeller;
 pub use node_service::Nodes;
 pub use policy_service::Policies;
 pub use watch::Following;
