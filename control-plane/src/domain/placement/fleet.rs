@@ -6,9 +6,10 @@ use carrel_common::id::{CourseId, NodeId};
 use carrel_common::model::Resources;
 
 use super::no_place::{Lack, NoPlace, OutOfService};
+use super::ranking::Ranking;
 
-/// An agent lets six starts go on at once: a node with more of them under way makes the next one wait for its turn.
-const STARTS_AT_ONCE: i64 = 6;
+/// So many rankings are kept: classes that start at once need so many different things at most, and who comes behind ranks anew.
+const RANKINGS: usize = 64;
 
 /// Whether the emptiest node is preferred, or the fullest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,7 +64,7 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         self.service == Service::Ready
     }
 
@@ -81,7 +82,7 @@ impl Candidate {
         self.count < self.most
     }
 
-    fn fits(&self, need: &Resources) -> bool {
+    pub(super) fn fits(&self, need: &Resources) -> bool {
         self.has_place() && self.has_memory(need) && self.has_cpu(need)
     }
 
@@ -92,7 +93,7 @@ impl Candidate {
     }
 
     /// Share of the memory in use after the placement, in thousandths.
-    fn memory_permille(&self, need: &Resources) -> i64 {
+    pub(super) fn memory_permille(&self, need: &Resources) -> i64 {
         let used = self.allocated.memory_bytes.saturating_add(need.memory_bytes);
         used.saturating_mul(1000).checked_div(self.capacity.memory_bytes).unwrap_or(i64::MAX)
     }
@@ -111,47 +112,19 @@ pub struct Ask<'a> {
     pub avoid: &'a [NodeId],
 }
 
-/// How well a node suits; the smallest is taken, among equals the one with the smallest [`Load`]. The order of the fields is the
-/// policy.
-///
-/// A restart is not asked by it: it keeps the place that it has, where its image is and where it came up, as long as that node
-/// may take it. Only when it may not, it stands in line and goes by the score like a start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Score {
-    /// A node where starts fail comes behind every other: one more failure costs a student more than anything below.
-    failures: i64,
-    /// A pull costs tens of seconds; nothing below costs so much.
-    image_missing: bool,
-    /// Workspaces of the same course in its zone: a zone that is lost takes as few of a course with it as can be.
-    of_course_in_zone: i64,
-    /// How many times over the starts under way fill what an agent starts at once: a start that waits for its turn is late.
-    waves: i64,
-}
-
-/// The rest of the policy, in the order of the fields. By itself, as it is worked out for equals alone: a pass of ten thousand over a
-/// thousand nodes compares ten million of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Load {
-    /// Share of memory in use after the placement, in thousandths, negative to pack: memory is what runs out first.
-    memory: i64,
-    /// Workspaces on it, negative to pack.
-    count: i64,
-    /// Last, so that equal nodes are taken in a fixed order.
-    node: NodeId,
-}
-
 /// All nodes at one moment, and what is placed on them since, in memory.
 #[derive(Debug, Clone)]
 pub struct Fleet {
     strategy: Strategy,
+    /// In the order of their ids.
     nodes: Vec<Candidate>,
     /// Number of the zone of each node.
     zones: Vec<usize>,
     zone_count: usize,
     /// Workspaces of each course, by zone.
     of_course: HashMap<Option<CourseId>, Vec<i64>>,
-    /// For each image that was asked for, which nodes have it.
-    with_image: HashMap<String, Vec<bool>>,
+    /// For each need and image that was asked for lately.
+    rankings: Vec<Ranking>,
     /// The node whose places are kept for one that has waited for long.
     kept: Option<usize>,
 }
@@ -160,9 +133,10 @@ impl Fleet {
     /// These nodes. `places` says how many workspaces of a course are on a node; of little use where there is one zone.
     pub fn new(
         strategy: Strategy,
-        nodes: Vec<Candidate>,
+        mut nodes: Vec<Candidate>,
         places: impl IntoIterator<Item = (NodeId, Option<CourseId>, i64)>,
     ) -> Self {
+        nodes.sort_by_key(|node| node.node);
         let mut numbers = HashMap::new();
         let mut zones = Vec::with_capacity(nodes.len());
         for node in &nodes {
@@ -178,7 +152,7 @@ impl Fleet {
                 of_course.entry(course).or_insert_with(|| vec![0; zone_count])[*zone] += count;
             }
         }
-        Self { strategy, nodes, zones, zone_count, of_course, with_image: HashMap::new(), kept: None }
+        Self { strategy, nodes, zones, zone_count, of_course, rankings: Vec::new(), kept: None }
     }
 
     /// More than one zone: how many workspaces of a course are in each matters.
@@ -195,7 +169,7 @@ impl Fleet {
     pub fn refresh(&mut self, fresh: Candidate) {
         if let Some(known) = self.nodes.iter_mut().find(|known| known.node == fresh.node) {
             *known = fresh;
-            self.with_image.clear();
+            self.rankings.clear();
         }
     }
 
@@ -258,40 +232,27 @@ impl Fleet {
         node.allocated.memory_bytes += ask.need.memory_bytes;
         node.count += 1;
         node.starting += 1;
+        for ranking in &mut self.rankings {
+            ranking.renew(index, node);
+        }
         let (zone, zones) = (self.zones[index], self.zone_count);
         self.of_course.entry(ask.course.cloned()).or_insert_with(|| vec![0; zones])[zone] += 1;
     }
 
     fn best(&mut self, ask: &Ask<'_>) -> Result<usize, NoPlace> {
-        if !self.with_image.contains_key(ask.image) {
-            let has = |node: &Candidate| node.images.iter().any(|image| image == ask.image);
-            self.with_image.insert(ask.image.to_owned(), self.nodes.iter().map(has).collect());
-        }
-        let with_image = self.with_image.get(ask.image);
         let of_course = self.of_course.get(&ask.course.cloned());
-        let may =
-            |node: &Candidate| node.is_ready() && (ask.avoid.is_empty() || !ask.avoid.contains(&node.node));
-        let score = |index: usize, node: &Candidate| Score {
-            failures: node.failures,
-            image_missing: !with_image.is_some_and(|with| with[index]),
-            of_course_in_zone: of_course.map_or(0, |zones| zones[self.zones[index]]),
-            waves: node.starting / STARTS_AT_ONCE,
-        };
-        let sign = if self.strategy == Strategy::Spread { 1 } else { -1 };
-        let load = |node: &Candidate| Load {
-            memory: sign * node.memory_permille(&ask.need),
-            count: sign * node.count,
-            node: node.node,
-        };
-        let fitting = self
-            .nodes
-            .iter()
-            .enumerate()
-            .filter(|(index, node)| may(node) && node.fits(&ask.need) && self.kept != Some(*index));
-        let scored = fitting.map(|(index, node)| (score(index, node), index, node));
-        let best =
-            scored.min_by(|(one, _, a), (other, _, b)| one.cmp(other).then_with(|| load(a).cmp(&load(b))));
-        best.map(|(_, index, _)| index).ok_or_else(|| self.why_not(ask))
+        let of_course_in_zone = |index: usize| of_course.map_or(0, |zones| zones[self.zones[index]]);
+        let avoided = |index: usize| !ask.avoid.is_empty() && ask.avoid.contains(&self.nodes[index].node);
+        let may = |index: usize| self.kept != Some(index) && !avoided(index);
+        let known = self.rankings.iter().position(|ranking| ranking.is_for(&ask.need, ask.image));
+        let at = known.unwrap_or_else(|| {
+            if self.rankings.len() == RANKINGS {
+                self.rankings.clear();
+            }
+            self.rankings.push(Ranking::new(self.strategy, ask.need, ask.image, &self.nodes));
+            self.rankings.len() - 1
+        });
+        self.rankings[at].best(may, of_course_in_zone).ok_or_else(|| self.why_not(ask))
     }
 
     fn why_not(&self, ask: &Ask<'_>) -> NoPlace {
