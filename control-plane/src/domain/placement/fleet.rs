@@ -227,32 +227,43 @@ impl Fleet {
     }
 
     fn occupy(&mut self, index: usize, ask: &Ask<'_>) {
+        let (zone, zones) = (self.zones[index], self.zone_count);
         let node = &mut self.nodes[index];
         node.allocated.cpu_millicores += ask.need.cpu_millicores;
         node.allocated.memory_bytes += ask.need.memory_bytes;
         node.count += 1;
         node.starting += 1;
         for ranking in &mut self.rankings {
-            ranking.renew(index, node);
+            ranking.put(index, zone, node);
         }
-        let (zone, zones) = (self.zones[index], self.zone_count);
         self.of_course.entry(ask.course.cloned()).or_insert_with(|| vec![0; zones])[zone] += 1;
     }
 
     fn best(&mut self, ask: &Ask<'_>) -> Result<usize, NoPlace> {
+        let at = self.ranking(ask);
         let of_course = self.of_course.get(&ask.course.cloned());
-        let of_course_in_zone = |index: usize| of_course.map_or(0, |zones| zones[self.zones[index]]);
         let avoided = |index: usize| !ask.avoid.is_empty() && ask.avoid.contains(&self.nodes[index].node);
-        let may = |index: usize| self.kept != Some(index) && !avoided(index);
-        let known = self.rankings.iter().position(|ranking| ranking.is_for(&ask.need, ask.image));
-        let at = known.unwrap_or_else(|| {
-            if self.rankings.len() == RANKINGS {
-                self.rankings.clear();
-            }
-            self.rankings.push(Ranking::new(self.strategy, ask.need, ask.image, &self.nodes));
-            self.rankings.len() - 1
-        });
-        self.rankings[at].best(may, of_course_in_zone).ok_or_else(|| self.why_not(ask))
+        let best = self.rankings[at].best(
+            |index| self.kept != Some(index) && !avoided(index),
+            |zone| of_course.map_or(0, |zones| zones[zone]),
+        );
+        best.ok_or_else(|| self.why_not(ask))
+    }
+
+    /// Which ranking is for those.
+    fn ranking(&mut self, ask: &Ask<'_>) -> usize {
+        if let Some(known) = self.rankings.iter().position(|ranking| ranking.is_for(&ask.need, ask.image)) {
+            return known;
+        }
+        let mut ranking = Ranking::new(self.strategy, ask.need, ask.image, self.zone_count);
+        for (index, (node, zone)) in self.nodes.iter().zip(&self.zones).enumerate() {
+            ranking.put(index, *zone, node);
+        }
+        if self.rankings.len() == RANKINGS {
+            self.rankings.clear();
+        }
+        self.rankings.push(ranking);
+        self.rankings.len() - 1
     }
 
     fn why_not(&self, ask: &Ask<'_>) -> NoPlace {

@@ -1,5 +1,7 @@
 //! How the nodes rank for all that need the same and run the same image.
 
+use std::collections::BTreeSet;
+
 use carrel_common::model::Resources;
 
 use super::fleet::{Candidate, Strategy};
@@ -27,23 +29,24 @@ struct Score {
     count: i64,
 }
 
-/// The scores of all nodes, kept as they fill up rather than worked out for each that is placed: a pass of ten thousand over a
-/// thousand nodes compares ten million of them.
+/// The nodes of each zone in the order of their scores, kept as they fill up rather than worked out for each that is placed: a
+/// pass of ten thousand over a thousand nodes would compare ten million of them.
 #[derive(Debug, Clone)]
 pub(super) struct Ranking {
     strategy: Strategy,
     need: Resources,
     image: String,
-    /// `None`: it has no room, or takes nothing. Workspaces of the course are counted when it is asked for one.
+    /// By number of the zone; nodes by their index. In a zone a course counts for all the same, so it is left out until one asks.
+    zones: Vec<BTreeSet<(Score, usize)>>,
+    /// The score that each node stands there by; `None`: it has no room, or takes nothing.
     scores: Vec<Option<Score>>,
 }
 
 impl Ranking {
-    /// Of these nodes.
-    pub(super) fn new(strategy: Strategy, need: Resources, image: &str, nodes: &[Candidate]) -> Self {
-        let mut ranking = Self { strategy, need, image: image.to_owned(), scores: Vec::new() };
-        ranking.scores = nodes.iter().map(|node| ranking.score(node)).collect();
-        ranking
+    /// Of no node yet.
+    pub(super) fn new(strategy: Strategy, need: Resources, image: &str, zones: usize) -> Self {
+        let image = image.to_owned();
+        Self { strategy, need, image, zones: vec![BTreeSet::new(); zones], scores: Vec::new() }
     }
 
     /// Whether it is for those.
@@ -51,9 +54,16 @@ impl Ranking {
         self.need == *need && self.image == image
     }
 
-    /// A node changed.
-    pub(super) fn renew(&mut self, index: usize, node: &Candidate) {
-        self.scores[index] = self.score(node);
+    /// One more node, or one that changed.
+    pub(super) fn put(&mut self, index: usize, zone: usize, node: &Candidate) {
+        let score = self.score(node);
+        if self.scores.len() <= index {
+            self.scores.resize(index + 1, None);
+        }
+        if let Some(former) = std::mem::replace(&mut self.scores[index], score) {
+            self.zones[zone].remove(&(former, index));
+        }
+        self.zones[zone].extend(score.map(|score| (score, index)));
     }
 
     /// The best of those that `may` take it.
@@ -62,11 +72,11 @@ impl Ranking {
         may: impl Fn(usize) -> bool,
         of_course_in_zone: impl Fn(usize) -> i64,
     ) -> Option<usize> {
-        let scores = self.scores.iter().enumerate();
-        let able = scores.filter_map(|(index, score)| Some((index, score.filter(|_| may(index))?)));
-        let scored = able
-            .map(|(index, score)| (Score { of_course_in_zone: of_course_in_zone(index), ..score }, index));
-        scored.min().map(|(_, index)| index)
+        let first = |(zone, ranked): (usize, &BTreeSet<(Score, usize)>)| {
+            let (score, index) = ranked.iter().find(|(_, index)| may(*index))?;
+            Some((Score { of_course_in_zone: of_course_in_zone(zone), ..*score }, *index))
+        };
+        self.zones.iter().enumerate().filter_map(first).min().map(|(_, index)| index)
     }
 
     fn score(&self, node: &Candidate) -> Option<Score> {
