@@ -3,8 +3,9 @@
 //! The callers that arrive while a batch is being committed make up the next one, so the load sets the size of the batches
 //! and one commit serves many. A large batch does not wait for the one before it: several are written at once.
 
+mod answers;
+
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use carrel_common::id::NodeId;
@@ -15,11 +16,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::rules::Rules;
 use super::settle::settle;
 use super::workspaces::clock_was_set;
 use super::{App, AppError, IdleView, Result};
-use crate::domain::activity::{Activity, BySignal, falls_short};
+use crate::domain::activity::{Activity, BySignal};
 use crate::domain::workspace::Workspace;
 use crate::store::{Beat, Beaten, Input, Job, Written};
 
@@ -28,7 +28,7 @@ const BATCH: usize = 1000;
 /// Batches that are written at once: as many as there are connections for them (`store`).
 const WRITERS: usize = 4;
 /// So many reports are worth a commit of their own beside those under way; fewer wait for the end of one, and share the next.
-const WORTH_ANOTHER: [usize; WRITERS] = [1, 32, 250, 250];
+const WORTH_ANOTHER: [usize; WRITERS] = [1, 20, 250, 250];
 /// Callers that may wait for the writer; more are told to come back.
 const WAITING: usize = 4096;
 
@@ -160,31 +160,6 @@ impl App {
         Batch { waiting, places, input: written, jobs: granted }
     }
 
-    async fn answer_batch(&self, Batch { waiting, places, input: written, jobs }: Batch) {
-        let mut input = Vec::with_capacity(written.len());
-        for (round, written) in written {
-            input.push(match written {
-                Ok(written) => self.store.what_became_of(&round, &written).await.map_err(AppError::from),
-                Err(error) => Err(error),
-            });
-        }
-        let rules = self.rules.get();
-        let mut places = places.iter();
-        for waiting in waiting {
-            let mut answers = Vec::with_capacity(waiting.beats.len());
-            for (beat, place) in waiting.beats.iter().zip(&mut places) {
-                let rounds = if beat.signal == Signal::Job { &jobs } else { &input };
-                answers.push(match rounds.get(place.round) {
-                    Some(Err(error)) => Err(error.clone()),
-                    Some(Ok(beaten)) => self.answer(&rules, beat, beaten.get(place.at)).await,
-                    None => self.answer(&rules, beat, None).await,
-                });
-            }
-            // A caller that went away needs no answer; what it reported counts all the same.
-            waiting.answer.send(answers).ok();
-        }
-    }
-
     /// Jobs are granted time from now, beside what they were granted before: the clock must be the same.
     async fn record_jobs(&self, jobs: &[Job]) -> Result<Vec<Beaten>> {
         let rules = self.rules.get();
@@ -199,37 +174,6 @@ impl App {
             self.nudge.sweep.notify_one();
         }
         recorded.ok_or_else(clock_was_set)
-    }
-
-    async fn answer(&self, rules: &Rules, beat: &Beat, beaten: Option<&Beaten>) -> Answer {
-        match beaten {
-            Some(Beaten::Recorded { workspace, activity, now }) => {
-                self.metrics.heartbeat("recorded");
-                if workspace.warning.is_some() {
-                    self.nudge.look_at(workspace.uid, *now);
-                }
-                let idle = self.idle_after(rules, workspace, activity, *now).await?;
-                let clamped =
-                    beat.signal == Signal::Job && falls_short(idle.awake_until, beat.keep_awake, *now);
-                Ok(Recorded { idle, clamped })
-            }
-            Some(Beaten::NotRunning { stop }) => {
-                self.metrics.heartbeat("not_running");
-                Err(AppError::NotRunning { state: None, stop: stop.clone().map(Box::new) })
-            }
-            Some(Beaten::OtherGeneration { present }) => {
-                self.metrics.heartbeat("not_running");
-                Err(AppError::GenerationOver { present: *present })
-            }
-            Some(Beaten::Unreadable(error)) => {
-                self.metrics.heartbeat("unreadable");
-                Err(AppError::Store(Arc::clone(error)))
-            }
-            Some(Beaten::NotFound) | None => {
-                self.metrics.heartbeat("not_found");
-                Err(AppError::WorkspaceNotFound(beat.student.clone()))
-            }
-        }
     }
 }
 

@@ -10,7 +10,6 @@ use time::OffsetDateTime;
 use super::line::Line;
 use super::rules::Rules;
 use super::{App, Result};
-use crate::domain::activity::Activity;
 use crate::domain::idle::{Clock, Look, Times};
 use crate::domain::workspace::{State, Workspace};
 use crate::store::Known;
@@ -60,7 +59,7 @@ impl IdleView {
     }
 
     /// Whether the warning or the stop is due: then it matters whether the node has told all that it saw.
-    fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self) -> bool {
         let next = |times: Times| if self.warned { times.deadline_at } else { times.warning_at };
         self.clock.times().is_some_and(|times| next(times) <= self.now)
     }
@@ -138,29 +137,15 @@ impl App {
         Ok(workspaces.into_iter().map(shown).collect())
     }
 
-    /// The deadline that follows from activity that has just been recorded, as [`App::view`] shows it. What the node has told is read
-    /// only where it matters: heartbeats are many.
-    ///
-    /// # Errors
-    /// When the database cannot be reached.
-    pub(super) async fn idle_after(
+    /// The deadline that follows from activity that has just been recorded, as [`App::view`] shows it.
+    pub(super) fn idle_after(
         &self,
         rules: &Rules,
         workspace: &Workspace,
-        activity: &Activity,
+        known: &Known,
         now: OffsetDateTime,
-    ) -> Result<IdleView> {
-        let behind = self.state.is_behind();
-        let of = |heard| {
-            let known = Known { activity: *activity, heard };
-            IdleView::of(rules, workspace, &known, now).while_behind(behind)
-        };
-        let idle = of(true);
-        if !idle.is_due() {
-            return Ok(idle);
-        }
-        let (known, _) = self.store.activities(vec![workspace.uid], self.settings.told_within()).await?;
-        Ok(of(known.get(&workspace.uid).is_some_and(|known| known.heard)))
+    ) -> IdleView {
+        IdleView::of(rules, workspace, known, now).while_behind(self.state.is_behind())
     }
 
     /// As [`App::view`], for one.

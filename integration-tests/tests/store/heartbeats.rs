@@ -101,6 +101,30 @@ async fn what_is_answered_to_activity_is_what_every_other_face_shows() {
 }
 
 #[tokio::test]
+async fn of_a_batch_each_is_answered_by_what_its_own_host_has_told() {
+    let rig = Rig::with(|settings| {
+        settings.defaults.idle.max_lifetime = Duration::from_secs(600);
+        settings.defaults.idle.warning_lead = Duration::from_secs(60);
+    })
+    .await;
+    let silent = rig.node(4).await;
+    rig.running(silent, "ada").await;
+    rig.app.cordon(&call("CordonNode"), silent, "").await.unwrap();
+    let heard = rig.node(4).await;
+    for student in ["bob", "eve", "fay"] {
+        rig.running(heard, student).await;
+    }
+    let late = "UPDATE workspaces SET ready_at = ready_at - interval '10 min', version = version + 1 WHERE student_id <> 'fay'";
+    rig.database.execute(late).await;
+    rig.reconnect(silent).await;
+    let batch = ["fay", "bob", "ada", "eve", "ada"].map(|student| beat(student, 0));
+    let answers = rig.app.record(batch.to_vec()).await.unwrap();
+    let runs = answers.into_iter().map(|answer| answer.unwrap().idle.clock.running().is_some());
+    assert_eq!(runs.collect::<Vec<_>>(), [true, true, false, true, false]);
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn an_activity_write_never_touches_the_workspace_row() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;
