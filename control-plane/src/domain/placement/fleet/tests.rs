@@ -199,4 +199,28 @@ proptest! {
             }
         }
     }
+    #[test]
+    fn a_fleet_that_has_placed_others_decides_as_one_that_is_made_anew(
+        nodes in (1..8_u128).prop_flat_map(|n| (0..n).map(some_node).collect::<Vec<_>>()),
+        asks in proptest::collection::vec((0..2_usize, 0..2_usize, 0..2_usize, prop::option::of(0..8_usize)), 1..30),
+        pack in any::<bool>(),
+    ) {
+        let courses = ["c".parse::<CourseId>().ok(), None];
+        let strategy = if pack { Strategy::Pack } else { Strategy::Spread };
+        let all = nodes.into_iter().map(|(candidate, _)| candidate).collect();
+        let mut fleet = Fleet::new(strategy, all, []);
+        let mut places = Vec::new();
+        for (need, image, course, failing) in asks {
+            if let Some(known) = failing.and_then(|at| fleet.nodes().get(at).cloned()) {
+                fleet.refresh(Candidate { failures: known.failures + 1, ..known });
+            }
+            let need = Resources { memory_bytes: NEED.memory_bytes << need, ..NEED };
+            let course = &courses[course];
+            let ask = Ask { need, image: [IMAGE, "desk:2"][image], course: course.as_ref(), avoid: &[] };
+            let anew = Fleet::new(strategy, fleet.nodes().to_vec(), places.clone()).place(&ask);
+            let taken = fleet.take(&ask);
+            prop_assert_eq!(&taken, &anew);
+            places.extend(taken.ok().map(|node| (node, course.clone(), 1)));
+        }
+    }
 }
