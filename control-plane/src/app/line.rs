@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use carrel_common::id::WorkspaceUid;
+use carrel_common::model::StatusReason;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
 use super::{App, Result};
-use crate::domain::placement::{self, Outlook, Waiting};
+use crate::domain::placement::{self, NoPlace, Outlook, Waiting};
 use crate::store::InLine;
 
 /// What is known of starts and stops is read again after this long: it changes slowly, and is asked for often.
@@ -68,11 +69,12 @@ impl App {
     /// The database.
     pub async fn line(&self) -> Result<Arc<Line>> {
         let (line, now) = self.store.waiting().await?;
+        let short = line.iter().filter(|one| waits_for_room(one)).map(|one| one.waiting.uid).collect();
         let in_line = line.into_iter().filter(|one| one.held.is_none());
         let mut line: Vec<_> = in_line.map(|InLine { waiting, .. }| waiting).collect();
         placement::in_line(&mut line, &self.store.held().await?);
         let hidden = self.hidden(&line).await?;
-        self.publish_line(&line, &hidden, now).await
+        self.publish_line(&line, &short, &hidden, now).await
     }
 
     /// The line for those who have just joined it. One reads it at a time, for all who came while the one before read it: a class
@@ -93,28 +95,31 @@ impl App {
         self.line().await
     }
 
-    /// Puts a line, in its order, on the board. `hidden`: those of it that wait for hosts to be known, whatever becomes free.
+    /// Puts a line, in its order, on the board. `short`: those of it for whom there was no room; only to them it says something
+    /// how places become free. `hidden`: those that wait for hosts to be known, whatever becomes free.
     pub(super) async fn publish_line(
         &self,
         line: &[Waiting],
+        short: &HashSet<WorkspaceUid>,
         hidden: &HashSet<WorkspaceUid>,
         now: OffsetDateTime,
     ) -> Result<Arc<Line>> {
         self.metrics.queue_length(line.len());
         let outlook = if line.is_empty() { Arc::default() } else { self.outlook(now).await? };
         let seen = self.unknown_hosts_are_over_at(now).and_then(|at| Some(at + outlook.start?));
-        let ready_at = |position, w: &Waiting| match outlook.ready_in_line(position, now) {
-            in_turn if !hidden.contains(&w.uid) => in_turn,
-            in_turn => Some(seen?.max(in_turn.unwrap_or(now))),
-        };
-        let place = |(index, w): (usize, &Waiting)| {
-            let place = LinePlace {
-                position: i64::try_from(index + 1).unwrap_or(i64::MAX),
-                ready_at: ready_at(index + 1, w),
+        let mut before = 0;
+        let mut place = |(index, w): (usize, &Waiting)| {
+            let ready_at = if hidden.contains(&w.uid) {
+                seen
+            } else if short.contains(&w.uid) {
+                before += 1;
+                outlook.ready_in_line(before, now)
+            } else {
+                None
             };
-            (w.uid, place)
+            (w.uid, LinePlace { position: i64::try_from(index + 1).unwrap_or(i64::MAX), ready_at })
         };
-        let line = Arc::new(line.iter().enumerate().map(place).collect::<Line>());
+        let line = Arc::new(line.iter().enumerate().map(&mut place).collect::<Line>());
         self.board.lock().line = Arc::clone(&line);
         Ok(line)
     }
@@ -147,4 +152,10 @@ impl App {
         self.board.lock().outlook = Some((now, Arc::clone(&outlook)));
         Ok(outlook)
     }
+}
+
+/// Whether there was no room for it when it was looked at last. What waits for its turn may have its place at once, and what waits for
+/// a host, or a larger one, has none however many places become free.
+fn waits_for_room(InLine { told, .. }: &InLine) -> bool {
+    told.0 == Some(StatusReason::NoCapacity) && *told != NoPlace::TooLarge.explain()
 }

@@ -148,6 +148,8 @@ impl App {
         }
         let mut wins = Vec::new();
         let mut waits = Vec::new();
+        let short = |turn: &&Turn| matches!(turn.outcome, Err(NoPlace::Full { .. }));
+        let short = turns.iter().filter(short).map(|turn| turn.uid).collect();
         let hidden_wait = hidden.iter().map(|hidden| (hidden.uid, Err(self.unseen(now))));
         let turns = turns.into_iter().map(|turn| (turn.uid, turn.outcome.map_err(|none| none.explain())));
         for (uid, outcome) in turns.chain(hidden_wait) {
@@ -191,7 +193,7 @@ impl App {
             }
         }
         let left: Vec<_> = line.into_iter().filter(|w| !done.contains(&w.uid)).chain(hidden).collect();
-        self.publish_line(&left, &unseen, now).await?;
+        self.publish_line(&left, &short, &unseen, now).await?;
         Ok(placed + done.len())
     }
 

@@ -85,6 +85,28 @@ async fn those_who_wait_are_told_what_for_where_they_stand_and_when_they_may_be_
 }
 
 #[tokio::test]
+async fn no_time_is_told_to_those_who_wait_for_something_else_than_room() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    for student in ["a", "b", "c"] {
+        rig.was_on(node, student).await;
+    }
+    rig.app.cordon(&call("CordonNode"), node, "").await.unwrap();
+    let dora = rig.start("dora").await.unwrap();
+    assert_eq!((dora.state, dora.status_reason), (State::Pending, Some(StatusReason::NoNodeReady)));
+    rig.app.uncordon(&call("UncordonNode"), node, "").await.unwrap();
+    let eve = rig.start("eve").await.unwrap();
+    assert_eq!((eve.state, eve.status_message.as_str()), (State::Pending, "Waits for its turn."));
+    for (student, position) in [("dora", 1), ("eve", 2)] {
+        let shown = rig.app.get(&id(student)).await.unwrap();
+        assert_eq!((shown.queue_position, shown.ready_at), (position, None), "{student}");
+    }
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("eve").await.state, State::Starting);
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_start_behind_others_joins_the_line_and_says_so() {
     let rig = Rig::new().await;
     let node = rig.node(2).await;
