@@ -38,7 +38,8 @@ impl Work {
     }
 
     /// Notes that starts have come up on a node: its own failures are over, and those of the same starts on other nodes
-    /// are proven to be theirs. Those nodes.
+    /// are proven to be theirs. Those nodes. Of an earlier start of the same workspace nothing is proven: what it met may have been
+    /// the same on every node, and mended since.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -54,8 +55,10 @@ impl Work {
                  ), calm AS (
                      UPDATE start_failures SET over = true WHERE node_id = $1 AND NOT over
                  ), proven AS (
-                     UPDATE start_failures SET proven = true
-                     WHERE workspace_id = ANY ($2) AND NOT proven AND node_id <> $1 RETURNING node_id
+                     UPDATE start_failures f SET proven = true FROM workspaces w
+                     WHERE f.workspace_id = ANY ($2) AND NOT f.proven AND f.node_id <> $1
+                       AND w.id = f.workspace_id AND f.at >= w.started_at
+                     RETURNING f.node_id
                  )
                  SELECT DISTINCT node_id FROM proven ORDER BY node_id",
                 [node.0.into(), uids.into()],
