@@ -6,8 +6,8 @@
 //! database, and when one of its workspaces leaves, it is the course's turn again.
 //!
 //! A smaller workspace may overtake one that does not fit, but not for ever: when that has waited for [`OVERTAKEN_FOR`],
-//! what becomes free on the node that comes nearest to having a place for it is kept for it. One node, so that a course
-//! of large workspaces does not stop the others.
+//! what becomes free on the node that comes nearest to having a place for it is kept for it; of those that it may go to, where a
+//! start is tried again. One node, so that a course of large workspaces does not stop the others.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -102,11 +102,12 @@ pub fn plan(line: &[Waiting], fleet: &mut Fleet, now: OffsetDateTime) -> Vec<Tur
             return Turn { uid: w.uid, outcome: Err(why.clone()) };
         }
         let outcome = fleet.take(&w.ask());
-        if let (Err(why @ (NoPlace::Full { .. } | NoPlace::NotItsTurn)), true) = (&outcome, anywhere) {
-            unmet.push((w.need, why.clone()));
+        if let Err(why @ (NoPlace::Full { .. } | NoPlace::NotItsTurn)) = &outcome {
+            if anywhere {
+                unmet.push((w.need, why.clone()));
+            }
             if !kept && now - w.since >= OVERTAKEN_FOR {
-                fleet.keep_for(&w.ask());
-                kept = true;
+                kept = fleet.keep_for(&w.ask());
             }
         }
         Turn { uid: w.uid, outcome }
