@@ -97,6 +97,18 @@ impl Candidate {
         self.is_ready() && !ask.avoid.contains(&self.node) && self.could_ever_fit(&ask.need)
     }
 
+    /// How large a share of it has to become free before it fits, in millionths: of memory, processors or places, whichever is the
+    /// largest. So much of what runs there has to leave, be the node large or small.
+    fn shortfall(&self, need: &Resources) -> i64 {
+        let lacks = |need: i64, used: i64, all: i64| {
+            let lacking = used.saturating_add(need).saturating_sub(all).max(0);
+            lacking.saturating_mul(1_000_000).checked_div(all).unwrap_or_default()
+        };
+        let memory = lacks(need.memory_bytes, self.allocated.memory_bytes, self.capacity.memory_bytes);
+        let cpu = lacks(need.cpu_millicores, self.allocated.cpu_millicores, self.capacity.cpu_millicores);
+        memory.max(cpu).max(lacks(1, self.count, self.most))
+    }
+
     /// Share of the memory in use after the placement, in thousandths.
     pub(super) fn memory_permille(&self, need: &Resources) -> i64 {
         let used = self.allocated.memory_bytes.saturating_add(need.memory_bytes);
@@ -217,9 +229,9 @@ impl Fleet {
 
     /// Gives nobody else a place on the node that comes nearest to having one for `ask`; false when there is none.
     pub fn keep_for(&mut self, ask: &Ask<'_>) -> bool {
-        let free = |node: &Candidate| node.capacity.memory_bytes.saturating_sub(node.allocated.memory_bytes);
         let able = self.nodes.iter().enumerate().filter(|(_, node)| node.could_take(ask));
-        let nearest = able.max_by_key(|(_, node)| (free(node), std::cmp::Reverse(node.node)));
+        // Of equals the one with the lowest id.
+        let nearest = able.min_by_key(|(_, node)| node.shortfall(&ask.need));
         self.kept = nearest.map(|(index, _)| index);
         self.kept.is_some()
     }
