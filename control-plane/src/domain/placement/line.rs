@@ -97,15 +97,14 @@ pub fn plan(line: &[Waiting], fleet: &mut Fleet, now: OffsetDateTime) -> Vec<Tur
     let mut kept = false;
     let turn = |w: &Waiting| {
         let anywhere = w.avoid.is_empty();
-        let known = unmet.iter().find(|(need, _)| *need == w.need).filter(|_| anywhere);
-        if let Some((_, why)) = known {
-            return Turn { uid: w.uid, outcome: Err(why.clone()) };
-        }
-        let outcome = fleet.take(&w.ask());
+        let known = unmet.iter().find(|(need, _)| anywhere && *need == w.need).map(|(_, why)| why.clone());
+        let is_first = known.is_none();
+        let outcome = known.map_or_else(|| fleet.take(&w.ask()), Err);
         if let Err(why @ (NoPlace::Full { .. } | NoPlace::NotItsTurn)) = &outcome {
-            if anywhere {
+            if anywhere && is_first {
                 unmet.push((w.need, why.clone()));
             }
+            // It may be behind one that came later and needs the same: of a course that holds fewer.
             if !kept && now - w.since >= OVERTAKEN_FOR {
                 kept = fleet.keep_for(&w.ask());
             }

@@ -123,6 +123,15 @@ fn one_for_which_there_is_no_node_to_keep_leaves_it_to_the_next() {
 }
 
 #[test]
+fn a_node_is_kept_for_one_that_waits_behind_a_later_one_that_needs_the_same() {
+    let mut room = Fleet::new(Spreading::Spread, vec![node(1, 8)], []);
+    assert!(room.take_on(node(1, 0).node, &waiting(9, "", 1).ask()));
+    let line = [waiting(30, "few", 8), waiting(0, "many", 8), waiting(40, "many", 1)];
+    assert_eq!(placed(&plan(&line, &mut room.clone(), T0 + Duration::from_secs(59))), [40]);
+    assert_eq!(placed(&plan(&line, &mut room, T0 + OVERTAKEN_FOR)), []);
+}
+
+#[test]
 fn one_that_no_node_could_ever_take_holds_up_nobody() {
     let line = [waiting(0, "", 64), waiting(1, "", 1)];
     let turns = plan(&line, &mut fleet(2), T0 + OVERTAKEN_FOR * 2);
