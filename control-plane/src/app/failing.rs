@@ -4,6 +4,7 @@ use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::StatusReason;
 use time::OffsetDateTime;
 
+use super::settle::settle;
 use super::{App, Result};
 use crate::domain::behind::Evidence;
 use crate::domain::event::{Actor, Entry, Subject};
@@ -23,6 +24,19 @@ pub(super) struct Outcomes {
     pub(super) up: Vec<WorkspaceUid>,
     /// What shows that the store went back in time, and by what its incarnation knew: noted at the very end.
     pub(super) behind: Option<(Evidence, i64)>,
+}
+
+impl Outcomes {
+    /// Writes what became of starts on a node; the nodes on which failures are proven by that, to be judged once it is committed.
+    pub(super) async fn note(self, work: &mut Work, node: Option<NodeId>) -> Result<Vec<NodeId>> {
+        for blamed in &self.blamed {
+            work.start_failed(blamed).await?;
+        }
+        match node.filter(|_| !self.up.is_empty()) {
+            Some(node) => Ok(work.starts_came_up(node, &self.up).await?),
+            None => Ok(vec![]),
+        }
+    }
 }
 
 impl App {
@@ -76,20 +90,24 @@ impl App {
         Ok(Some((Blamed { workspace: workspace.uid, node, reason }, again)))
     }
 
-    /// Writes what became of starts on a node, and takes nodes out that have proven to keep failing.
-    pub(super) async fn note_outcomes(
-        &self,
-        work: &mut Work,
-        node: Option<NodeId>,
-        outcomes: Outcomes,
-    ) -> Result<()> {
-        for blamed in &outcomes.blamed {
-            work.start_failed(blamed).await?;
+    /// Takes those nodes out that have proven to keep failing, of some whose failures have just been proven. In a transaction of its
+    /// own: a node that could not be judged now is judged with its next failure.
+    pub(super) async fn judge_nodes(&self, failing: &[NodeId]) {
+        if failing.is_empty() {
+            return;
         }
-        let Some(node) = node.filter(|_| !outcomes.up.is_empty()) else { return Ok(()) };
-        for failing in work.starts_came_up(node, &outcomes.up).await? {
-            self.judge_node(work, failing).await?;
+        if let Err(error) = settle!(self.judge_nodes_once(failing)) {
+            tracing::warn!(%error, "nodes on which starts fail were not judged");
         }
+    }
+
+    async fn judge_nodes_once(&self, failing: &[NodeId]) -> Result<()> {
+        let mut work = self.store.begin().await?;
+        work.judge_alone().await?;
+        for node in failing {
+            self.judge_node(&mut work, *node).await?;
+        }
+        self.nudge.ring(&work.commit().await?);
         Ok(())
     }
 

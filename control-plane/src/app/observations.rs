@@ -73,7 +73,7 @@ impl App {
             }
         }
         let shown = outcomes.behind.take();
-        self.note_outcomes(&mut work, Some(node), outcomes).await?;
+        let failing = outcomes.note(&mut work, Some(node)).await?;
         if let Some((evidence, incarnation)) = shown {
             self.note_behind(&mut work, node, &evidence, incarnation, 0).await?;
         }
@@ -81,6 +81,7 @@ impl App {
         for (before, after) in &changes {
             self.note(before, after);
         }
+        self.judge_nodes(&failing).await;
         Ok(batch.iter().map(|o| (o.workspace, o.sequence)).collect())
     }
 

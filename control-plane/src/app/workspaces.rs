@@ -320,7 +320,7 @@ impl App {
         let (next, log) = before.apply(event, now)?;
         tracing::warn!(workspace.id = %before.uid, generation = before.generation.0, state = before.state.as_str(), "a stay was too long");
         work.save(&before, next, log, now).await?;
-        self.note_outcomes(&mut work, before.node, outcomes).await?;
+        outcomes.note(&mut work, before.node).await?;
         self.nudge.ring(&work.commit().await?);
         Ok(true)
     }

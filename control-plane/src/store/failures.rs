@@ -8,6 +8,9 @@ use super::error::{Result, StoreError};
 use super::{Work, sql};
 use crate::domain::placement::{FAILURES_COUNT_FOR, Record};
 
+/// Arbitrary, but ours: the advisory lock that nodes are judged under.
+const JUDGEMENT_LOCK: i64 = 0x6361_7272_656e;
+
 /// A start that failed on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Blamed {
@@ -38,7 +41,8 @@ impl Work {
     }
 
     /// Notes that starts have come up on a node: its own failures are over, and those of the same starts on other nodes
-    /// are proven to be theirs. Those nodes.
+    /// are proven to be theirs. Those nodes. Of an earlier start of the same workspace nothing is proven: what it met may have been
+    /// the same on every node, and mended since.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -48,16 +52,22 @@ impl Work {
         let rows = self
             .tx
             .query_all_raw(sql(
+                // Each failure is locked before any is changed, in one order: of two nodes on which starts come up at one moment that
+                // had failed on the other, none waits for what the other holds.
                 "WITH up AS (
                      UPDATE placements SET ready_at = clock_timestamp()
                      WHERE workspace_id = ANY ($2) AND released_at IS NULL AND ready_at IS NULL
-                 ), calm AS (
-                     UPDATE start_failures SET over = true WHERE node_id = $1 AND NOT over
-                 ), proven AS (
-                     UPDATE start_failures SET proven = true
-                     WHERE workspace_id = ANY ($2) AND NOT proven AND node_id <> $1 RETURNING node_id
+                 ), told AS (
+                     SELECT f.id, f.node_id = $1 AS own FROM start_failures f
+                     WHERE (f.node_id = $1 AND NOT f.over)
+                        OR (f.workspace_id = ANY ($2) AND NOT f.proven AND f.node_id <> $1
+                            AND f.at >= (SELECT w.started_at FROM workspaces w WHERE w.id = f.workspace_id))
+                     ORDER BY f.id FOR UPDATE OF f
+                 ), noted AS (
+                     UPDATE start_failures f SET over = f.over OR told.own, proven = f.proven OR NOT told.own
+                     FROM told WHERE f.id = told.id RETURNING f.node_id, told.own
                  )
-                 SELECT DISTINCT node_id FROM proven ORDER BY node_id",
+                 SELECT DISTINCT node_id FROM noted WHERE NOT own ORDER BY node_id",
                 [node.0.into(), uids.into()],
             ))
             .await
@@ -74,6 +84,19 @@ impl Work {
             .execute_raw(sql("DELETE FROM start_failures WHERE node_id = $1", [node.0.into()]))
             .await
             .map_err(StoreError::sort("forget failed starts"))?;
+        Ok(())
+    }
+
+    /// Nobody else judges nodes until this transaction ends: of two at one moment, each would count on the node that the other takes
+    /// out. Before any row is locked: whoever waits for this holds nothing that the other needs.
+    ///
+    /// # Errors
+    /// When the database cannot be reached, or the lock is not had in time.
+    pub async fn judge_alone(&mut self) -> Result<()> {
+        self.tx
+            .execute_raw(sql("SELECT pg_advisory_xact_lock($1)", [JUDGEMENT_LOCK.into()]))
+            .await
+            .map_err(StoreError::sort("judge nodes"))?;
         Ok(())
     }
 

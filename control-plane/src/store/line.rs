@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use super::entity::value;
 use super::error::{Result, StoreError};
+use super::orphans::HELD;
 use super::readable::readable;
 use super::{Store, sql};
 use crate::domain::placement::{HeldContainer, Outlook, RELEASES_COUNT_FOR, Waiting};
@@ -117,17 +118,21 @@ impl Store {
             .collect()
     }
 
-    /// Deleted workspaces whose files a node has yet to move away, but those that rest after a failure.
+    /// Deleted workspaces whose files a node has yet to move away, but those that rest after a failure or wait for a held container:
+    /// however many they are, who comes behind them has a turn.
     ///
     /// # Errors
     /// When the database cannot be reached.
     pub async fn purges_waiting(&self, limit: i64) -> Result<Vec<WorkspaceUid>> {
         self.uids(
-            // As `Deletion::rests` has it; the transaction that places one asks that again.
-            "SELECT id FROM workspaces, (SELECT clock_timestamp() AS now) AS clock
-             WHERE deletion IS NOT NULL AND node_id IS NULL AND deleted_at IS NULL
-             AND coalesce((deletion->>'retry_at')::timestamptz NOT BETWEEN clock.now AND clock.now + make_interval(secs => $2), true)
-             ORDER BY id LIMIT $1",
+            // As `Deletion::rests` has it; the transaction that places one asks that again, as it asks for held containers.
+            &format!(
+                "SELECT id FROM workspaces, (SELECT clock_timestamp() AS now) AS clock
+                 WHERE deletion IS NOT NULL AND node_id IS NULL AND deleted_at IS NULL
+                 AND coalesce((deletion->>'retry_at')::timestamptz NOT BETWEEN clock.now AND clock.now + make_interval(secs => $2), true)
+                 AND id NOT IN (SELECT id FROM ({HELD}) AS held)
+                 ORDER BY id LIMIT $1"
+            ),
             [limit.into(), LONGEST_PURGE_PAUSE.as_secs_f64().into()],
             "read the purges",
         )

@@ -50,7 +50,7 @@ const OPEN: &str = "SELECT * FROM orphans WHERE resolution IS NULL AND (verdict 
 /// node where the store has placed that student: of others a node keeps nobody waiting. What an
 /// operator, or the store itself, has stopped runs until it is no longer reported. A node that was given up had ended everything
 /// by its lease, or is dead by an operator's word. From the few orphans to their workspaces, never the other way round.
-const HELD: &str = "
+pub(super) const HELD: &str = "
 SELECT w.id, o.node_id, o.container_id, n.facts ->> 'hostname' AS hostname
 FROM orphans o
 JOIN nodes n ON n.id = o.node_id AND n.removed_at IS NULL AND n.state <> 'FENCED'

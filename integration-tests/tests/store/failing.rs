@@ -1,6 +1,6 @@
 //! Starts that fail on one node come up on another, and a node that keeps failing takes itself out.
 
-use carrel_common::id::NodeId;
+use carrel_common::id::{NodeId, WorkspaceUid};
 use carrel_common::model::{Observed, Run, StatusReason};
 use control_plane::domain::workspace::{State, Workspace};
 use control_plane::store::EventQuery;
@@ -102,7 +102,7 @@ async fn a_start_that_fails_everywhere_ends_after_three_nodes_and_takes_no_node_
     for _ in 0..5 {
         nodes.push(rig.node(8).await);
     }
-    let names = start_many(&rig, 0, 6).await;
+    let names = start_many(&rig, 0, 30).await;
     obey_all(&rig, &nodes, &nodes, StatusReason::RuntimeError).await;
     for workspace in all(&rig, &names).await {
         assert_eq!(
@@ -111,6 +111,83 @@ async fn a_start_that_fails_everywhere_ends_after_three_nodes_and_takes_no_node_
         );
     }
     assert_eq!(events(&rig, "node.cordoned").await, []);
+
+    // It was mended, and all press Start again: that these come up proves nothing of those.
+    start_many(&rig, 0, 30).await;
+    obey_all(&rig, &nodes, &[], StatusReason::RuntimeError).await;
+    assert!(all(&rig, &names).await.iter().all(|workspace| workspace.state == State::Running));
+    assert_eq!(events(&rig, "node.cordoned").await, []);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn of_two_nodes_that_prove_to_fail_at_one_moment_one_is_left() {
+    let rig = Rig::new().await;
+    rig.node(8).await;
+    rig.node(8).await;
+    // Each has failed four starts that came up elsewhere, and one that has yet to.
+    let mut moved = Vec::new();
+    for student in ["ada", "bob"] {
+        let desk = rig.start(student).await.unwrap();
+        let first = desk.node.unwrap();
+        for seen in [Observed::Failed(StatusReason::RuntimeError), Observed::Gone { purge: Ok(false) }] {
+            rig.report(first, desk.uid, desk.generation, seen).await;
+        }
+        rig.app.place_waiting().await.unwrap();
+        moved.push(rig.get(student).await);
+    }
+    let (ada, bob) = (&moved[0], &moved[1]);
+    assert!(ada.node.is_some() && bob.node.is_some() && ada.node != bob.node, "{moved:?}");
+    for statement in [
+        "INSERT INTO start_failures (node_id, workspace_id, reason, proven)
+         SELECT id, gen_random_uuid(), 'RUNTIME_ERROR', true FROM nodes, generate_series(1, 4)",
+        "UPDATE start_failures SET over = true",
+    ] {
+        rig.database.execute(statement).await;
+    }
+    // Both have looked before either is cordoned.
+    let held = rig.database.hold("SELECT 1 FROM nodes FOR NO KEY UPDATE").await;
+    let up = |desk: &Workspace| {
+        let endpoint = "127.0.0.1:1".into();
+        rig.report(desk.node.unwrap(), desk.uid, desk.generation, Observed::Running { endpoint })
+    };
+    let release = async {
+        rig.database.until_waiting(2).await;
+        drop(held);
+    };
+    tokio::join!(up(ada), up(bob), release);
+    assert_eq!(events(&rig, "node.cordoned").await.len(), 1);
+    assert!(all(&rig, &["ada".into(), "bob".into()]).await.iter().all(|desk| desk.state == State::Running));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn starts_that_come_up_on_each_others_former_nodes_do_not_wait_in_a_circle() {
+    let rig = Rig::new().await;
+    let (one, two) = (rig.node(8).await, rig.node(8).await);
+    let (ada, bob) = (rig.start("ada").await.unwrap().uid, rig.start("bob").await.unwrap().uid);
+    let failed = format!(
+        "INSERT INTO start_failures (node_id, workspace_id, reason)
+         VALUES ('{one}', gen_random_uuid(), ''), ('{one}', '{ada}', ''), ('{two}', '{bob}', '')"
+    );
+    rig.database.execute(&failed).await;
+    let held = rig.database.hold("SELECT 1 FROM start_failures ORDER BY id LIMIT 1 FOR UPDATE").await;
+    let came_up = async |node: NodeId, uid: WorkspaceUid| {
+        let mut work = rig.app.store.begin().await.unwrap();
+        let proven = work.starts_came_up(node, &[uid]).await.unwrap();
+        work.commit().await.unwrap();
+        proven
+    };
+    let later = async {
+        // The first has got as far as it can.
+        rig.database.until_waiting(1).await;
+        let release = async {
+            tokio::time::sleep(std::time::Duration::from_millis(200)).await;
+            drop(held);
+        };
+        tokio::join!(came_up(two, ada), release).0
+    };
+    assert_eq!(tokio::join!(came_up(one, bob), later), (vec![two], vec![one]));
     rig.end().await;
 }
 

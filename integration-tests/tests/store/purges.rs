@@ -1,9 +1,11 @@
 //! A delete whose files cannot be moved to the trash: told, tried again after a pause, and ended by a word.
 
+use carrel_common::id::WorkspaceUid;
 use carrel_common::model::{Observed, StatusReason};
 use control_plane::app::AppError;
 use control_plane::domain::workspace::{State, Workspace};
 
+use crate::orphans::{container, judge};
 use crate::restored::event;
 use crate::rig::{Rig, call, id};
 
@@ -57,5 +59,27 @@ async fn a_purge_that_no_host_is_there_for_is_ended_by_a_word() {
     assert!(delete(&rig, true).await.deleted_at.is_none());
     rig.app.place_waiting().await.unwrap();
     assert!(delete(&rig, false).await.deleted_at.is_some());
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_purge_that_waits_for_a_held_container_hides_nobody_behind_it() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let mut desks = Vec::new();
+    for student in ["ada", "bob"] {
+        rig.was_on(node, student).await;
+        rig.app.delete(&call("DeleteWorkspace"), &id(student), "", true).await.unwrap();
+        desks.push(rig.get(student).await);
+    }
+    // In the order in which they are tried.
+    desks.sort_by_key(|desk| desk.uid);
+    let (first, behind) = (&desks[0], &desks[1]);
+    let held = container("c1", WorkspaceUid::new(), &first.student.to_string(), 7, node);
+    judge(&rig, node, &[held]).await;
+    assert_eq!(rig.app.store.purges_waiting(1).await.unwrap(), [behind.uid]);
+    assert_eq!(rig.app.place_waiting().await.unwrap(), 1);
+    judge(&rig, node, &[]).await;
+    assert_eq!(rig.app.store.purges_waiting(1).await.unwrap(), [first.uid]);
     rig.end().await;
 }

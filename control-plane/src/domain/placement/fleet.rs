@@ -92,6 +92,23 @@ impl Candidate {
             && need.memory_bytes <= self.capacity.memory_bytes
     }
 
+    /// Whether it could take that, now or once places become free.
+    fn could_take(&self, ask: &Ask<'_>) -> bool {
+        self.is_ready() && !ask.avoid.contains(&self.node) && self.could_ever_fit(&ask.need)
+    }
+
+    /// How large a share of it has to become free before it fits, in millionths: of memory, processors or places, whichever is the
+    /// largest. So much of what runs there has to leave, be the node large or small.
+    fn shortfall(&self, need: &Resources) -> i64 {
+        let lacks = |need: i64, used: i64, all: i64| {
+            let lacking = used.saturating_add(need).saturating_sub(all).max(0);
+            lacking.saturating_mul(1_000_000).checked_div(all).unwrap_or_default()
+        };
+        let memory = lacks(need.memory_bytes, self.allocated.memory_bytes, self.capacity.memory_bytes);
+        let cpu = lacks(need.cpu_millicores, self.allocated.cpu_millicores, self.capacity.cpu_millicores);
+        memory.max(cpu).max(lacks(1, self.count, self.most))
+    }
+
     /// Share of the memory in use after the placement, in thousandths.
     pub(super) fn memory_permille(&self, need: &Resources) -> i64 {
         let used = self.allocated.memory_bytes.saturating_add(need.memory_bytes);
@@ -176,12 +193,8 @@ impl Fleet {
     /// Whether a node other than those it avoids could take it now or once places become free; `having` restricts to
     /// nodes that have its image.
     pub fn could_take_elsewhere(&self, ask: &Ask<'_>, having: bool) -> bool {
-        self.nodes.iter().any(|node| {
-            node.is_ready()
-                && !ask.avoid.contains(&node.node)
-                && node.could_ever_fit(&ask.need)
-                && (!having || node.images.iter().any(|image| image == ask.image))
-        })
+        let has_it = |node: &Candidate| node.images.iter().any(|image| image == ask.image);
+        self.nodes.iter().any(|node| node.could_take(ask) && (!having || has_it(node)))
     }
 
     /// The node that takes `ask`.
@@ -214,16 +227,13 @@ impl Fleet {
         true
     }
 
-    /// Gives nobody else a place on the node that comes nearest to having one for `ask`.
-    pub fn keep_for(&mut self, ask: &Ask<'_>) {
-        let free = |node: &Candidate| node.capacity.memory_bytes.saturating_sub(node.allocated.memory_bytes);
-        let able = self
-            .nodes
-            .iter()
-            .enumerate()
-            .filter(|(_, node)| node.is_ready() && node.could_ever_fit(&ask.need));
-        let nearest = able.max_by_key(|(_, node)| (free(node), std::cmp::Reverse(node.node)));
+    /// Gives nobody else a place on the node that comes nearest to having one for `ask`; false when there is none.
+    pub fn keep_for(&mut self, ask: &Ask<'_>) -> bool {
+        let able = self.nodes.iter().enumerate().filter(|(_, node)| node.could_take(ask));
+        // Of equals the one with the lowest id.
+        let nearest = able.min_by_key(|(_, node)| node.shortfall(&ask.need));
         self.kept = nearest.map(|(index, _)| index);
+        self.kept.is_some()
     }
 
     fn occupy(&mut self, index: usize, ask: &Ask<'_>) {
@@ -284,7 +294,8 @@ impl Fleet {
         if left.is_empty() {
             return NoPlace::FailedOnAll;
         }
-        if self.kept.is_some_and(|index| self.nodes[index].fits(&ask.need)) {
+        let kept = self.kept.map(|index| &self.nodes[index]);
+        if kept.is_some_and(|kept| kept.could_take(ask) && kept.fits(&ask.need)) {
             return NoPlace::NotItsTurn;
         }
         let with = |has: &dyn Fn(&Candidate) -> bool| left.iter().filter(|node| has(node)).count();

@@ -6,8 +6,8 @@
 //! database, and when one of its workspaces leaves, it is the course's turn again.
 //!
 //! A smaller workspace may overtake one that does not fit, but not for ever: when that has waited for [`OVERTAKEN_FOR`],
-//! what becomes free on the node that comes nearest to having a place for it is kept for it. One node, so that a course
-//! of large workspaces does not stop the others.
+//! what becomes free on the node that comes nearest to having a place for it is kept for it; of those that it may go to, where a
+//! start is tried again. One node, so that a course of large workspaces does not stop the others.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -97,16 +97,16 @@ pub fn plan(line: &[Waiting], fleet: &mut Fleet, now: OffsetDateTime) -> Vec<Tur
     let mut kept = false;
     let turn = |w: &Waiting| {
         let anywhere = w.avoid.is_empty();
-        let known = unmet.iter().find(|(need, _)| *need == w.need).filter(|_| anywhere);
-        if let Some((_, why)) = known {
-            return Turn { uid: w.uid, outcome: Err(why.clone()) };
-        }
-        let outcome = fleet.take(&w.ask());
-        if let (Err(why @ (NoPlace::Full { .. } | NoPlace::NotItsTurn)), true) = (&outcome, anywhere) {
-            unmet.push((w.need, why.clone()));
+        let known = unmet.iter().find(|(need, _)| anywhere && *need == w.need).map(|(_, why)| why.clone());
+        let is_first = known.is_none();
+        let outcome = known.map_or_else(|| fleet.take(&w.ask()), Err);
+        if let Err(why @ (NoPlace::Full { .. } | NoPlace::NotItsTurn)) = &outcome {
+            if anywhere && is_first {
+                unmet.push((w.need, why.clone()));
+            }
+            // It may be behind one that came later and needs the same: of a course that holds fewer.
             if !kept && now - w.since >= OVERTAKEN_FOR {
-                fleet.keep_for(&w.ask());
-                kept = true;
+                kept = fleet.keep_for(&w.ask());
             }
         }
         Turn { uid: w.uid, outcome }

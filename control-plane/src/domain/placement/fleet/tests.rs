@@ -134,6 +134,32 @@ fn a_place_is_taken_on_a_named_node_only_where_there_is_one() {
     assert_eq!([fleet.take_on(node, &ask()), fleet.take_on(node, &ask())], [true, false]);
 }
 
+#[test]
+fn the_node_that_is_kept_is_the_one_of_which_the_smallest_share_has_to_become_free() {
+    let used = |cpu, candidate: Candidate| {
+        let allocated = Resources { cpu_millicores: cpu, ..candidate.allocated };
+        let capacity = Resources { cpu_millicores: 8000, ..candidate.capacity };
+        Candidate { allocated, capacity, ..candidate }
+    };
+    let large = Ask { need: Resources { cpu_millicores: 4000, ..NEED }, ..ask() };
+    let kept = |nodes: &[Candidate]| {
+        let mut fleet = Fleet::new(Strategy::Spread, nodes.to_vec(), []);
+        assert!(fleet.place(&large).is_err());
+        assert!(fleet.keep_for(&large));
+        fleet.kept.map(|index| fleet.nodes()[index].node.0.as_u128())
+    };
+    // Much memory is free there, but of its processors three have to become so.
+    let busy = used(7000, candidate(1, 64, 8));
+    let half_a_processor = used(4500, candidate(2, 16, 8));
+    assert_eq!(kept(&[busy.clone(), half_a_processor.clone()]), Some(2));
+    let full = used(0, candidate(3, 8, 8));
+    assert_eq!(kept(&[full.clone(), half_a_processor.clone()]), Some(2));
+    // Whoever leaves makes a place.
+    let crowded = Candidate { count: 250, ..used(0, candidate(4, 16, 8)) };
+    assert_eq!(kept(&[busy, half_a_processor, full.clone(), crowded]), Some(4));
+    assert_eq!(kept(&[full.clone(), Candidate { node: candidate(5, 0, 0).node, ..full }]), Some(3));
+}
+
 /// A node, its zone, and how many of the course it holds.
 fn some_node(number: u128) -> impl Generator<Value = (Candidate, i64)> {
     let parts = (

@@ -94,6 +94,43 @@ fn a_smaller_one_overtakes_one_that_does_not_fit_but_not_for_ever() {
     assert_eq!(turns[1].outcome, Err(NoPlace::NotItsTurn));
 }
 
+/// How many of a pass each of two nodes takes.
+fn on_each(turns: &[Turn]) -> [usize; 2] {
+    [1, 2].map(|n| turns.iter().filter(|turn| turn.outcome == Ok(node(n, 0).node)).count())
+}
+
+#[test]
+fn for_one_that_is_tried_elsewhere_a_node_is_kept_that_it_has_not_failed_on() {
+    let mut again = waiting(0, "", 8);
+    again.avoid = vec![node(1, 0).node];
+    let mut room = Fleet::new(Spreading::Spread, vec![node(1, 8), node(2, 8)], []);
+    assert!(room.take_on(node(2, 0).node, &waiting(9, "", 1).ask()));
+    let line: Vec<_> = std::iter::once(again).chain((1..7).map(|n| waiting(n, "", 1))).collect();
+    assert_eq!(on_each(&plan(&line, &mut room.clone(), T0 + Duration::from_secs(30))), [4, 2]);
+    assert_eq!(on_each(&plan(&line, &mut room, T0 + OVERTAKEN_FOR)), [6, 0]);
+}
+
+#[test]
+fn one_for_which_there_is_no_node_to_keep_leaves_it_to_the_next() {
+    let mut again = waiting(0, "", 8);
+    again.avoid = vec![node(1, 0).node];
+    let mut room = Fleet::new(Spreading::Spread, vec![node(1, 8), node(2, 2)], []);
+    assert!(room.take_on(node(1, 0).node, &waiting(9, "", 1).ask()));
+    let line = [again, waiting(1, "", 8), waiting(2, "", 1), waiting(3, "", 1), waiting(4, "", 1)];
+    let turns = plan(&line, &mut room, T0 + OVERTAKEN_FOR * 2);
+    assert_eq!(on_each(&turns), [0, 2]);
+    assert_eq!(turns[4].outcome, Err(NoPlace::NotItsTurn));
+}
+
+#[test]
+fn a_node_is_kept_for_one_that_waits_behind_a_later_one_that_needs_the_same() {
+    let mut room = Fleet::new(Spreading::Spread, vec![node(1, 8)], []);
+    assert!(room.take_on(node(1, 0).node, &waiting(9, "", 1).ask()));
+    let line = [waiting(30, "few", 8), waiting(0, "many", 8), waiting(40, "many", 1)];
+    assert_eq!(placed(&plan(&line, &mut room.clone(), T0 + Duration::from_secs(59))), [40]);
+    assert_eq!(placed(&plan(&line, &mut room, T0 + OVERTAKEN_FOR)), []);
+}
+
 #[test]
 fn one_that_no_node_could_ever_take_holds_up_nobody() {
     let line = [waiting(0, "", 64), waiting(1, "", 1)];
