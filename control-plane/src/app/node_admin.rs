@@ -104,7 +104,7 @@ impl App {
     /// Takes a node out for good, and bans it.
     ///
     /// # Errors
-    /// [`AppError::NodeNotEmpty`], and the rest of [`AppError`].
+    /// [`AppError::NodeNotEmpty`], [`AppError::InventoryAwaited`], and the rest of [`AppError`].
     pub async fn remove_node(
         &self,
         call: &Call,
@@ -151,8 +151,13 @@ impl App {
         if remaining > 0 && !force {
             return Err(AppError::NodeNotEmpty { node: id, remaining });
         }
+        // Taken out, it would be waited for no longer, and what it has yet to tell of could start elsewhere beside it.
+        let awaited = work.has_yet_to_tell(id).await?;
+        if awaited && !force {
+            return Err(AppError::InventoryAwaited(id));
+        }
         // While the store is behind it does not know what is there.
-        let unknown = force && work.state().await?.behind.is_some();
+        let unknown = awaited || force && work.state().await?.behind.is_some();
         let done = match (node.removed_at, node.banned_at) {
             (None, _) if remaining == 0 && !unknown => {
                 work.remove_node(id).await?;
