@@ -315,7 +315,8 @@ impl App {
             // A label that was copied, or none: the name of another's placement is no name of its own.
             Some(_) | None => PlacementId::new(),
         };
-        work.insert_placement_as(placement, Some(container.incarnation), &next, node).await?;
+        let place = (node, next.spec.resources);
+        work.insert_placement_as(placement, Some(container.incarnation), &next, place).await?;
         Ok(Some(work.save(&before, next, log, now).await?))
     }
 }
