@@ -317,7 +317,10 @@ impl App {
         };
         let place = (node, next.spec.resources);
         work.insert_placement_as(placement, Some(container.incarnation), &next, place).await?;
-        Ok(Some(work.save(&before, next, log, now).await?))
+        let adopted = work.save(&before, next, log, now).await?;
+        // Node rows come last in the order of locks.
+        work.drains_again(node).await?;
+        Ok(Some(adopted))
     }
 }
 

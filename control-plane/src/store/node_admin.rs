@@ -215,6 +215,19 @@ impl Work {
         Ok(())
     }
 
+    /// A node is not empty, whatever was noted: its drain goes on until it is. Written in any case, so that who finds it empty at this
+    /// moment was before, or finds what is placed here.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn drains_again(&mut self, id: NodeId) -> Result<()> {
+        self.tx
+            .execute_raw(sql("UPDATE nodes SET drained_at = NULL WHERE id = $1", [id.0.into()]))
+            .await
+            .map_err(StoreError::sort("note that a node is not empty"))?;
+        Ok(())
+    }
+
     /// Bans a locked node: its session ends, and as it is never heard again it is silent from now on, and given up as silent ones are.
     ///
     /// # Errors
