@@ -32,12 +32,7 @@ impl App {
         removed_too: bool,
         page_size: usize,
     ) -> Result<(Vec<NodeLoad>, Option<NodeId>)> {
-        let limit = i64::try_from(page_size).unwrap_or(i64::MAX).saturating_add(1);
-        let mut found = self.store.node_loads(self.settings.limits, after, removed_too, limit).await?;
-        let more = found.len() > page_size;
-        found.truncate(page_size);
-        let next = found.last().filter(|_| more).map(|load| load.node.id);
-        Ok((found, next))
+        Ok(self.store.node_loads(self.settings.limits, after, removed_too, page_size).await?)
     }
 
     /// One node.
