@@ -52,7 +52,7 @@ impl App {
     /// Empties a node.
     ///
     /// # Errors
-    /// [`AppError::DrainTooShort`], [`AppError::DrainInQuietWindow`], and the rest of [`AppError`].
+    /// [`AppError::DrainTooShort`], [`AppError::DrainInQuietWindow`], [`AppError::StoreBehind`], and the rest of [`AppError`].
     pub async fn drain(&self, call: &Call, id: NodeId, order: &DrainOrder) -> Result<Drained> {
         let drained = settle!(self.drain_once(call, id, order))?;
         // Everyone is warned at once.
@@ -65,6 +65,7 @@ impl App {
         if let Some(answer) = replay(&mut work, call).await? {
             return Ok(answer);
         }
+        self.refuse_while_behind(&mut work).await?;
         work.change_rules().await?;
         let node = self.lock_present(&mut work, id).await?;
         let there = work.placed_on(id).await?;
@@ -226,9 +227,11 @@ async fn fates(
     Ok((moved, stopped))
 }
 
-/// Notes that a locked node that is being emptied is empty; whether it is.
+/// Notes that a locked node that is being emptied is empty; whether it is. What follows is a reboot, so it is not while the store does
+/// not know what runs there: it is behind, or was declared restored and the node has yet to tell.
 async fn note_if_empty(work: &mut Work, id: NodeId) -> Result<bool> {
-    let empty = left_on(work, id).await? == 0;
+    let known = work.state().await?.behind.is_none() && !work.awaits(id).await?;
+    let empty = known && left_on(work, id).await? == 0;
     if empty {
         work.note_drained(id).await?;
         work.append(about(id), Entry::new("node.drained", Actor::ControlPlane)).await?;

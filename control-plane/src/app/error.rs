@@ -213,7 +213,9 @@ pub enum AppError {
         evidence: String,
     },
     /// The store was declared restored, and this node has not told yet what it runs.
-    #[error("node {0} has not told yet what it runs since the store was declared restored")]
+    #[error(
+        "node {0} has not told yet what it runs since the store was declared restored; wait until it has, or confirm it dead"
+    )]
     InventoryAwaited(NodeId),
     /// Another session of the node took over.
     #[error("another session of node {0} took over")]

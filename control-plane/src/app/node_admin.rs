@@ -32,12 +32,7 @@ impl App {
         removed_too: bool,
         page_size: usize,
     ) -> Result<(Vec<NodeLoad>, Option<NodeId>)> {
-        let limit = i64::try_from(page_size).unwrap_or(i64::MAX).saturating_add(1);
-        let mut found = self.store.node_loads(self.settings.limits, after, removed_too, limit).await?;
-        let more = found.len() > page_size;
-        found.truncate(page_size);
-        let next = found.last().filter(|_| more).map(|load| load.node.id);
-        Ok((found, next))
+        Ok(self.store.node_loads(self.settings.limits, after, removed_too, page_size).await?)
     }
 
     /// One node.
@@ -104,7 +99,7 @@ impl App {
     /// Takes a node out for good, and bans it.
     ///
     /// # Errors
-    /// [`AppError::NodeNotEmpty`], and the rest of [`AppError`].
+    /// [`AppError::NodeNotEmpty`], [`AppError::InventoryAwaited`], and the rest of [`AppError`].
     pub async fn remove_node(
         &self,
         call: &Call,
@@ -151,8 +146,13 @@ impl App {
         if remaining > 0 && !force {
             return Err(AppError::NodeNotEmpty { node: id, remaining });
         }
+        // Taken out, it would be waited for no longer, and what it has yet to tell of could start elsewhere beside it.
+        let awaited = work.has_yet_to_tell(id).await?;
+        if awaited && !force {
+            return Err(AppError::InventoryAwaited(id));
+        }
         // While the store is behind it does not know what is there.
-        let unknown = force && work.state().await?.behind.is_some();
+        let unknown = awaited || force && work.state().await?.behind.is_some();
         let done = match (node.removed_at, node.banned_at) {
             (None, _) if remaining == 0 && !unknown => {
                 work.remove_node(id).await?;

@@ -315,8 +315,12 @@ impl App {
             // A label that was copied, or none: the name of another's placement is no name of its own.
             Some(_) | None => PlacementId::new(),
         };
-        work.insert_placement_as(placement, Some(container.incarnation), &next, node).await?;
-        Ok(Some(work.save(&before, next, log, now).await?))
+        let place = (node, next.spec.resources);
+        work.insert_placement_as(placement, Some(container.incarnation), &next, place).await?;
+        let adopted = work.save(&before, next, log, now).await?;
+        // Node rows come last in the order of locks.
+        work.drains_again(node).await?;
+        Ok(Some(adopted))
     }
 }
 

@@ -107,7 +107,7 @@ impl App {
             };
             fleet.refresh(fresh);
             if fleet.place(&ask) == Ok(node) || (look == LOOKS && fleet.take_on(node, &ask)) {
-                work.insert_placement(workspace, node).await?;
+                work.insert_placement(workspace, node, waiting.need).await?;
                 return Ok(Ok(node));
             }
             work.take_back().await?;
@@ -253,10 +253,11 @@ impl App {
         let (mut changes, mut claims) = (Vec::with_capacity(wins.len()), Vec::with_capacity(wins.len()));
         for (uid, node) in wins.iter().copied() {
             let Some(before) = still.remove(&uid) else { continue };
+            let waiting = Waiting::of(&before);
             // Another replica may have placed there meanwhile; then the next pass finds another node.
-            if fleet.take_on(node, &Waiting::of(&before).ask()) {
+            if fleet.take_on(node, &waiting.ask()) {
                 let (after, log) = before.apply(Event::Place { node }, now)?;
-                claims.push(Claim { workspace: uid, node, resources: after.spec.resources });
+                claims.push(Claim { workspace: uid, node, resources: waiting.need });
                 changes.push(Change { before, after, log });
             }
         }
@@ -307,10 +308,11 @@ impl App {
         }
         let candidates = work.lock_candidates(&[node], &[], self.settings.limits).await?;
         let mut fleet = Fleet::new(self.settings.placement, candidates, []);
-        if !fleet.take_on(node, &Waiting::of(workspace).ask()) {
+        let waiting = Waiting::of(workspace);
+        if !fleet.take_on(node, &waiting.ask()) {
             return Ok(None);
         }
-        work.insert_placement(workspace, node).await?;
+        work.insert_placement(workspace, node, waiting.need).await?;
         let now = work.now().await?;
         let (next, log) = workspace.apply(Event::Place { node }, now)?;
         self.metrics.placed(workspace.started_at, now);

@@ -6,7 +6,7 @@ use sea_orm::{ConnectionTrait, QueryResult};
 
 use super::entity::value;
 use super::error::{Result, StoreError};
-use super::readable::readable;
+use super::readable::{readable, readable_by_name};
 use super::{Work, sql};
 use crate::domain::node::NodeState;
 use crate::domain::placement::{Candidate, FAILURES_COUNT_FOR, Service};
@@ -106,6 +106,11 @@ fn candidate(row: &QueryResult, limits: CandidateLimits) -> Result<Candidate> {
         failures: row.try_get("", "failures").map_err(&get)?,
         images: row.try_get("", "images").map_err(&get)?,
     })
+}
+
+/// A course as it is written, whatever can be made of it.
+pub(super) fn raw_course(row: &QueryResult) -> Option<String> {
+    row.try_get("", "course_id").ok()
 }
 
 impl Work {
@@ -219,13 +224,13 @@ impl Work {
         let get = StoreError::sort("count the places of courses");
         let values = course.map(|course| sea_orm::Value::from(course.as_str()));
         let rows = self.tx.query_all_raw(sql(query, values)).await.map_err(&get)?;
-        rows.iter()
-            .map(|row| {
-                let course: Option<String> = row.try_get("", "course_id").map_err(&get)?;
-                let course = course.map(|course| value("workspaces", course.into())).transpose()?;
-                let node = NodeId(row.try_get("", "node_id").map_err(&get)?);
-                Ok((node, course, row.try_get("", "count").map_err(&get)?))
-            })
-            .collect()
+        let read = |row: &QueryResult| -> Result<(NodeId, Option<CourseId>, i64)> {
+            let course: Option<String> = row.try_get("", "course_id").map_err(&get)?;
+            let course = course.map(|course| value("workspaces", course.into())).transpose()?;
+            let node = NodeId(row.try_get("", "node_id").map_err(&get)?);
+            Ok((node, course, row.try_get("", "count").map_err(&get)?))
+        };
+        // Nobody in line is of a course that cannot be read.
+        Ok(readable_by_name(rows.iter().map(|row| (raw_course(row), read(row)))))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carrel_common::id::WorkspaceUid;
+use carrel_common::id::{CourseId, WorkspaceUid};
 use carrel_common::image::canonical;
 use carrel_common::model::StatusReason;
 use sea_orm::{ConnectionTrait, QueryResult};
@@ -10,8 +10,9 @@ use time::OffsetDateTime;
 
 use super::entity::value;
 use super::error::{Result, StoreError};
+use super::fleet::raw_course;
 use super::orphans::HELD;
-use super::readable::readable;
+use super::readable::{readable, readable_by_name};
 use super::{Store, sql};
 use crate::domain::placement::{HeldContainer, Outlook, RELEASES_COUNT_FOR, Waiting};
 use crate::domain::workspace::{Attempts, LONGEST_PURGE_PAUSE};
@@ -40,7 +41,7 @@ pub struct NextIdle {
     /// The student.
     pub student: carrel_common::id::StudentId,
     /// The course.
-    pub course: Option<carrel_common::id::CourseId>,
+    pub course: Option<CourseId>,
     /// What its idleness is counted from.
     pub basis_at: OffsetDateTime,
 }
@@ -109,13 +110,12 @@ impl Store {
             ))
             .await
             .map_err(&get)?;
-        rows.iter()
-            .map(|row| {
-                let course: Option<String> = row.try_get("", "course_id").map_err(&get)?;
-                let course = course.map(|course| value("workspaces", course.into())).transpose()?;
-                Ok((course, row.try_get("", "count").map_err(&get)?))
-            })
-            .collect()
+        let read = |row: &QueryResult| -> Result<(Option<CourseId>, i64)> {
+            let course: Option<String> = row.try_get("", "course_id").map_err(&get)?;
+            let course = course.map(|course| value("workspaces", course.into())).transpose()?;
+            Ok((course, row.try_get("", "count").map_err(&get)?))
+        };
+        Ok(readable_by_name(rows.iter().map(|row| (raw_course(row), read(row)))).into_iter().collect())
     }
 
     /// Deleted workspaces whose files a node has yet to move away, but those that rest after a failure or wait for a held container:

@@ -2,6 +2,7 @@
 
 use carrel_common::id::NodeId;
 use carrel_common::model::Resources;
+use sea_orm::prelude::Uuid;
 use sea_orm::sea_query::Expr;
 use sea_orm::{ConnectionTrait, EntityTrait as _, QueryFilter as _, QueryResult};
 use serde::{Deserialize, Serialize};
@@ -11,7 +12,7 @@ use super::entity;
 use super::error::{Result, StoreError};
 use super::fleet::CandidateLimits;
 use super::nodes::node;
-use super::readable::readable_workspaces;
+use super::readable::{page, readable, readable_workspaces};
 use super::{Store, Work, sql};
 use crate::domain::node::{Node, NodeState};
 use crate::domain::placement::FAILURES_COUNT_FOR;
@@ -71,7 +72,7 @@ fn load(row: &QueryResult, limits: CandidateLimits) -> Result<NodeLoad> {
 }
 
 impl Store {
-    /// Up to `limit` nodes in the order of their ids, after one.
+    /// A page of nodes in the order of their ids, after one, as far as they can be read, and the id that the next page comes after.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -80,15 +81,18 @@ impl Store {
         limits: CandidateLimits,
         after: Option<NodeId>,
         removed_too: bool,
-        limit: i64,
-    ) -> Result<Vec<NodeLoad>> {
+        page_size: usize,
+    ) -> Result<(Vec<NodeLoad>, Option<NodeId>)> {
+        let limit = i64::try_from(page_size).unwrap_or(i64::MAX).saturating_add(1);
         let query = format!(
             "{LOADS} WHERE ($2::uuid IS NULL OR n.id > $2) AND (n.removed_at IS NULL OR $3) ORDER BY n.id LIMIT $4"
         );
         let values = [failures_since(), after.map(|id| id.0).into(), removed_too.into(), limit.into()];
         let rows =
             self.db.query_all_raw(sql(&query, values)).await.map_err(StoreError::sort("list nodes"))?;
-        rows.iter().map(|row| load(row, limits)).collect()
+        let id = |row: &QueryResult| row.try_get::<Uuid>("", "id").ok();
+        let (rows, next) = page(rows, page_size, id);
+        Ok((readable(rows.iter().map(|row| (id(row), load(row, limits)))), next.map(NodeId)))
     }
 
     /// One node.
@@ -212,6 +216,19 @@ impl Work {
             .execute_raw(sql("UPDATE nodes SET drained_at = clock_timestamp() WHERE id = $1", [id.0.into()]))
             .await
             .map_err(StoreError::sort("note that a node is drained"))?;
+        Ok(())
+    }
+
+    /// A node is not empty, whatever was noted: its drain goes on until it is. Written in any case, so that who finds it empty at this
+    /// moment was before, or finds what is placed here.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn drains_again(&mut self, id: NodeId) -> Result<()> {
+        self.tx
+            .execute_raw(sql("UPDATE nodes SET drained_at = NULL WHERE id = $1", [id.0.into()]))
+            .await
+            .map_err(StoreError::sort("note that a node is not empty"))?;
         Ok(())
     }
 

@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use super::entity::{json, value};
 use super::error::{Result, StoreError};
+use super::readable::readable;
 use super::{Store, Work, sql};
 use crate::domain::node::{Challenge, Holder, Node, NodeDrain, NodeState};
 
@@ -133,7 +134,7 @@ impl Store {
 }
 
 impl Work {
-    /// All nodes that are not taken out.
+    /// All nodes that are not taken out, as far as they can be read.
     ///
     /// # Errors
     /// When the database cannot be reached.
@@ -143,7 +144,7 @@ impl Work {
             .query_all_raw(sql(&format!("{COLUMNS} WHERE removed_at IS NULL"), []))
             .await
             .map_err(StoreError::sort("read the nodes"))?;
-        rows.iter().map(node).collect()
+        Ok(readable(rows.iter().map(|row| (row.try_get("", "id").ok(), node(row)))))
     }
 
     /// A new node, with the hash of its secret when that is how it shows who it is.

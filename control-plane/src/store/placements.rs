@@ -125,13 +125,18 @@ impl Store {
 }
 
 impl Work {
-    /// Claims a place. The database refuses a second unreleased claim of the same workspace.
+    /// Claims a place that holds so much. The database refuses a second unreleased claim of the same workspace.
     ///
     /// # Errors
     /// [`StoreError::Conflict`] when the workspace has a placement already.
-    pub async fn insert_placement(&mut self, workspace: &Workspace, node: NodeId) -> Result<PlacementId> {
+    pub async fn insert_placement(
+        &mut self,
+        workspace: &Workspace,
+        node: NodeId,
+        holds: Resources,
+    ) -> Result<PlacementId> {
         let id = PlacementId::new();
-        self.insert_placement_as(id, None, workspace, node).await?;
+        self.insert_placement_as(id, None, workspace, (node, holds)).await?;
         Ok(id)
     }
 
@@ -145,9 +150,8 @@ impl Work {
         id: PlacementId,
         incarnation: Option<i64>,
         workspace: &Workspace,
-        node: NodeId,
+        (node, holds): (NodeId, Resources),
     ) -> Result<()> {
-        let Resources { cpu_millicores, memory_bytes, .. } = workspace.spec.resources;
         self.tx
             .execute_raw(sql(
                 "INSERT INTO placements
@@ -159,8 +163,8 @@ impl Work {
                     node.0.into(),
                     workspace.generation.0.into(),
                     json("placements", &workspace.spec)?.into(),
-                    cpu_millicores.into(),
-                    memory_bytes.into(),
+                    holds.cpu_millicores.into(),
+                    holds.memory_bytes.into(),
                     incarnation.into(),
                 ],
             ))

@@ -209,6 +209,21 @@ impl Work {
         Ok(row.and_then(|row| row.try_get("", "awaited").ok()).unwrap_or(false))
     }
 
+    /// Whether a node that is watched is waited for: it will tell what it runs, or be given up. Of one that the copy had given up, or
+    /// never heard, only time tells, and that whether it is taken out or not.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn has_yet_to_tell(&mut self, node: NodeId) -> Result<bool> {
+        let text = format!("SELECT 1 AS one FROM ({AWAITED}) a WHERE a.awaited = $1 AND a.watched");
+        let row = self
+            .tx
+            .query_one_raw(sql(&text, [node.0.into()]))
+            .await
+            .map_err(StoreError::sort("look whether a node has yet to tell"))?;
+        Ok(row.is_some())
+    }
+
     /// A node has told what it runs, and that is in the store: it gets its orders again.
     ///
     /// # Errors

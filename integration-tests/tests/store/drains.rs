@@ -1,14 +1,15 @@
 use std::time::Duration;
 
-use carrel_common::id::{NodeId, RequestId};
-use carrel_common::model::{Observed, Signal, StopReason};
-use control_plane::app::{AppError, Call, DrainOrder, Settings};
+use carrel_common::id::{NodeId, RequestId, WorkspaceUid};
+use carrel_common::model::{DesiredPair, Observed, Signal, StopReason, Verdict};
+use control_plane::app::{AppError, Call, DrainOrder, Greeting, Resolution, Settings};
 use control_plane::domain::node::Standing;
 use control_plane::domain::policy::{Policy, QuietWindow, Scope};
 use control_plane::domain::workspace::{Desired, State, Workspace};
 use time::OffsetDateTime;
 
-use crate::orphans::{held, judge};
+use crate::orphans::{container, held, judge, resolve};
+use crate::restored::{containers, declare, event, forget, greeting};
 use crate::rig::{Rig, beat, call, id};
 
 const LEAD: Duration = Duration::from_millis(200);
@@ -260,6 +261,59 @@ async fn a_node_is_not_drained_while_a_container_that_was_left_alone_may_write_t
     assert_eq!(rig.app.see_to_drains().await.unwrap(), 0);
     assert_eq!(standing(&rig, node).await, Standing::Draining);
     judge(&rig, node, &[]).await;
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 1);
+    assert_eq!(standing(&rig, node).await, Standing::Drained);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_drained_node_on_which_a_desk_is_adopted_is_drained_once_more_when_that_has_left() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let found = container("c1", WorkspaceUid::new(), "eve", 7, NodeId::new());
+    assert_eq!(judge(&rig, node, &[found]).await, [(Verdict::Hold, "NOT_OF_THIS_NODE")]);
+    drain(&rig, node, &within(HOUR)).await.unwrap();
+    assert_eq!(standing(&rig, node).await, Standing::Drained, "it keeps nobody waiting");
+    resolve(&rig, (node, "c1"), Resolution::Adopt, false).await.unwrap();
+    assert_eq!(standing(&rig, node).await, Standing::Draining);
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 0);
+    rig.obey(node).await;
+    rig.stop("eve").await;
+    rig.obey(node).await;
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 1);
+    assert_eq!((standing(&rig, node).await, event(&rig, "node.drained").await), (Standing::Drained, 2));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_store_that_has_forgotten_who_works_on_a_node_neither_calls_it_drained_nor_removes_it() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let found = forget(&rig, async || {
+        rig.running(node, "ada").await;
+        containers(&rig, node).await
+    })
+    .await;
+    let accepted = Some(DesiredPair { incarnation: 1, generation: 99 });
+    rig.hello(node, &Greeting { accepted, ..greeting(&rig, node, found.clone()).await }).await;
+    let behind = drain(&rig, node, &within(HOUR)).await;
+    assert!(matches!(behind, Err(AppError::StoreBehind { .. })), "{behind:?}");
+
+    declare(&rig, true).await;
+    drain(&rig, node, &within(HOUR)).await.unwrap();
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 0);
+    assert_eq!(standing(&rig, node).await, Standing::Draining, "it has yet to tell");
+    let removed = rig.app.remove_node(&call("RemoveNode"), node, "sold", false).await;
+    assert!(matches!(removed, Err(AppError::InventoryAwaited(_))), "{removed:?}");
+    let banned = rig.app.ban_node(&call("RemoveNode"), node, "sold", true).await.unwrap();
+    assert_eq!(banned.node.standing(), Standing::Unreachable, "its lease would still run");
+
+    rig.hello(node, &greeting(&rig, node, found).await).await;
+    assert_eq!(rig.get("ada").await.node, Some(node));
+    assert_eq!(rig.app.see_to_drains().await.unwrap(), 0);
+    rig.obey(node).await;
+    rig.stop("ada").await;
+    rig.obey(node).await;
     assert_eq!(rig.app.see_to_drains().await.unwrap(), 1);
     assert_eq!(standing(&rig, node).await, Standing::Drained);
     rig.end().await;

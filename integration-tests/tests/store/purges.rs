@@ -7,7 +7,7 @@ use control_plane::domain::workspace::{State, Workspace};
 
 use crate::orphans::{container, judge};
 use crate::restored::event;
-use crate::rig::{Rig, call, id};
+use crate::rig::{GIB, Rig, call, id};
 
 async fn delete(rig: &Rig, purge_files: bool) -> Workspace {
     rig.app.delete(&call("DeleteWorkspace"), &id("ada"), "", purge_files).await.unwrap().workspace
@@ -81,5 +81,23 @@ async fn a_purge_that_waits_for_a_held_container_hides_nobody_behind_it() {
     assert_eq!(rig.app.place_waiting().await.unwrap(), 1);
     judge(&rig, node, &[]).await;
     assert_eq!(rig.app.store.purges_waiting(1).await.unwrap(), [first.uid]);
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn a_purge_is_placed_on_a_full_host_and_holds_no_room_there() {
+    let rig = Rig::new().await;
+    let node = rig.node(1).await;
+    rig.was_on(node, "ada").await;
+    let bob = rig.running(node, "bob").await;
+    delete(&rig, true).await;
+    rig.app.place_waiting().await.unwrap();
+    assert_eq!(rig.get("ada").await.node, Some(node));
+    let load = rig.app.node(node).await.unwrap();
+    assert_eq!((load.count, load.allocated.memory_bytes, load.allocated.cpu_millicores), (2, GIB, 1000));
+    // The host takes its time with the files.
+    rig.stop("bob").await;
+    rig.report(node, bob.uid, bob.generation, Observed::Gone { purge: Ok(false) }).await;
+    assert_eq!(rig.start("eve").await.unwrap().state, State::Starting, "the room is free");
     rig.end().await;
 }

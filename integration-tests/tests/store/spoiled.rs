@@ -32,12 +32,16 @@ async fn state_of(rig: &Rig, student: &str) -> String {
 #[tokio::test]
 async fn the_line_moves_past_it() {
     let rig = Rig::new().await;
-    let node = rig.node(1).await;
-    rig.running(node, "ada").await;
+    let node = rig.node(2).await;
+    for student in ["ada", "zoe"] {
+        rig.running(node, student).await;
+    }
     for student in ["bob", "eve"] {
         assert_eq!(rig.start(student).await.unwrap().state, State::Pending);
     }
     spoil(&rig, "bob").await;
+    rig.database.execute("UPDATE workspaces SET course_id = 'a b' WHERE student_id = 'zoe'").await;
+    assert_eq!(rig.get("eve").await.state, State::Pending, "her place in line is told");
     rig.stop("ada").await;
     rig.obey(node).await;
     rig.app.place_waiting().await.unwrap();
@@ -105,6 +109,29 @@ async fn a_drain_moves_the_others() {
     for student in ["bob", "eve"] {
         assert_ne!(state_of(&rig, student).await, "STARTING", "{student}");
     }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn the_other_nodes_are_listed_and_why_they_take_nothing_is_told() {
+    let rig = Rig::new().await;
+    let mut nodes = [rig.node(4).await, rig.node(4).await];
+    nodes.sort();
+    let [spoiled, other] = nodes;
+    rig.database.execute(&format!(r#"UPDATE nodes SET facts = '"spoiled"' WHERE id = '{spoiled}'"#)).await;
+    assert_eq!(rig.app.nodes(None, false, 1).await.unwrap(), (vec![], Some(spoiled)));
+    let (shown, next) = rig.app.nodes(Some(spoiled), false, 1).await.unwrap();
+    let shown: Vec<_> = shown.into_iter().map(|load| load.node.id).collect();
+    assert_eq!((shown, next), (vec![other], None));
+
+    let away = r#"UPDATE nodes SET state = 'DEGRADED',
+                         docker = jsonb_set(docker, '{problem}', '["DOCKER_UNREACHABLE", "It is away."]')"#;
+    rig.database.execute(away).await;
+    let refused = rig.start("ada").await;
+    assert!(
+        matches!(&refused, Err(AppError::NoHealthyNode { reason, .. }) if reason == "DOCKER_UNREACHABLE"),
+        "{refused:?}"
+    );
     rig.end().await;
 }
 

@@ -160,8 +160,20 @@ impl<R: Runtime> Puller<R> {
     /// Until something is due by itself.
     fn next_in(&self) -> Duration {
         let list_at = if self.listing { Duration::MAX } else { self.list_at };
-        let ahead_at = self.put_off.values().map(|put_off| put_off.until).min();
+        let ahead_at = self.missing().into_iter().map(|(_, at)| at).min();
         ahead_at.map_or(list_at, |at| at.min(list_at)).saturating_sub(self.now())
+    }
+
+    /// What is ordered ahead and is not here, and when each may be tried. Nothing while a pull or a listing goes on, whose end is
+    /// waited for anyway.
+    fn missing(&self) -> Vec<(String, Duration)> {
+        let here = self.host.images.here.borrow().clone();
+        // Before the first listing nobody knows what is missing; after a pull its listing tells.
+        let Some(here) = here.filter(|_| self.under_way.is_empty() && !self.listing) else { return vec![] };
+        let may_be_tried =
+            |image: &String| self.put_off.get(image).map_or(Duration::ZERO, |put_off| put_off.until);
+        let missing = self.ordered.iter().filter(|image| here.binary_search(image).is_err());
+        missing.map(|image| (image.clone(), may_be_tried(image))).collect()
     }
 
     fn wanted(&mut self, want: Want) {
@@ -250,14 +262,7 @@ impl<R: Runtime> Puller<R> {
             let host = Arc::clone(&self.host);
             self.tasks.spawn(async move { Done::Listed(host.runtime.images().await) });
         }
-        let here = self.host.images.here.borrow().clone();
-        // Before the first listing nobody knows what is missing; after a pull its listing tells.
-        let Some(here) = here.filter(|_| self.under_way.is_empty() && !self.listing) else { return };
-        let due = |image: &&String| {
-            here.binary_search(image).is_err()
-                && self.put_off.get(*image).is_none_or(|put_off| put_off.until <= now)
-        };
-        if let Some(image) = self.ordered.iter().find(due).cloned() {
+        if let Some((image, _)) = self.missing().into_iter().find(|(_, at)| *at <= now) {
             self.pull(image, Whose::Ahead);
         }
     }

@@ -1,10 +1,12 @@
 //! Pulls against the fake engine, whose pulls come through in halves when a test says so.
 
-use std::time::Duration;
-
 use carrel_common::model::{DesiredItem, Observed, Stage, StatusReason};
 
+use super::*;
 use crate::driver::tests::{Bench, desk};
+use crate::runtime::fake::Fake;
+
+const LONG: Duration = Duration::from_secs(3600);
 
 /// A desk of an image that is not here yet.
 fn far(student: &str) -> DesiredItem {
@@ -111,7 +113,7 @@ async fn what_is_ordered_ahead_is_pulled_one_by_one_and_told_as_here() {
     let mut here = bench.host.images.here();
     let has = |image: &str| {
         let image = image.to_owned();
-        move |here: &Option<super::References>| here.as_ref().is_some_and(|here| here.contains(&image))
+        move |here: &Option<References>| here.as_ref().is_some_and(|here| here.contains(&image))
     };
     let first = here.wait_for(has(&one)).await.expect("the host lives").clone();
     assert!(!has(&two)(&first), "one at a time");
@@ -129,4 +131,47 @@ async fn a_start_does_not_wait_for_what_is_ordered_ahead() {
     bench.want(vec![ada.clone()]);
     bench.until_told(&ada, |state| matches!(state, Observed::Running { .. })).await;
     assert!(bench.engine.calls("pull") <= 1);
+}
+
+/// Beside the bench's own, which has no orders and lists: one of which `image` is ordered ahead, could not be had, and may be tried
+/// again from `until` on. Nothing else is due for long.
+fn puller(bench: &Bench, image: &str, until: Duration) -> Puller<Fake> {
+    Puller {
+        host: Arc::clone(&bench.host),
+        ordered: References::from([image.to_owned()]),
+        tasks: JoinSet::new(),
+        under_way: BTreeMap::new(),
+        put_off: BTreeMap::from([(image.to_owned(), PutOff { until, pause: AHEAD_AGAIN.0 })]),
+        listing: false,
+        list_again: false,
+        list_at: bench.host.clock.monotonic() + LONG,
+    }
+}
+
+#[tokio::test]
+async fn what_was_put_off_is_waited_for_only_while_it_could_be_tried() {
+    let bench = Bench::new();
+    let mut here = bench.host.images.here();
+    here.wait_for(Option::is_some).await.expect("the host lives");
+
+    let mut loaded_by_hand = puller(&bench, "tiny:test", Duration::ZERO);
+    loaded_by_hand.look();
+    assert!(loaded_by_hand.next_in() > LONG / 2, "nothing is to be done about what is here");
+
+    let later = bench.host.clock.monotonic() + AHEAD_AGAIN.0;
+    let mut missing = puller(&bench, "registry/ahead:test", later);
+    missing.look();
+    assert!(missing.under_way.is_empty());
+    assert!((AHEAD_AGAIN.0 / 2..=AHEAD_AGAIN.0).contains(&missing.next_in()));
+
+    let mut busy = puller(&bench, "registry/ahead:test", Duration::ZERO);
+    busy.pull("registry/other:test".to_owned(), Whose::Start);
+    busy.look();
+    assert!(busy.next_in() > LONG / 2, "the end of the other pull is waited for");
+    bench.engine.let_through(2);
+    while !busy.under_way.contains_key("registry/ahead:test") {
+        let done = busy.tasks.join_next().await.expect("it is tried after the listing").expect("it lives");
+        busy.done(done);
+        busy.look();
+    }
 }
