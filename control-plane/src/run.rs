@@ -42,8 +42,6 @@ const DEREGISTER: Duration = Duration::from_millis(200);
 /// # Errors
 /// When the database has no current schema or stays away, an address is taken, or one of the loops or servers broke.
 pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken) -> anyhow::Result<()> {
-    let listener = listen("--listen", args.listen).await?;
-    let agent_listener = listen("--agent-listen", args.agent_listen).await?;
     let store = Store::open(&args.database_url.0, args.database_connections)?;
     let authority = args.ca_dir.clone().map(open_authority).transpose()?;
     let (authorities, renewal) = authority.unzip();
@@ -70,6 +68,9 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     // Before anything is decided: what was missed while nobody was up, and the policies.
     patiently(&stop, || app.pulse()).await?;
     app.metrics.store_behind(app.state.is_behind());
+    // Not sooner: who is refused asks another replica, who is connected to one that says nothing waits for it.
+    let listener = listen("--listen", args.listen).await?;
+    let agent_listener = listen("--agent-listen", args.agent_listen).await?;
 
     // Three groups that end one after the other: callers and agents first, then the loops, then what they write to.
     let (serving, looping, writing) =

@@ -1,5 +1,7 @@
 //! Postgres and Docker go away and come back: nobody's desk is stopped for it, callers are told, and all resumes.
 
+use std::io::ErrorKind;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use carrel_proto::v1::workspace::State;
@@ -8,8 +10,9 @@ use integration_tests::cluster::{Cluster, Options};
 use integration_tests::http;
 use integration_tests::own_docker::OwnDocker;
 use integration_tests::own_postgres::OwnPostgres;
-use integration_tests::process::Signal;
+use integration_tests::process::{Process, Signal};
 use integration_tests::settings;
+use tokio::net::TcpStream;
 use tonic::Code;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
@@ -52,6 +55,29 @@ async fn postgres_goes_and_comes_back() {
     client.try_heartbeat("ada").await.expect("recorded again");
     client.start_and_wait("bob").await;
     assert_eq!(cluster.containers_of("ada").await, before, "the same container");
+}
+
+#[tokio::test]
+async fn a_replica_that_waits_for_its_database_refuses_connections() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let url = format!("postgres://carrel@localhost/carrel?host={}", nowhere.path().display());
+    let addresses = [settings::free_port(), settings::free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let mut command = Command::new(settings::binary("control-plane"));
+    command
+        .args(["serve", "--dev", "--database-url", &url])
+        .args(["--listen", &addresses[0]])
+        .args(["--agent-listen", &addresses[1]]);
+    let mut replica = Process::spawn("control-plane", &mut command, &nowhere.path().join("log"));
+    let start = Instant::now();
+    while !replica.log_tail(20).contains("waiting for the database") {
+        assert!(replica.ended().is_none(), "it ended:\n{}", replica.log_tail(20));
+        assert!(start.elapsed() < Duration::from_secs(10), "it does not wait:\n{}", replica.log_tail(20));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for address in &addresses {
+        let connected = TcpStream::connect(address).await.map(|_| ());
+        assert_eq!(connected.map_err(|error| error.kind()), Err(ErrorKind::ConnectionRefused), "{address}");
+    }
 }
 
 #[tokio::test]
