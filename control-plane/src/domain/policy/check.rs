@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use carrel_common::id::{CourseId, StudentId};
-use carrel_common::image::canonical;
+use carrel_common::image::{canonical, spellings};
 
 use super::{Policy, PolicyBook, Scope};
 
@@ -46,12 +46,11 @@ impl Contradiction {
     }
 }
 
-/// Whether a list of images lets one through, however it is written; an empty list lets all through.
+/// Whether a list of images lets one through, however either is written; an empty list lets all through.
 fn allows(list: &[String], image: &str) -> bool {
-    let image = canonical(image);
     let fits = |pattern: &String| match pattern.strip_suffix('*') {
-        Some(beginning) => image.starts_with(beginning),
-        None => image == canonical(pattern),
+        Some(beginning) => spellings(image).iter().any(|image| image.starts_with(beginning)),
+        None => canonical(image) == canonical(pattern),
     };
     list.is_empty() || list.iter().any(fits)
 }

@@ -170,6 +170,19 @@ fn a_nearer_scope_names_only_images_that_every_farther_one_allows() {
             assert_eq!(field(&[("site", lists.clone()), (scope, image(name))], &changed), expected, "{name}");
         }
     }
+    // However either is written.
+    for (list, name, expected) in [
+        ("docker.io/school/*", "docker.io/school/cs:2", "fine"),
+        ("docker.io/school/*", "school/cs:2", "fine"),
+        ("index.docker.io/school/*", "docker.io/school/cs", "fine"),
+        ("library/*", "debian:12", "fine"),
+        ("docker.io/*", "school/cs:2", "fine"),
+        ("docker.io/*", "ghcr.io/school/cs:2", "policy.image"),
+        ("library/*", "school/cs:2", "policy.image"),
+    ] {
+        let policies = [("site", allow(&[list])), ("course-a", image(name))];
+        assert_eq!(field(&policies, &"course-a".parse().expect("a scope")), expected, "{list}: {name}");
+    }
     // What the site itself names is its own affair, and so is what nobody restricts.
     let own = Policy { image: Some("any".into()), ..lists.clone() };
     assert_eq!(field(&[("site", own)], &site), "fine");
