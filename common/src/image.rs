@@ -22,6 +22,25 @@ pub fn canonical(reference: &str) -> String {
     }
 }
 
+/// Every way to write an image, the canonical one first, so that one can be asked how it begins: the beginning of a name does not
+/// say how it goes on, and so has no canonical form.
+pub fn spellings(reference: &str) -> Vec<String> {
+    let name = canonical(reference);
+    let in_hub = match name.split_once('/') {
+        Some((first, _)) => !first.contains(['.', ':']) && first != "localhost",
+        None => true,
+    };
+    let mut all = vec![name.clone()];
+    if in_hub {
+        let official = (!name.contains('/')).then(|| format!("library/{name}"));
+        all.extend(official);
+        let within = |registry: &str| all.iter().map(|name| format!("{registry}/{name}")).collect::<Vec<_>>();
+        let registries = ["docker.io", "index.docker.io"].map(within).concat();
+        all.extend(registries);
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -44,7 +63,35 @@ mod tests {
         }
     }
 
+    #[test]
+    fn an_image_can_be_written_in_all_the_ways_that_mean_it_and_in_no_other() {
+        let school = ["school/cs:2", "docker.io/school/cs:2", "index.docker.io/school/cs:2"];
+        assert_eq!(spellings("docker.io/school/cs:2"), school);
+        let official = [
+            "debian:12",
+            "library/debian:12",
+            "docker.io/debian:12",
+            "docker.io/library/debian:12",
+            "index.docker.io/debian:12",
+            "index.docker.io/library/debian:12",
+        ];
+        assert_eq!(spellings("library/debian:12"), official);
+        for elsewhere in ["ghcr.io/school/cs:2", "localhost/desk:1", "r:5000/desk@sha256:ab"] {
+            assert_eq!(spellings(elsewhere), [elsewhere]);
+        }
+    }
+
     proptest! {
+        #[test]
+        fn all_spellings_of_an_image_are_one_image(text in "[a-z0-9./:-]{1,30}") {
+            let own = canonical(&text);
+            // Twice the registry's prefix is no reference.
+            prop_assume!(canonical(&own) == own);
+            for spelling in spellings(&text) {
+                prop_assert_eq!(canonical(&spelling), own.clone(), "{}", spelling);
+            }
+        }
+
         #[test]
         fn the_canonical_form_is_its_own(text in "[a-z0-9./:@-]{0,30}") {
             let once = canonical(&text);

@@ -47,6 +47,9 @@ const STREAMS_PER_CONNECTION: u32 = 4096;
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// A peer that takes longer to agree on TLS is none of ours.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// Who shows no certificate has but a call to make, for which agents wait 10 s: nobody holds a connection for ever without saying
+/// anything, or who it is.
+const NAMELESS: Duration = Duration::from_secs(30);
 
 /// gRPC and HTTP as one router. A path of neither is UNIMPLEMENTED to a gRPC caller and a 404 problem to others.
 pub fn router(grpc: Routes, http: axum::Router) -> axum::Router {
@@ -143,7 +146,8 @@ pub async fn serve(
     .await
 }
 
-/// As [`serve`], over TLS. Each connection is accepted by the configuration that is the newest at that moment.
+/// As [`serve`], over TLS. Each connection is accepted by the configuration that is the newest at that moment; one of a peer that shows
+/// no certificate is cut after 30 s.
 ///
 /// gRPC handlers find the peer's certificates with `tonic::Request::peer_certs`.
 pub async fn serve_tls(
@@ -163,12 +167,18 @@ pub async fn serve_tls(
                 Some(Ok(Err(error))) => return tell_refused(&error, peer),
                 Some(Err(_)) | None => return,
             };
-            let peer = stream.connect_info();
+            let named = stream.get_ref().1.peer_certificates().is_some_and(|shown| !shown.is_empty());
+            let info = stream.connect_info();
             let stamp = move |extensions: &mut Extensions| {
-                extensions.insert(peer.get_ref().clone());
-                extensions.insert(peer.clone());
+                extensions.insert(info.get_ref().clone());
+                extensions.insert(info.clone());
             };
-            connection(stream, service, stamp, stop).await;
+            let served = connection(stream, service, stamp, stop);
+            if named {
+                served.await;
+            } else if tokio::time::timeout(NAMELESS, served).await.is_err() {
+                tracing::debug!(?peer, "cutting a connection that shows no certificate");
+            }
         }
     })
     .await
@@ -276,7 +286,8 @@ mod tests {
     use axum::routing::get;
     use http_body_util::{BodyExt as _, Empty};
     use hyper_util::client::legacy::Client;
-    use tokio::io::ReadBuf;
+    use tokio::io::{AsyncReadExt as _, ReadBuf};
+    use tokio_rustls::rustls;
     use tonic::body::Body;
     use tonic::codegen::Bytes;
 
@@ -366,6 +377,42 @@ mod tests {
         assert_eq!(answer, (StatusCode::OK, "done".into()));
         server.served.await.expect("no panic").expect("no error");
         assert!(TcpStream::connect(server.address).await.is_err(), "no new connections");
+    }
+
+    #[tokio::test]
+    #[expect(clippy::disallowed_methods, reason = "a test has no TaskTracker")]
+    async fn who_shows_no_certificate_and_says_nothing_holds_no_connection() {
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let params = rcgen::CertificateParams::new(vec!["carrel".to_owned()]).expect("a name");
+        let certificate = params.self_signed(&key).expect("a certificate").der().clone();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let private = rustls::pki_types::PrivatePkcs8KeyDer::from(key.serialize_der());
+        let tls = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], private.into())
+            .expect("they belong together");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("bound");
+        let (_kept, tls) = watch::channel(Arc::new(tls));
+        tokio::spawn(serve_tls(listener, axum::Router::new(), tls, CancellationToken::new()));
+
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(certificate).expect("a certificate");
+        let trusting = rustls::ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .expect("versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let stream = TcpStream::connect(address).await.expect("connected");
+        let name: rustls::pki_types::ServerName<'static> = "carrel".try_into().expect("a name");
+        let connected = tokio_rustls::TlsConnector::from(Arc::new(trusting)).connect(name, stream).await;
+        let mut stream = connected.expect("it is trusted");
+        // Nobody says anything, so time runs on to the next limit.
+        tokio::time::pause();
+        let ended = tokio::time::timeout(NAMELESS * 2, stream.read(&mut [0; 1])).await;
+        assert!(!matches!(ended, Err(_) | Ok(Ok(1..))), "{ended:?}");
     }
 
     /// Counts the writes of a connection.

@@ -42,8 +42,6 @@ const DEREGISTER: Duration = Duration::from_millis(200);
 /// # Errors
 /// When the database has no current schema or stays away, an address is taken, or one of the loops or servers broke.
 pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken) -> anyhow::Result<()> {
-    let listener = listen("--listen", args.listen).await?;
-    let agent_listener = listen("--agent-listen", args.agent_listen).await?;
     let store = Store::open(&args.database_url.0, args.database_connections)?;
     let authority = args.ca_dir.clone().map(open_authority).transpose()?;
     let (authorities, renewal) = authority.unzip();
@@ -70,26 +68,29 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     // Before anything is decided: what was missed while nobody was up, and the policies.
     patiently(&stop, || app.pulse()).await?;
     app.metrics.store_behind(app.state.is_behind());
+    // Not sooner: who is refused asks another replica, who is connected to one that says nothing waits for it.
+    let listener = listen("--listen", args.listen).await?;
+    let agent_listener = listen("--agent-listen", args.agent_listen).await?;
 
-    // Three groups that end one after the other: callers and agents first, then the loops, then what they write to.
-    let (serving, looping, writing) =
-        (CancellationToken::new(), CancellationToken::new(), CancellationToken::new());
+    // Two groups, of which the second ends after the first: callers, agents and loops, and what heartbeats are written by. A call
+    // that is open may still hand in some.
+    let (serving, writing) = (CancellationToken::new(), CancellationToken::new());
     // The loops and servers: a replica in which one of them is missing looks well, and is not. And what calls and sessions begin.
     let (mut parts, tasks) = (JoinSet::new(), TaskTracker::new());
     let readiness = SharedReadiness::default();
     let idle_stopper = tasks::IdleStopper::new(app.clone(), args.idle_sweep);
-    parts.spawn(idle_stopper.run(idle_due, looping.clone()));
-    parts.spawn(tasks::keep_pulse(app.clone(), looping.clone()));
-    parts.spawn(tasks::watch_state(app.clone(), looping.clone()));
-    parts.spawn(tasks::place_waiting(app.clone(), looping.clone()));
-    parts.spawn(tasks::end_overdue(app.clone(), looping.clone()));
-    parts.spawn(tasks::give_up_nodes(app.clone(), looping.clone()));
-    parts.spawn(tasks::see_to_drains(app.clone(), looping.clone()));
-    parts.spawn(tasks::hand_logs_over(app.clone(), tasks.clone(), looping.clone()));
-    parts.spawn(tasks::watch_leases(app.clone(), looping.clone()));
-    parts.spawn(tasks::release_lost(app.clone(), looping.clone()));
-    parts.spawn(tasks::drop_old(app.clone(), looping.clone()));
-    parts.spawn(tasks::watch_database(app.clone(), readiness.clone(), looping.clone()));
+    parts.spawn(idle_stopper.run(idle_due, serving.clone()));
+    parts.spawn(tasks::keep_pulse(app.clone(), serving.clone()));
+    parts.spawn(tasks::watch_state(app.clone(), serving.clone()));
+    parts.spawn(tasks::place_waiting(app.clone(), serving.clone()));
+    parts.spawn(tasks::end_overdue(app.clone(), serving.clone()));
+    parts.spawn(tasks::give_up_nodes(app.clone(), serving.clone()));
+    parts.spawn(tasks::see_to_drains(app.clone(), serving.clone()));
+    parts.spawn(tasks::hand_logs_over(app.clone(), tasks.clone(), serving.clone()));
+    parts.spawn(tasks::watch_leases(app.clone(), serving.clone()));
+    parts.spawn(tasks::release_lost(app.clone(), serving.clone()));
+    parts.spawn(tasks::drop_old(app.clone(), serving.clone()));
+    parts.spawn(tasks::watch_database(app.clone(), readiness.clone(), serving.clone()));
     let writer = app.clone();
     let writer_stop = writing.clone();
     parts.spawn(async move { writer.write_heartbeats(inbox, writer_stop).await });
@@ -121,7 +122,7 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
         }
     }
     if let Some(renewal) = renewal {
-        parts.spawn(tasks::keep_authority(renewal, looping.clone()));
+        parts.spawn(tasks::keep_authority(renewal, serving.clone()));
     }
     parts.spawn(teller.run(readiness.subscribe(), serving.clone()));
     let tls = authorities.is_some();
@@ -138,12 +139,14 @@ pub async fn run(args: ServeArgs, telemetry: Telemetry, stop: CancellationToken)
     readiness.stop();
     tokio::time::sleep(DEREGISTER).await;
     serving.cancel();
-    looping.cancel();
-    writing.cancel();
     tasks.close();
     let all_ended = async {
-        while parts.join_next().await.is_some() {}
+        while parts.len() > 1 {
+            parts.join_next().await;
+        }
         tasks.wait().await;
+        writing.cancel();
+        while parts.join_next().await.is_some() {}
     };
     if tokio::time::timeout(SHUTDOWN, all_ended).await.is_err() {
         tracing::warn!("not everything ended in time");

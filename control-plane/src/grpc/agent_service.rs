@@ -1,11 +1,14 @@
 //! `AgentService`: who the caller is, enrolment and certificates here, the stream in `sessions`.
 
+use std::sync::Arc;
+
 use carrel_common::certificate::NodeCertificate;
 use carrel_common::id::NodeId;
 use carrel_common::model::{Container, NodeFacts};
 use carrel_common::wire::WireError;
 use carrel_proto::v1 as pb;
 use carrel_proto::v1::agent_service_server::AgentService;
+use tokio::sync::Semaphore;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
@@ -14,11 +17,16 @@ use super::to_status;
 use crate::app::{App, AppError, Applicant, Credentials};
 use crate::sessions::Sessions;
 
+/// Hosts that enrol at once; others wait. Whoever reaches the listener can ask for it, a student's program too, and must not
+/// take the connections to the database from those who work.
+const ENROLLING: usize = 2;
+
 /// The service.
 #[derive(Debug, Clone)]
 pub struct Agents {
     app: App,
     sessions: Sessions,
+    enrolling: Arc<Semaphore>,
 }
 
 /// How a caller shows which node it is.
@@ -32,7 +40,7 @@ enum Shown {
 impl Agents {
     /// Streams are held by `sessions`.
     pub fn new(app: App, sessions: Sessions) -> Self {
-        Self { app, sessions }
+        Self { app, sessions, enrolling: Arc::new(Semaphore::new(ENROLLING)) }
     }
 
     fn over_tls(&self) -> bool {
@@ -90,6 +98,7 @@ impl AgentService for Agents {
         let cluster_id = self.app.state.cluster().to_string();
         if self.over_tls() {
             let host = applicant(request).map_err(bad_field)?;
+            let _turn = self.enrolling.acquire().await.map_err(|_| to_status(AppError::ShuttingDown))?;
             let made = self.app.enroll_with_token(&host).await.map_err(to_status)?;
             return Ok(Response::new(pb::EnrollResponse {
                 node_id: made.node.to_string(),

@@ -5,7 +5,7 @@ use sea_orm::{DbErr, RuntimeErr, SqlErr};
 /// Why the store did not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// Postgres cannot be reached, or was lost on the way: what was asked may or may not have happened.
+    /// Postgres cannot be reached, takes no changes, or was lost on the way: what was asked may or may not have happened.
     #[error("the database cannot be reached while it should {operation}")]
     Unavailable {
         /// What was being done.
@@ -41,7 +41,10 @@ pub enum StoreError {
 
 /// SQLSTATE classes and codes that say "not now" rather than "never".
 /// 57014: the statement took longer than we allow any, as on a machine that has too much to do; nothing is wrong with it.
-const UNAVAILABLE_STATES: [&str; 6] = ["57P01", "57P02", "57P03", "53300", "25P03", "57014"];
+/// 25006: this Postgres takes no changes, as one that stepped down for another; 55000: nor does it know its place in a log that it
+/// only follows. 53100: its disk is full.
+const UNAVAILABLE_STATES: [&str; 9] =
+    ["57P01", "57P02", "57P03", "53300", "25P03", "57014", "25006", "55000", "53100"];
 /// Serialization failure, deadlock, lock timeout, unique violation: somebody else was first.
 const CONFLICT_STATES: [&str; 4] = ["40001", "40P01", "55P03", "23505"];
 

@@ -2,7 +2,7 @@
 //!
 //! Each is used again as it is: a pool asks a connection before and after every use whether it is still there, which for a
 //! statement that takes less than a millisecond is a good part of what it costs. So it is the statement that finds that a
-//! connection has ended; then it is made again on a new one.
+//! connection has ended, or leads to a Postgres that takes no changes any more; then it is made again on a new one.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use super::limited::{ACQUIRE, PATIENCE, PING, runtime, silent};
+use super::limited::{ACQUIRE, PATIENCE, PING, is_spent, runtime, silent};
 
 /// One that was not used for this long is asked whether it is still there.
 const FRESH: Duration = Duration::from_secs(1);
@@ -49,8 +49,8 @@ impl Kept {
         let (_place, kept) = in_time(held).await?;
         if let Some(connection) = kept {
             match self.run(connection, statement, arguments.clone()).await? {
-                // The others ended with it.
-                Err(error) if has_ended(&error) => self.free().clear(),
+                // So are the others.
+                Err(error) if is_spent(&error) => self.free().clear(),
                 done => return rows(done),
             }
         }
@@ -109,13 +109,4 @@ async fn in_time<T>(connection: impl Future<Output = Result<T, DbErr>>) -> Resul
 fn rows(done: sqlx::Result<Vec<PgRow>>) -> Result<Vec<QueryResult>, DbErr> {
     let rows = done.map_err(|error| DbErr::Query(runtime(error)))?;
     Ok(rows.into_iter().map(QueryResult::from).collect())
-}
-
-/// Whether the connection has ended. Postgres may have said why: it was told to stop (57P01), or one of its processes died (57P02).
-fn has_ended(error: &sqlx::Error) -> bool {
-    match error {
-        sqlx::Error::Io(_) => true,
-        sqlx::Error::Database(error) => matches!(error.code().as_deref(), Some("57P01" | "57P02")),
-        _ => false,
-    }
 }

@@ -4,7 +4,11 @@
 //! up. So each statement, and each step of a transaction, has a limit on this side, and so has the way back into the pool, on
 //! which a connection is asked once more. One that ran into it is closed: whatever it may still say would be taken for the
 //! answer to what is asked next.
+//!
+//! Nor is a connection kept that leads to a Postgres which takes no changes. One that stepped down for another goes on answering
+//! whoever reached it, and where its address leads only a new connection finds out.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +19,7 @@ use sea_query_sqlx::SqlxValues;
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgPool, PgPoolOptions};
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection as _, Postgres};
+use sqlx::{AssertSqlSafe, Postgres};
 use tokio::sync::Mutex;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
@@ -24,7 +28,7 @@ use tokio::time::timeout;
 pub(super) const PATIENCE: Duration = Duration::from_secs(35);
 /// For a connection, whoever has it now, or a new one.
 pub(super) const ACQUIRE: Duration = Duration::from_secs(3);
-/// Of that, for a connection that was idle to show that it still leads somewhere; then another is made.
+/// Of that, for a connection that was idle to show that it still leads to a Postgres which takes changes; then another is made.
 pub(super) const PING: Duration = Duration::from_secs(1);
 /// One that came back so short a time ago has just shown it: under load each statement would else cost one more.
 const FRESH: Duration = Duration::from_millis(500);
@@ -50,9 +54,12 @@ impl Pool {
             .test_before_acquire(false)
             .before_acquire(|connection, since| {
                 Box::pin(async move {
-                    Ok(since.idle_for < FRESH || matches!(timeout(PING, connection.ping()).await, Ok(Ok(()))))
+                    let tested = since.idle_for < FRESH
+                        || matches!(timeout(PING, takes_changes(connection)).await, Ok(Ok(())));
+                    Ok(tested)
                 })
             })
+            .after_connect(|connection, _| Box::pin(takes_changes(connection)))
             .connect_lazy_with(options);
         Self { pool, patience: PATIENCE }
     }
@@ -60,6 +67,13 @@ impl Pool {
     /// The same connections, for one who has no time to wait.
     pub(super) fn within(&self, patience: Duration) -> Self {
         Self { pool: self.pool.clone(), patience }
+    }
+
+    /// Fails when Postgres takes no changes, or is silent.
+    pub(super) async fn takes_changes(&self) -> Result<(), DbErr> {
+        let mut held = self.held().await?;
+        let done = timeout(held.patience, takes_changes(held.connection()?)).await;
+        held.settle(done)
     }
 
     /// Begins a transaction.
@@ -100,7 +114,7 @@ impl Transaction {
     }
 }
 
-/// A connection in use. Goes back when dropped, unless it was silent.
+/// A connection in use. Goes back when dropped, unless it was silent or is spent.
 #[derive(Debug)]
 struct Held {
     connection: Option<PoolConnection<Postgres>>,
@@ -133,18 +147,28 @@ impl Held {
     }
 
     fn connection(&mut self) -> Result<&mut PgConnection, DbErr> {
-        self.connection.as_deref_mut().ok_or_else(|| silent("the connection was closed: it had been silent"))
+        self.connection.as_deref_mut().ok_or_else(|| silent("the connection was closed: it led nowhere"))
     }
 
-    /// What became of a step: a connection on which it is still under way is closed.
+    /// What became of a step: a connection on which it is still under way, or that is spent, is closed.
     fn settle<T>(&mut self, done: Result<sqlx::Result<T>, Elapsed>) -> Result<T, DbErr> {
         match done {
-            Ok(done) => done.map_err(|error| DbErr::Query(runtime(error))),
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(error)) => {
+                if is_spent(&error) {
+                    self.close();
+                }
+                Err(DbErr::Query(runtime(error)))
+            }
             Err(_) => {
-                drop(self.connection.take().map(PoolConnection::detach));
+                self.close();
                 Err(silent(&format!("no answer within {:?}", self.patience)))
             }
         }
+    }
+
+    fn close(&mut self) {
+        drop(self.connection.take().map(PoolConnection::detach));
     }
 }
 
@@ -170,6 +194,26 @@ impl Drop for Held {
 fn query(statement: Statement) -> Query<'static, Postgres, SqlxValues> {
     let values = statement.values.unwrap_or_else(|| Values(vec![]));
     sqlx::query_with(AssertSqlSafe(statement.sql), SqlxValues(values))
+}
+
+/// Fails on a Postgres that takes no changes: it follows another one, or was told so.
+async fn takes_changes(connection: &mut PgConnection) -> sqlx::Result<()> {
+    let question = "SELECT current_setting('transaction_read_only')::boolean";
+    let read_only: bool = sqlx::query_scalar(question).fetch_one(connection).await?;
+    if read_only {
+        return Err(sqlx::Error::Io(io::Error::other("this Postgres takes no changes")));
+    }
+    Ok(())
+}
+
+/// Whether another connection may do what this one did not: it has ended, and Postgres may have said why (57P01: it was told to
+/// stop, 57P02: one of its processes died), or it leads to a Postgres that takes no changes (25006).
+pub(super) fn is_spent(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        sqlx::Error::Database(error) => matches!(error.code().as_deref(), Some("57P01" | "57P02" | "25006")),
+        _ => false,
+    }
 }
 
 pub(super) fn runtime(error: sqlx::Error) -> RuntimeErr {

@@ -72,7 +72,7 @@ const MIGRATION_LOCK: i64 = 0x6361_7272_656c;
 /// Of the connections, those that write reports of activity: as many as are written at once.
 const BEAT_CONNECTIONS: u16 = 4;
 
-/// A database that takes longer to tell its time serves nobody.
+/// A database that takes longer to say that it takes changes serves nobody.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(3);
 
 /// What the connections of a process that ends are waited for.
@@ -183,12 +183,13 @@ impl Store {
         time_of(&self.db).await
     }
 
-    /// Whether the database can be reached: told within seconds, also when nothing comes back from it at all.
+    /// Whether the database can be reached and takes changes: told within seconds, also when nothing comes back from it at all.
     ///
     /// # Errors
     /// When it cannot.
     pub async fn answers(&self) -> Result<()> {
-        time_of(&self.db.within(ANSWERS_WITHIN)).await.map(|_| ())
+        let sorted = StoreError::sort("tell whether it takes changes");
+        self.db.within(ANSWERS_WITHIN).takes_changes().await.map_err(sorted)
     }
 
     /// Ends all connections; one that is silent is not waited for.

@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::error::{Result, StoreError};
+use super::rules::NEXT_VERSION;
 use super::{Store, Work, sql};
 use crate::domain::idle::LONGEST_PAUSE;
 use crate::domain::pulse::{Pulse, Reading};
@@ -116,12 +117,9 @@ impl Store {
             // Whatever was seen meanwhile is told first, then something may be decided.
             work.write("UPDATE nodes SET told = false WHERE told", []).await?;
         }
-        let changed = i64::from(pulse != Pulse::Steady);
-        work.write(
-            "UPDATE cluster SET alive_at = $1, rules_version = rules_version + $2",
-            [now.into(), changed.into()],
-        )
-        .await?;
+        let version = if pulse == Pulse::Steady { "rules_version" } else { NEXT_VERSION };
+        work.write(&format!("UPDATE cluster SET alive_at = $1, rules_version = {version}"), [now.into()])
+            .await?;
         work.commit().await?;
         Ok((pulse, clock))
     }

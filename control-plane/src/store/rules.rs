@@ -20,6 +20,11 @@ use crate::domain::pulse::Reading;
 /// Arbitrary, but ours: the advisory lock that stops are decided under, and policies changed.
 const RULES_LOCK: i64 = 0x6361_7272_656d;
 
+/// Rises with each change, and never to a number that it had before: a standby that takes over may lack the last changes, and what it
+/// gives to the next must not be taken for them. By a clock, so that it is above whatever was lost.
+pub(super) const NEXT_VERSION: &str =
+    "greatest(rules_version + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)";
+
 /// A policy as it is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoredPolicy {
@@ -36,7 +41,7 @@ pub struct StoredPolicy {
 /// Everything that decisions are made by.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StoredRules {
-    /// Rises with each change.
+    /// Rises with each change, and names no other rules, whatever a database lost that took over.
     pub version: i64,
     /// The policies.
     pub policies: BTreeMap<Scope, Policy>,
@@ -239,7 +244,7 @@ impl Work {
             .await
             .map_err(StoreError::sort("lock the policies"))?;
         self.tx
-            .execute_raw(sql("UPDATE cluster SET rules_version = rules_version + 1", []))
+            .execute_raw(sql(&format!("UPDATE cluster SET rules_version = {NEXT_VERSION}"), []))
             .await
             .map_err(StoreError::sort("lock the policies"))?;
         Ok(())

@@ -15,6 +15,7 @@ mod identity;
 mod idle;
 mod images;
 mod install;
+mod knocking;
 mod layers;
 mod leases;
 mod life;

@@ -1,15 +1,24 @@
 //! Postgres and Docker go away and come back: nobody's desk is stopped for it, callers are told, and all resumes.
 
+use std::convert::Infallible;
+use std::io::ErrorKind;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use carrel_proto::v1::workspace::State;
-use integration_tests::client::reason;
+use http_body_util::{BodyExt as _, StreamBody};
+use hyper::body::Frame;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use integration_tests::client::{name_of, reason};
 use integration_tests::cluster::{Cluster, Options};
 use integration_tests::http;
 use integration_tests::own_docker::OwnDocker;
 use integration_tests::own_postgres::OwnPostgres;
-use integration_tests::process::Signal;
+use integration_tests::process::{Process, Signal};
 use integration_tests::settings;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
 use tonic::Code;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
@@ -52,6 +61,29 @@ async fn postgres_goes_and_comes_back() {
     client.try_heartbeat("ada").await.expect("recorded again");
     client.start_and_wait("bob").await;
     assert_eq!(cluster.containers_of("ada").await, before, "the same container");
+}
+
+#[tokio::test]
+async fn a_replica_that_waits_for_its_database_refuses_connections() {
+    let nowhere = tempfile::tempdir().unwrap();
+    let url = format!("postgres://carrel@localhost/carrel?host={}", nowhere.path().display());
+    let addresses = [settings::free_port(), settings::free_port()].map(|port| format!("127.0.0.1:{port}"));
+    let mut command = Command::new(settings::binary("control-plane"));
+    command
+        .args(["serve", "--dev", "--database-url", &url])
+        .args(["--listen", &addresses[0]])
+        .args(["--agent-listen", &addresses[1]]);
+    let mut replica = Process::spawn("control-plane", &mut command, &nowhere.path().join("log"));
+    let start = Instant::now();
+    while !replica.log_tail(20).contains("waiting for the database") {
+        assert!(replica.ended().is_none(), "it ended:\n{}", replica.log_tail(20));
+        assert!(start.elapsed() < Duration::from_secs(10), "it does not wait:\n{}", replica.log_tail(20));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for address in &addresses {
+        let connected = TcpStream::connect(address).await.map(|_| ());
+        assert_eq!(connected.map_err(|error| error.kind()), Err(ErrorKind::ConnectionRefused), "{address}");
+    }
 }
 
 #[tokio::test]
@@ -201,5 +233,45 @@ async fn a_control_plane_that_is_told_to_stop_says_so_of_every_service_before_it
     }
     assert_eq!(ready.await.unwrap(), "this replica is shutting down\n");
     drop(health);
+    assert!(cluster.control_plane().wait(Duration::from_secs(10)).await.success());
+}
+
+#[tokio::test]
+async fn a_heartbeat_of_a_call_that_was_open_when_the_control_plane_was_told_to_stop_is_recorded() {
+    let mut cluster = Cluster::start(Options::new()).await;
+    cluster.client().start_and_wait("ada").await;
+    let stream = TcpStream::connect(cluster.address()).await.unwrap();
+    let handshake = hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream));
+    let (mut connection, driver) = handshake.await.unwrap();
+    tokio::spawn(driver);
+    // The call is begun, and what it says comes later.
+    let (say, said) = oneshot::channel::<Bytes>();
+    let message = async move { Ok::<_, Infallible>(Frame::data(said.await.unwrap())) };
+    let url = format!("http://{}/carrel.v1.WorkspaceService/RecordHeartbeat", cluster.address());
+    let request = hyper::Request::post(url)
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(StreamBody::new(Box::pin(futures_util::stream::once(message))))
+        .unwrap();
+    let call = tokio::spawn(connection.send_request(request));
+
+    cluster.control_plane().signal(Signal::TERM);
+    let start = Instant::now();
+    while TcpStream::connect(cluster.address()).await.is_ok() {
+        assert!(start.elapsed() < Duration::from_secs(3), "it takes connections");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Whatever ends at the same moment has ended by then.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let name = name_of("ada");
+    let length = u8::try_from(name.len()).unwrap();
+    // Not compressed, so many bytes: the first field, a text of that length.
+    let message = [&[0, 0, 0, 0, length + 2, 0x0a, length][..], name.as_bytes()].concat();
+    say.send(Bytes::from(message)).unwrap();
+    let answer = call.await.unwrap().unwrap();
+    let (head, body) = answer.into_parts();
+    let rest = body.collect().await.unwrap();
+    let status = rest.trailers().and_then(|trailers| trailers.get("grpc-status")?.to_str().ok());
+    assert_eq!(status, Some("0"), "{:?}", head.headers);
     assert!(cluster.control_plane().wait(Duration::from_secs(10)).await.success());
 }

@@ -1,4 +1,4 @@
-# A host with a bridge as Docker makes them and a desk on it, and behind another link a machine that is file server, metadata and web.
+# A host with a bridge as Docker makes them and a desk on it, and behind another link a machine that is file server, metadata, control plane and web.
 mount --make-rprivate /
 mount -t tmpfs none /run
 ip netns add desk
@@ -27,7 +27,7 @@ iptables -A FORWARD -j DOCKER-USER
 server='use IO::Socket::INET; @open = map { IO::Socket::INET->new(LocalPort => $_, Listen => 9) or die $! } @ARGV; sleep 60'
 trap 'kill $(jobs -p)' EXIT
 perl -e "$server" 22 >/dev/null &
-ip netns exec away perl -e "$server" 2049 80 443 >/dev/null &
+ip netns exec away perl -e "$server" 2049 80 7301 443 >/dev/null &
 ip netns exec desk perl -e "$server" 8080 >/dev/null &
 
 connects() { timeout 2 bash -c "</dev/tcp/$1/$2" 2>/dev/null; }
@@ -37,6 +37,7 @@ reached() {
   if from_desk 10.8.0.2 2049; then told+=(share); fi
   if from_desk 169.254.169.254 80; then told+=(metadata); fi
   if from_desk 10.9.0.1 22; then told+=(host); fi
+  if from_desk 10.8.0.2 7301; then told+=(agents); fi
   if from_desk 10.8.0.2 443; then told+=(web); fi
   # By the agent, and whoever opens it on the host.
   if connects 10.9.0.2 8080; then told+=(editor); fi

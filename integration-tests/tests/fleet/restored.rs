@@ -4,6 +4,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use carrel_proto::v1::workspace::{State, StatusReason};
+use control_plane::store::check_address;
 use integration_tests::chance::Chance;
 use integration_tests::client::{Client, reason};
 use integration_tests::http;
@@ -51,6 +52,17 @@ impl Runbook {
         assert!(output.status.success(), "{step}: {script}\n{}{}", told[0], told[1]);
         let [said, _] = told;
         said
+    }
+}
+
+#[test]
+fn the_runbook_reaches_databases_only_in_ways_that_carrel_itself_would() {
+    let runbook = printed::document("docs/restore.md");
+    let urls: Vec<_> = runbook.split("postgres://").skip(1).collect();
+    assert_eq!(urls.len(), 2, "the database, and the server as another role");
+    for url in urls {
+        let (url, _) = url.split_once(['\'', ' ']).unwrap();
+        assert_eq!(check_address(&format!("postgres://{url}")), Ok(()), "{url}");
     }
 }
 

@@ -30,6 +30,7 @@ mod placing;
 mod policies;
 mod purges;
 mod races;
+mod read_only;
 mod refusing;
 mod reports;
 mod requests;

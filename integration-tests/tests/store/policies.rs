@@ -75,6 +75,32 @@ async fn a_decision_is_made_by_the_newest_policy_whoever_set_it() {
 }
 
 #[tokio::test]
+async fn the_version_of_a_change_that_a_failover_lost_is_not_given_to_another() {
+    let rig = Rig::new().await;
+    let version = || rig.app.rules.get().book.version;
+    let ada = id("ada");
+    let timeout_of_ada = async || {
+        let (effective, _) = rig.app.effective(None, Some(&ada)).await.unwrap();
+        effective.values.idle_timeout.unwrap()
+    };
+    let (before, pauses) = (version(), rig.app.rules.get().pauses.len());
+    rig.app.set_policy(&call("SetPolicy"), &scope("site"), "", &timeout(600)).await.unwrap();
+    let lost = version();
+    assert_eq!(timeout_of_ada().await, Duration::from_secs(600));
+    // A standby that lacks the change took over, after longer than signs of life may stay away.
+    let stand_by = format!(
+        "DELETE FROM policies;
+         UPDATE cluster SET rules_version = {before}, alive_at = alive_at - interval '10 s'"
+    );
+    rig.database.execute(&stand_by).await;
+    rig.app.pulse().await.unwrap();
+    assert_eq!(timeout_of_ada().await, Duration::from_secs(900), "what is lost holds no more");
+    assert!(rig.app.rules.get().pauses.len() > pauses, "nor is the failover idleness");
+    assert!(version() > lost, "{lost} was another's");
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn resources_and_image_apply_at_the_next_start() {
     let rig = Rig::new().await;
     let node = rig.node(8).await;

@@ -1,10 +1,11 @@
 //! That policies do not contradict each other. A change of one scope can do that to another that inherits from it, so all of
-//! them are looked at, whichever is changed.
+//! them are looked at, whichever is changed; and since nothing may be decided meanwhile, what many share is looked at once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use carrel_common::id::{CourseId, StudentId};
-use carrel_common::image::canonical;
+use carrel_common::image::{canonical, spellings};
 
 use super::{Policy, PolicyBook, Scope};
 
@@ -46,14 +47,34 @@ impl Contradiction {
     }
 }
 
-/// Whether a list of images lets one through, however it is written; an empty list lets all through.
+/// What one scope, or several together, say of a timeout and its lead.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+struct Times {
+    idle_timeout: Option<Duration>,
+    warning_lead: Option<Duration>,
+}
+
+impl Times {
+    fn of(policy: &Policy) -> Self {
+        Self { idle_timeout: policy.idle_timeout, warning_lead: policy.warning_lead }
+    }
+
+    /// What is not said here is inherited.
+    fn or(self, farther: Self) -> Self {
+        Self {
+            idle_timeout: self.idle_timeout.or(farther.idle_timeout),
+            warning_lead: self.warning_lead.or(farther.warning_lead),
+        }
+    }
+}
+
+/// Whether a list of images lets one through, however either is written.
 fn allows(list: &[String], image: &str) -> bool {
-    let image = canonical(image);
     let fits = |pattern: &String| match pattern.strip_suffix('*') {
-        Some(beginning) => image.starts_with(beginning),
-        None => image == canonical(pattern),
+        Some(beginning) => spellings(image).iter().any(|image| image.starts_with(beginning)),
+        None => canonical(image) == canonical(pattern),
     };
-    list.is_empty() || list.iter().any(fits)
+    list.iter().any(fits)
 }
 
 impl PolicyBook {
@@ -67,32 +88,34 @@ impl PolicyBook {
         self.check_times()
     }
 
-    fn courses(&self) -> impl Iterator<Item = &CourseId> {
-        self.policies.keys().filter_map(|scope| if let Scope::Course(id) = scope { Some(id) } else { None })
+    /// The first course, and none, of all that have the same times.
+    fn courses(&self) -> Vec<(Option<&CourseId>, Times)> {
+        let courses = self.policies.iter().filter_map(|(scope, policy)| match scope {
+            Scope::Course(id) => Some((Some(id), Times::of(policy))),
+            Scope::Site | Scope::Student(_) => None,
+        });
+        let mut known = BTreeSet::new();
+        courses.chain([(None, Times::default())]).filter(|(_, times)| known.insert(*times)).collect()
     }
 
-    fn students(&self) -> impl Iterator<Item = (&StudentId, &Policy)> {
-        self.policies.iter().filter_map(|(scope, policy)| match scope {
-            Scope::Student(id) => Some((id, policy)),
+    /// Those with times of their own, and nobody: all others have their course's.
+    fn students(&self) -> impl Iterator<Item = (Option<&StudentId>, Times)> {
+        let students = self.policies.iter().filter_map(|(scope, policy)| match scope {
+            Scope::Student(id) => Some((Some(id), Times::of(policy))),
             Scope::Site | Scope::Course(_) => None,
-        })
+        });
+        students.filter(|(_, times)| *times != Times::default()).chain([(None, Times::default())])
     }
 
     fn check_times(&self) -> Result<(), Contradiction> {
-        // Only students with a policy of their own that sets a time can differ from their course.
-        let timed = self
-            .students()
-            .filter(|(_, policy)| policy.idle_timeout.is_some() || policy.warning_lead.is_some())
-            .map(|(id, _)| Some(id));
-        for student in timed.chain([None]) {
-            for course in self.courses().map(Some).chain([None]) {
-                let layers = self.layers(course, student);
-                let first = |field: fn(&Policy) -> Option<Duration>| {
-                    layers.iter().find_map(|(_, policy)| field(policy))
-                };
-                let idle = &self.defaults.idle;
-                let idle_timeout = first(|policy| policy.idle_timeout).unwrap_or(idle.idle_timeout);
-                let warning_lead = first(|policy| policy.warning_lead).unwrap_or(idle.warning_lead);
+        let idle = &self.defaults.idle;
+        let site = self.policies.get(&Scope::Site).map(Times::of).unwrap_or_default();
+        let courses = self.courses();
+        for (student, own) in self.students() {
+            for (course, times) in &courses {
+                let times = own.or(*times).or(site);
+                let idle_timeout = times.idle_timeout.unwrap_or(idle.idle_timeout);
+                let warning_lead = times.warning_lead.unwrap_or(idle.warning_lead);
                 if idle_timeout <= warning_lead {
                     let student = student.map(|id| format!("student {id}"));
                     let whose: Vec<String> =
@@ -106,12 +129,14 @@ impl PolicyBook {
     }
 
     fn check_images(&self) -> Result<(), Contradiction> {
+        let lists: Vec<_> =
+            self.policies.iter().filter(|(_, policy)| !policy.allowed_images.is_empty()).collect();
         let named =
             self.policies.iter().filter_map(|(scope, p)| p.image.as_ref().map(|image| (scope, image)));
         for (named_by, image) in named {
-            for (list_of, policy) in &self.policies {
+            for (list_of, policy) in &lists {
                 if list_of.is_farther_than(named_by) && !allows(&policy.allowed_images, image) {
-                    let (named_by, list_of) = (named_by.clone(), list_of.clone());
+                    let (named_by, list_of) = (named_by.clone(), (*list_of).clone());
                     return Err(Contradiction::Image { named_by, image: image.clone(), list_of });
                 }
             }

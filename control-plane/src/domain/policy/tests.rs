@@ -79,6 +79,19 @@ fn a_change_that_contradicts_another_scope_is_found() {
 }
 
 #[test]
+fn the_policies_of_a_university_are_checked_in_a_moment() {
+    let course = |n: u64| (format!("course-c{n}"), timeout(20 + n / 2));
+    let student = |n: u64| (format!("student-s{n}"), Policy { image: Some("desk".into()), ..timeout(30) });
+    let policies: Vec<_> = (0..500).map(course).chain((0..10_000).map(student)).collect();
+    let policies: Vec<_> = policies.iter().map(|(name, policy)| (name.as_str(), policy.clone())).collect();
+    let book = book(&policies);
+    let (told, checked) = std::sync::mpsc::channel();
+    std::thread::spawn(move || told.send(book.check()));
+    let checked = checked.recv_timeout(Duration::from_secs(3));
+    assert_eq!(checked, Ok(Ok(())), "nobody gives a sign of life meanwhile");
+}
+
+#[test]
 fn extra_time_is_for_the_named_student_alone() {
     let at = |h| time::macros::datetime!(2026-03-02 00:00 UTC) + time::Duration::hours(h);
     let window = QuietWindow {
@@ -169,6 +182,19 @@ fn a_nearer_scope_names_only_images_that_every_farther_one_allows() {
             let changed = scope.parse().expect("a scope");
             assert_eq!(field(&[("site", lists.clone()), (scope, image(name))], &changed), expected, "{name}");
         }
+    }
+    // However either is written.
+    for (list, name, expected) in [
+        ("docker.io/school/*", "docker.io/school/cs:2", "fine"),
+        ("docker.io/school/*", "school/cs:2", "fine"),
+        ("index.docker.io/school/*", "docker.io/school/cs", "fine"),
+        ("library/*", "debian:12", "fine"),
+        ("docker.io/*", "school/cs:2", "fine"),
+        ("docker.io/*", "ghcr.io/school/cs:2", "policy.image"),
+        ("library/*", "school/cs:2", "policy.image"),
+    ] {
+        let policies = [("site", allow(&[list])), ("course-a", image(name))];
+        assert_eq!(field(&policies, &"course-a".parse().expect("a scope")), expected, "{list}: {name}");
     }
     // What the site itself names is its own affair, and so is what nobody restricts.
     let own = Policy { image: Some("any".into()), ..lists.clone() };
