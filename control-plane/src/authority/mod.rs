@@ -13,16 +13,21 @@ pub mod files;
 mod in_force;
 mod issue;
 mod listener;
+mod shown;
 
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use carrel_common::certificate::{CertificateError, pem_of_certificates};
 use rcgen::{Issuer, KeyPair};
 use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 
 pub use in_force::{Authorities, Renewal};
 pub use issue::{Issued, Request};
+pub use shown::ShownCertificate;
 
 /// Why the authority cannot be used, or did not sign.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -93,6 +98,8 @@ pub struct Authority {
     trusted: Vec<CertificateDer<'static>>,
     /// Shown after what is signed: how those who know only an older authority come to trust this one.
     chain: Vec<CertificateDer<'static>>,
+    /// Says whether one that is trusted vouches for a node: when a connection begins, and while it is open.
+    clients: Arc<dyn ClientCertVerifier>,
 }
 
 impl std::fmt::Debug for Authority {
@@ -114,7 +121,8 @@ impl Authority {
         let chain = files::certificates("chain.pem", &found.chain_pem)?;
         let chain = if chain.first().is_some_and(|der| issue::is_of(der, &key)) { chain } else { Vec::new() };
         let issuer = Issuer::from_ca_cert_der(signing, key).map_err(issue::crypto("read ca.pem"))?;
-        Ok(Self { issuer, trusted, chain })
+        let clients = listener::who_is_let_in(&trusted)?;
+        Ok(Self { issuer, trusted, chain, clients })
     }
 
     /// The certificates whose word counts, DER.

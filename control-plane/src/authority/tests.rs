@@ -192,6 +192,23 @@ fn a_pruned_authority_counts_no_more_and_not_before_its_nodes_have_renewed() {
     assert_eq!(files::prune(&dir.path(), NOW, DAY, true).expect("forced"), 1);
 }
 
+#[test]
+fn what_a_connection_began_with_counts_until_its_authority_is_pruned_also_after_its_own_end() {
+    let dir = Dir::new();
+    let clock = Arc::new(ManualClock::new(NOW));
+    let (authorities, renewal) = Authorities::open(dir.path(), clock.clone()).expect("open");
+    let mut shown = ShownCertificate::new(Arc::new(issue(&dir.authority(), NOW))).expect("a node's");
+    assert!(authorities.vouch_for(&mut shown));
+    files::rotate(&dir.path(), NOW).expect("rotate");
+    clock.advance(DAY * 2);
+    assert!(renewal.once().expect("taken up").is_some());
+    assert!(authorities.vouch_for(&mut shown), "the one before is trusted still");
+    files::prune(&dir.path(), NOW + DAY * 2, DAY, false).expect("prune");
+    assert!(renewal.once().expect("taken up").is_some());
+    assert!(!authorities.vouch_for(&mut shown));
+    assert!(!authorities.vouch_for(&mut shown), "nor when it is asked once more");
+}
+
 /// The states a crash in the middle of a rotation leaves.
 #[test]
 fn a_rotation_cut_short_leaves_the_old_authority_at_work() {

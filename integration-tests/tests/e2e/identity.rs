@@ -1,5 +1,7 @@
 //! A node's identity: over TLS with both binaries, and what a host, or somebody who is none, is refused.
 
+mod authority;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 

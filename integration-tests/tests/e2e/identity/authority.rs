@@ -1,0 +1,52 @@
+//! What becomes of nodes when the authority's key was stolen or lost.
+
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::*;
+
+/// Waits until the replica has taken up what is in the authority's directory, for the `times`th time.
+async fn in_force(cluster: &mut Cluster, times: usize) {
+    eventually("another authority is in force", Duration::from_secs(15), async || {
+        let told = cluster.control_plane().log_tail(1000);
+        told.matches("another authority is in force").count() >= times
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_stays_open_is_worth_nothing_once_its_authority_is_pruned() {
+    // So far apart that no session ends for want of heartbeats here.
+    let options = Options::new().tls().flag("heartbeat-interval", "20s").flag("unreachable-after", "60s");
+    let mut cluster = Cluster::start_without_agent(options).await;
+    let url = cluster.agents_url();
+    let token = pki::join_token(&cluster.address(), "").await.unwrap();
+    let host = pki::Host::new("one");
+    let enrolled = host.enroll(&url, &token).await.unwrap();
+    // Everything is said on this one connection.
+    let mut agents = host.dial(&url, &enrolled).await;
+    let (up, from_up) = tokio::sync::mpsc::channel(1);
+    let hello = pb::Hello { facts: Some(host.facts.clone()), process_id: "one".into(), ..Default::default() };
+    up.send(pb::SessionRequest { message: Some(Up::Hello(hello)) }).await.unwrap();
+    let mut down = agents.session(ReceiverStream::new(from_up)).await.unwrap().into_inner();
+    let renewal = pb::RenewCertificateRequest { csr_pem: host.csr() };
+
+    pki::ca(&["rotate"], &cluster.ca_dir());
+    in_force(&mut cluster, 1).await;
+    agents.renew_certificate(renewal.clone()).await.expect("the one before is trusted still");
+    pki::ca(&["prune", "--force"], &cluster.ca_dir());
+    let leaving = async {
+        loop {
+            if let Some(Down::GoAway(leaving)) = down.message().await.unwrap().expect("a word").message {
+                break leaving.reason;
+            }
+        }
+    };
+    let reason_given =
+        tokio::time::timeout(Duration::from_secs(20), leaving).await.expect("the session ends");
+    assert!(reason_given.contains("trusted no more"), "{reason_given}");
+
+    let status = agents.renew_certificate(renewal).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "CERTIFICATE_REFUSED"));
+    let status = agents.session(tokio_stream::empty()).await.unwrap_err();
+    assert_eq!((status.code(), reason(&status).as_str()), (Code::Unauthenticated, "CERTIFICATE_REFUSED"));
+}
