@@ -16,7 +16,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use carrel_common::certificate::{CONTROL_PLANE_NAME, CertificateError, NodeCertificate, Validity};
+use carrel_common::certificate::{
+    CONTROL_PLANE_NAME, CertificateError, NodeCertificate, Validity, is_of_unknown_authority,
+};
 use carrel_common::id::{ClusterId, NodeId};
 use carrel_common::wire::WireError;
 use time::OffsetDateTime;
@@ -205,6 +207,11 @@ impl EnrollError {
             | Self::Key(_)
             | Self::Answer(_) => false,
         }
+    }
+
+    /// Whether who answers is of an authority that is not trusted: another control plane, or an authority that was replaced.
+    pub fn is_of_unknown_authority(&self) -> bool {
+        matches!(self, Self::Unreachable(error) if is_of_unknown_authority(error))
     }
 
     /// With the stable reason [`HOST_HAS_CONTAINERS`]: which node's containers may stay; `Some(None)`: none of them.

@@ -93,7 +93,7 @@ impl<R: Runtime> Obtain<'_, R> {
         let Entry::Tls { token, stop_existing } = self.entry else {
             return match self.load(files::load).await? {
                 Some(kept) => Ok(kept),
-                None => self.insist(None).await,
+                None => self.insist(None, false).await,
             };
         };
         let kept = self.load(files::load_certified).await?;
@@ -105,8 +105,8 @@ impl<R: Runtime> Obtain<'_, R> {
                 Ok(kept)
             }
             (Way::Stay, None) => Err(EnrollError::NotEnrolled),
-            (Way::Join(token), None) => self.insist(Some((token, *stop_existing))).await,
-            (Way::Join(token), Some(kept)) => match self.insist(Some((token, *stop_existing))).await {
+            (Way::Join(token), None) => self.insist(Some((token, *stop_existing)), false).await,
+            (Way::Join(token), Some(kept)) => match self.insist(Some((token, *stop_existing)), true).await {
                 Ok(identity) => Ok(identity),
                 Err(error) => {
                     tracing::error!(node.id = %kept.node, "the join token did not help: {error}");
@@ -128,10 +128,22 @@ impl<R: Runtime> Obtain<'_, R> {
         })?
     }
 
-    /// Tries one replica after the other until one answers.
-    async fn insist(&self, join: Option<(&JoinToken, bool)>) -> Result<Identity, EnrollError> {
+    /// Tries one replica after the other until one answers. Who can do without (`may_fail`) gives up once all have been tried, and one is there
+    /// that the token's authorities do not vouch for: they were replaced since it was made.
+    async fn insist(
+        &self,
+        join: Option<(&JoinToken, bool)>,
+        may_fail: bool,
+    ) -> Result<Identity, EnrollError> {
         let facts = self.facts().await;
-        for endpoint in self.endpoints.iter().cycle() {
+        let mut of_another = None;
+        for (attempt, endpoint) in self.endpoints.iter().cycle().enumerate() {
+            if may_fail
+                && attempt.is_multiple_of(self.endpoints.len())
+                && let Some(error) = of_another
+            {
+                return Err(error);
+            }
             let answer = match join {
                 None => enroll(endpoint, facts.clone(), self.state_dir).await,
                 Some((token, stop_existing)) => self.join(endpoint, token, &facts, stop_existing).await,
@@ -139,6 +151,9 @@ impl<R: Runtime> Obtain<'_, R> {
             match answer {
                 Err(error) if error.passes() => {
                     tracing::warn!(%error, endpoint = %endpoint.uri(), "not enrolled yet; trying again");
+                    if error.is_of_unknown_authority() {
+                        of_another = Some(error);
+                    }
                 }
                 done => return done,
             }

@@ -13,6 +13,40 @@ async fn in_force(cluster: &mut Cluster, times: usize) {
     .await;
 }
 
+/// Waits until a certificate has ended.
+async fn ended(certificate: &NodeCertificate) {
+    eventually("the certificate ends", Duration::from_secs(10), async || {
+        time::OffsetDateTime::now_utc() > certificate.validity.until + Duration::from_secs(1)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_slept_through_a_rotation_says_what_to_do_whatever_token_lies_about() {
+    let mut cluster = Cluster::start(Options::new().tls().flag("node-certificate-ttl", "5s")).await;
+    let before = kept(&cluster);
+    cluster.agent().kill();
+    pki::ca(&["rotate"], &cluster.ca_dir());
+    pki::ca(&["prune", "--force"], &cluster.ca_dir());
+    in_force(&mut cluster, 1).await;
+    ended(&before).await;
+
+    // The token that it has is used up, and of the authority before.
+    cluster.spawn_agent();
+    let name = format!("nodes/{}", before.uri.node);
+    eventually("told", Duration::from_secs(20), async || {
+        let told = cluster.agent().log_tail(50);
+        told.contains("certificate has ended") && told.contains(&name)
+    })
+    .await;
+    assert!(cluster.agent().ended().is_none(), "it goes on trying");
+    cluster.agent().terminate().await;
+
+    cluster.give_join_token(&name).await;
+    cluster.start_agent().await;
+    assert_eq!(kept(&cluster).uri, before.uri, "the same node");
+}
+
 #[tokio::test]
 async fn a_connection_that_stays_open_is_worth_nothing_once_its_authority_is_pruned() {
     // So far apart that no session ends for want of heartbeats here.
