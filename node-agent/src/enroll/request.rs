@@ -90,6 +90,12 @@ pub(super) async fn enroll_with_token(
     keep(identity, state_dir).await
 }
 
+/// Whether a replica is there that the authorities of this identity vouch for.
+pub(super) async fn reach(endpoint: &Endpoint, identity: &Identity) -> Result<(), EnrollError> {
+    let endpoint = identity.endpoint(endpoint).map_err(EnrollError::Unreachable)?;
+    dial(endpoint).await.map(drop)
+}
+
 /// Asks for a newer certificate for the same key.
 pub(super) async fn renew(
     endpoint: &Endpoint,

@@ -13,6 +13,48 @@ async fn in_force(cluster: &mut Cluster, times: usize) {
     .await;
 }
 
+/// How often the agent has told that it trusts nobody who answers, and what to do.
+fn told(cluster: &mut Cluster, name: &str) -> usize {
+    let log = cluster.agent().log_tail(100_000);
+    let lines = log.lines().filter(|line| line.contains("no authority that this node trusts"));
+    lines.filter(|line| line.contains("CreateJoinToken") && line.contains(name)).count()
+}
+
+#[tokio::test]
+async fn a_key_that_was_lost_or_stolen_costs_a_token_for_each_node_and_no_desk() {
+    let mut cluster = Cluster::start(Options::new().tls()).await;
+    let client = cluster.client();
+    client.start_and_wait("ada").await;
+    let (node, desk) = (kept(&cluster).uri, cluster.containers().await.remove(0).id);
+    let name = format!("nodes/{}", node.node);
+    for how in ["lost", "stolen"] {
+        let before = told(&mut cluster, &name);
+        if how == "lost" {
+            cluster.control_plane().terminate().await;
+            std::fs::remove_dir_all(cluster.ca_dir()).unwrap();
+            pki::ca(&["init"], &cluster.ca_dir());
+            cluster.start_control_plane().await;
+        } else {
+            pki::ca(&["rotate"], &cluster.ca_dir());
+            pki::ca(&["prune", "--force"], &cluster.ca_dir());
+        }
+        eventually("the agent is told", Duration::from_secs(30), async || told(&mut cluster, &name) > before)
+            .await;
+        // The token that it came with does not help, and does no harm: it is who it is.
+        cluster.agent().terminate().await;
+        let before = told(&mut cluster, &name);
+        cluster.spawn_agent();
+        eventually("told again", Duration::from_secs(30), async || told(&mut cluster, &name) > before).await;
+        cluster.agent().terminate().await;
+        cluster.give_join_token(&name).await;
+        cluster.start_agent().await;
+        client.wait_for("ada", State::Running).await;
+        assert_eq!(kept(&cluster).uri, node, "the same node");
+        let after = cluster.containers().await;
+        assert_eq!((after.len(), &after[0].id), (1, &desk), "adopted");
+    }
+}
+
 /// Waits until a certificate has ended.
 async fn ended(certificate: &NodeCertificate) {
     eventually("the certificate ends", Duration::from_secs(10), async || {
