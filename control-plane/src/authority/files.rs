@@ -62,6 +62,23 @@ fn check_closed(path: &Path, wanted: u32) -> Result<(), AuthorityError> {
     Err(AuthorityError::Open { path: path.display().to_string(), mode, wanted })
 }
 
+/// Why a file of the directory cannot be read. Whoever copies the directory as root leaves files there that its owner cannot read.
+pub(super) fn unreadable(dir: &Path, name: &str, error: io::Error) -> AuthorityError {
+    let path = dir.join(name);
+    let owner = |path: &Path| fs::metadata(path).map(|it| it.uid());
+    match (error.kind(), owner(&path), owner(dir)) {
+        (io::ErrorKind::PermissionDenied, Ok(owner), Ok(wanted)) if owner != wanted => {
+            AuthorityError::Owner {
+                path: path.display().to_string(),
+                owner,
+                dir: dir.display().to_string(),
+                wanted,
+            }
+        }
+        (_, _, _) => failed(&path, "read")(error),
+    }
+}
+
 /// Reads the directory. Blocking.
 ///
 /// # Errors
@@ -69,10 +86,7 @@ fn check_closed(path: &Path, wanted: u32) -> Result<(), AuthorityError> {
 pub fn read(dir: &Path) -> Result<Found, AuthorityError> {
     check_closed(dir, 0o700)?;
     check_closed(&dir.join(KEY), 0o600)?;
-    let text = |name: &str| {
-        let path = dir.join(name);
-        fs::read_to_string(&path).map_err(failed(&path, "read"))
-    };
+    let text = |name: &str| fs::read_to_string(dir.join(name)).map_err(|error| unreadable(dir, name, error));
     // The key first: a rotation writes it last, so the certificates read after it know it.
     let key_pem = text(KEY)?;
     let trusted_pem = text(TRUSTED)?;

@@ -42,6 +42,20 @@ pub enum AuthorityError {
         /// The operating system's words.
         problem: String,
     },
+    /// A file belongs to somebody else than the directory, and cannot be read.
+    #[error(
+        "{path} cannot be read, as it belongs to user {owner}, and {dir} to user {wanted}: chown -R {wanted} {dir}"
+    )]
+    Owner {
+        /// Which file.
+        path: String,
+        /// Whose it is, by number.
+        owner: u32,
+        /// The directory.
+        dir: String,
+        /// Whose that is.
+        wanted: u32,
+    },
     /// Others than the owner could read the key.
     #[error("{path} is open to others (mode {mode:o}); close it: chmod {wanted:o} {path}")]
     Open {

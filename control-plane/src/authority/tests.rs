@@ -267,6 +267,23 @@ fn what_root_rotates_stays_the_services() {
 }
 
 #[test]
+fn a_file_that_was_copied_as_root_is_told_with_what_to_do() {
+    let dir = Dir::new();
+    files::rotate(&dir.path(), NOW).expect("rotate");
+    let (chain, path) = (dir.path().join("chain.pem"), dir.path().display().to_string());
+    let told = || {
+        files::unreadable(&dir.path(), "chain.pem", std::io::ErrorKind::PermissionDenied.into()).to_string()
+    };
+    // Its owner is right: something else hinders it.
+    assert_eq!(told(), format!("{} cannot be read: permission denied", chain.display()));
+    // Only root can give files away, so that whoever else runs this has seen all that it can.
+    if std::fs::metadata(&chain).expect("there").uid() == 0 {
+        chown(dir.path(), Some(4711), None).expect("chown");
+        assert!(told().ends_with(&format!("chown -R 4711 {path}")), "{}", told());
+    }
+}
+
+#[test]
 fn an_authority_is_never_overwritten() {
     let dir = Dir::new();
     assert!(matches!(files::init(&dir.path(), NOW), Err(AuthorityError::Exists(_))));
