@@ -152,11 +152,11 @@ pub fn rotate(dir: &Path, now: OffsetDateTime) -> Result<(), AuthorityError> {
 }
 
 /// Trusts no authority any more but the one that signs; how many that ended. Nodes whose certificates are of another one have to enrol again,
-/// so it is refused while the signing one is younger than `ttl`, the life of such a certificate. Blocking.
+/// so it is refused while the signing one is younger than `after`, the life of such a certificate; without it, it is done at once. Blocking.
 ///
 /// # Errors
-/// [`AuthorityError::TooEarly`], unless `force`; when the directory holds no authority, or the disk refuses.
-pub fn prune(dir: &Path, now: OffsetDateTime, ttl: Duration, force: bool) -> Result<usize, AuthorityError> {
+/// [`AuthorityError::TooEarly`]; when the directory holds no authority, or the disk refuses.
+pub fn prune(dir: &Path, now: OffsetDateTime, after: Option<Duration>) -> Result<usize, AuthorityError> {
     let found = read(dir)?;
     let authority = Authority::from_files(&found)?;
     let key = authority.issuer.key();
@@ -165,7 +165,7 @@ pub fn prune(dir: &Path, now: OffsetDateTime, ttl: Duration, force: bool) -> Res
     let made = made.map_err(|problem| AuthorityError::Certificate { file: TRUSTED, problem })?;
     let age =
         made.into_iter().max().map_or(Duration::ZERO, |made| (now - made).try_into().unwrap_or_default());
-    if age < ttl && !force && !dropped.is_empty() {
+    if let Some(ttl) = after.filter(|ttl| age < *ttl && !dropped.is_empty()) {
         let whole =
             |span: Duration| humantime::format_duration(Duration::from_secs(span.as_secs())).to_string();
         return Err(AuthorityError::TooEarly { age: whole(age), ttl: whole(ttl) });

@@ -180,16 +180,16 @@ fn a_pruned_authority_counts_no_more_and_not_before_its_nodes_have_renewed() {
     let dir = Dir::new();
     let node_before = issue(&dir.authority(), NOW);
     files::rotate(&dir.path(), NOW).expect("rotate");
-    let early = files::prune(&dir.path(), NOW + DAY / 2, DAY, false);
+    let early = files::prune(&dir.path(), NOW + DAY / 2, Some(DAY));
     assert!(matches!(early, Err(AuthorityError::TooEarly { .. })), "{early:?}");
     assert_eq!(lets_in(&dir.authority(), &node_before, NOW), Ok(()));
-    assert_eq!(files::prune(&dir.path(), NOW + DAY, DAY, false).expect("prune"), 1);
+    assert_eq!(files::prune(&dir.path(), NOW + DAY, Some(DAY)).expect("prune"), 1);
     let after = dir.authority();
     assert!(lets_in(&after, &node_before, NOW).is_err());
     assert_eq!(lets_in(&after, &issue(&after, NOW), NOW), Ok(()));
-    assert_eq!(files::prune(&dir.path(), NOW, DAY, false).expect("nothing to do"), 0);
+    assert_eq!(files::prune(&dir.path(), NOW, Some(DAY)).expect("nothing to do"), 0);
     files::rotate(&dir.path(), NOW).expect("rotate");
-    assert_eq!(files::prune(&dir.path(), NOW, DAY, true).expect("forced"), 1);
+    assert_eq!(files::prune(&dir.path(), NOW, None).expect("forced"), 1);
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn what_a_connection_began_with_counts_until_its_authority_is_pruned_also_after_
     clock.advance(DAY * 2);
     assert!(renewal.once().expect("taken up").is_some());
     assert!(authorities.vouch_for(&mut shown), "the one before is trusted still");
-    files::prune(&dir.path(), NOW + DAY * 2, DAY, false).expect("prune");
+    files::prune(&dir.path(), NOW + DAY * 2, Some(DAY)).expect("prune");
     assert!(renewal.once().expect("taken up").is_some());
     assert!(!authorities.vouch_for(&mut shown));
     assert!(!authorities.vouch_for(&mut shown), "nor when it is asked once more");

@@ -25,8 +25,8 @@ pub fn ca(command: &CaCommand) -> anyhow::Result<()> {
             );
         }
         CaCommand::Prune { dir, node_certificate_ttl, force } => {
-            let dropped = files::prune(&dir.ca_dir, now, *node_certificate_ttl, *force)
-                .context("no authority was retired")?;
+            let after = node_certificate_ttl.filter(|_| !force);
+            let dropped = files::prune(&dir.ca_dir, now, after).context("no authority was retired")?;
             println!(
                 "{dropped} retired; only the one that signs is trusted; copy the directory to all replicas, where it has to belong \
                  to their user"
