@@ -114,11 +114,15 @@ fn write(dir: &Path, name: &str, text: &str) -> Result<(), AuthorityError> {
     put().map_err(failed(&path, "written"))
 }
 
-/// Makes an authority in a directory that has none, and the directory when it is missing. Blocking.
+/// Makes an authority in a directory that has none, and the directory when it is missing. What is missing above it is made as any other
+/// directory, since the service's user has to come through there. Blocking.
 ///
 /// # Errors
 /// When there is one already, or the disk refuses.
 pub fn init(dir: &Path, now: OffsetDateTime) -> Result<(), AuthorityError> {
+    if let Some(above) = dir.parent() {
+        fs::create_dir_all(above).map_err(failed(above, "made"))?;
+    }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed(dir, "made"))?;
     check_closed(dir, 0o700)?;
     if dir.join(KEY).exists() {

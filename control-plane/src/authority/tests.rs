@@ -252,6 +252,15 @@ fn the_key_is_for_its_owner_alone() {
 }
 
 #[test]
+fn what_is_missing_above_the_directory_is_made_as_any_other() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (above, other) = (dir.path().join("above"), dir.path().join("other"));
+    std::fs::create_dir(&other).expect("made");
+    files::init(&above.join("ca"), NOW).expect("init");
+    assert_eq!((mode(&above), mode(&above.join("ca"))), (mode(&other), 0o700));
+}
+
+#[test]
 fn what_root_rotates_stays_the_services() {
     let dir = Dir::new();
     let owner = |path: &Path| std::fs::metadata(path).expect("there").uid();
