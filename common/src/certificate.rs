@@ -3,11 +3,14 @@
 //!
 //! Certificates are checked by rustls and made by the control plane's authority; here they are only read.
 
+use std::error::Error;
 use std::fmt;
+use std::io;
 use std::str::FromStr;
 use std::time::Duration;
 
 use time::OffsetDateTime;
+use tokio_rustls::rustls;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use x509_parser::extensions::GeneralName;
@@ -163,6 +166,15 @@ pub fn pem_of_certificates<'a>(certificates: impl IntoIterator<Item = &'a [u8]>)
     pem
 }
 
+/// Whether a connection failed since nobody whom we trust vouches for who answered there.
+pub fn is_of_unknown_authority(error: &(dyn Error + 'static)) -> bool {
+    let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+    std::iter::successors(Some(error), |error| error.source())
+        // What an I/O error was made from is not its source.
+        .filter_map(|error| error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())
+        .any(|error| *error == unknown)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -193,6 +205,21 @@ mod tests {
         for text in ["", "nonsense", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
             assert_eq!(NodeCertificate::from_pem(text), Err(CertificateError::Malformed), "{text}");
         }
+    }
+
+    #[test]
+    fn who_is_of_an_unknown_authority_is_told_from_who_cannot_be_reached() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("transport error")]
+        struct Transport(#[source] io::Error);
+
+        let failed = |why| {
+            let error = io::Error::new(io::ErrorKind::InvalidData, rustls::Error::InvalidCertificate(why));
+            is_of_unknown_authority(&Transport(error))
+        };
+        assert!(failed(rustls::CertificateError::UnknownIssuer));
+        assert!(!failed(rustls::CertificateError::Expired));
+        assert!(!is_of_unknown_authority(&Transport(io::ErrorKind::ConnectionRefused.into())));
     }
 
     proptest! {

@@ -1,5 +1,6 @@
 //! Flags and environment, parsed and checked once.
 
+mod ca;
 mod database_url;
 
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use carrel_common::model::{Resources, WorkspaceSpec};
 use carrel_common::telemetry::LogFormat;
 use clap::{Args, Parser, Subcommand};
 
+pub use self::ca::{CaCommand, CaDir};
 pub use self::database_url::DatabaseUrl;
 use crate::app::Settings;
 use crate::domain::activity::BySignal;
@@ -43,35 +45,6 @@ pub enum Command {
     /// The authority that vouches for nodes.
     #[command(subcommand)]
     Ca(CaCommand),
-}
-
-/// What to do with the authority.
-#[derive(Debug, Subcommand)]
-pub enum CaCommand {
-    /// Make one, in a directory that has none.
-    Init(CaDir),
-    /// Make a new one that signs from now on; the one before stays trusted, so nobody is cut off.
-    Rotate(CaDir),
-    /// Trust only the one that signs; for when every node has renewed its certificate since the rotation.
-    Prune {
-        /// The directory.
-        #[command(flatten)]
-        dir: CaDir,
-        /// Life of a node's certificate, as `serve` has it: refused until the rotation is that long ago.
-        #[arg(long, env = "CARREL_NODE_CERTIFICATE_TTL", default_value = NODE_CERTIFICATE_TTL, value_parser = humantime::parse_duration)]
-        node_certificate_ttl: Duration,
-        /// Do it now; nodes that have not renewed have to enrol again.
-        #[arg(long)]
-        force: bool,
-    },
-}
-
-/// Where the authority is.
-#[derive(Debug, Args)]
-pub struct CaDir {
-    /// Directory of the authority: its key, and the certificates that are trusted.
-    #[arg(long, env = "CARREL_CA_DIR")]
-    pub ca_dir: PathBuf,
 }
 
 /// A stolen certificate is good for a day at most; a node that is off for a night comes back by itself.

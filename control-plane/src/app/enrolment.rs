@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use carrel_common::certificate::{NodeCertificate, NodeUri};
+use carrel_common::certificate::NodeUri;
 use carrel_common::id::{ClusterId, NodeId, new_secret, secret_hash};
 use carrel_common::join::JoinToken;
 use carrel_common::model::{Container, NodeFacts};
@@ -13,7 +13,7 @@ use super::node_admin::about;
 use super::settle::settle;
 use super::workspaces::{keep_answer, replay, rfc3339};
 use super::{App, AppError, Call, Result};
-use crate::authority::{Authorities, AuthorityError, Request};
+use crate::authority::{Authorities, AuthorityError, Request, ShownCertificate};
 use crate::domain::event::{Actor, Entry, Subject};
 use crate::domain::join::{Admission, Use, admit, of_other_nodes};
 use crate::domain::node::Node;
@@ -44,14 +44,21 @@ pub struct Certified {
 }
 
 /// How a caller has shown which node it is.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Credentials {
     /// The node.
     pub node: NodeId,
-    /// The Carrel of its certificate, which an authority of ours has signed; `None` in `--dev`.
-    pub cluster: Option<ClusterId>,
+    /// What it has shown over TLS, which an authority of ours has signed; `None` in `--dev`.
+    pub certificate: Option<ShownCertificate>,
     /// Hash of its secret, in `--dev`; a node that the store has forgotten is known by it from then on.
     pub secret_hash: Option<String>,
+}
+
+impl Credentials {
+    /// The Carrel of its certificate.
+    pub(super) fn cluster(&self) -> Option<ClusterId> {
+        self.certificate.as_ref().map(|shown| shown.certificate().uri.cluster)
+    }
 }
 
 /// A certificate is asked for by a request that its sender wrote.
@@ -183,18 +190,33 @@ impl App {
         Ok(Certified { node, certificate_pem: issued.pem, ca_pem: authorities.now().trusted_pem() })
     }
 
-    /// The node that shows this certificate, which TLS has found to be signed by an authority of ours. It may be of another
-    /// Carrel: of the one whose database was lost.
+    /// The node that shows this certificate. TLS has found it to be signed by an authority of ours when the connection began, which may have
+    /// been long ago: since then it may have ended, and so may the trust in that authority. It may be of another Carrel: of the one
+    /// whose database was lost.
     ///
     /// # Errors
     /// [`AppError::CertificateRefused`].
-    pub fn authenticate_certificate(&self, shown: &NodeCertificate) -> Result<Credentials> {
+    pub fn authenticate_certificate(&self, mut shown: ShownCertificate) -> Result<Credentials> {
         let authorities = self.authorities()?;
-        // Looked at when the connection began, which may have been long ago.
-        if authorities.is_over(shown.validity.until) {
+        let own = shown.certificate();
+        if authorities.is_over(own.validity.until) {
             return Err(AppError::CertificateRefused { why: "it has ended" });
         }
-        Ok(Credentials { node: shown.uri.node, cluster: Some(shown.uri.cluster), secret_hash: None })
+        if !authorities.vouch_for(&mut shown) {
+            return Err(AppError::CertificateRefused {
+                why: "the authority that signed it is trusted no more",
+            });
+        }
+        Ok(Credentials { node: own.uri.node, certificate: Some(shown), secret_hash: None })
+    }
+
+    /// Whether a session may go on by what it began with: until the authority that vouched for it is trusted no more. That its certificate has
+    /// ended does not matter, as its node renews it for the session after.
+    pub fn is_vouched_for(&self, credentials: &mut Credentials) -> bool {
+        match (&self.authorities, &mut credentials.certificate) {
+            (Some(authorities), Some(shown)) => authorities.vouch_for(shown),
+            (_, _) => true,
+        }
     }
 
     /// Gives a new node its identity and its secret, in `--dev` on plaintext loopback.
@@ -227,13 +249,13 @@ impl App {
         if !same {
             return Err(AppError::NodeUnknown(id));
         }
-        Ok(Credentials { node: id, cluster: None, secret_hash: Some(shown) })
+        Ok(Credentials { node: id, certificate: None, secret_hash: Some(shown) })
     }
 }
 
 /// A certificate of another Carrel is good for nothing but to show that a database was lost.
 pub(super) fn of_this_carrel(credentials: &Credentials, ours: ClusterId) -> Result<()> {
-    match credentials.cluster {
+    match credentials.cluster() {
         Some(theirs) if theirs != ours => {
             Err(AppError::CertificateRefused { why: "it is of another Carrel" })
         }

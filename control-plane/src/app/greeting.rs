@@ -146,7 +146,7 @@ impl App {
     ) -> Result<Option<Node>> {
         let (id, containers) = (credentials.node, greeting.containers.len());
         // What a certificate proves counts before what is said.
-        match credentials.cluster.or(greeting.cluster) {
+        match credentials.cluster().or(greeting.cluster) {
             Some(ours) if ours == state.cluster => {
                 work.insert_node(id, credentials.secret_hash.as_deref(), &greeting.facts).await?;
                 work.await_node(id).await?;

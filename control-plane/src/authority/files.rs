@@ -62,6 +62,23 @@ fn check_closed(path: &Path, wanted: u32) -> Result<(), AuthorityError> {
     Err(AuthorityError::Open { path: path.display().to_string(), mode, wanted })
 }
 
+/// Why a file of the directory cannot be read. Whoever copies the directory as root leaves files there that its owner cannot read.
+pub(super) fn unreadable(dir: &Path, name: &str, error: io::Error) -> AuthorityError {
+    let path = dir.join(name);
+    let owner = |path: &Path| fs::metadata(path).map(|it| it.uid());
+    match (error.kind(), owner(&path), owner(dir)) {
+        (io::ErrorKind::PermissionDenied, Ok(owner), Ok(wanted)) if owner != wanted => {
+            AuthorityError::Owner {
+                path: path.display().to_string(),
+                owner,
+                dir: dir.display().to_string(),
+                wanted,
+            }
+        }
+        (_, _, _) => failed(&path, "read")(error),
+    }
+}
+
 /// Reads the directory. Blocking.
 ///
 /// # Errors
@@ -69,10 +86,7 @@ fn check_closed(path: &Path, wanted: u32) -> Result<(), AuthorityError> {
 pub fn read(dir: &Path) -> Result<Found, AuthorityError> {
     check_closed(dir, 0o700)?;
     check_closed(&dir.join(KEY), 0o600)?;
-    let text = |name: &str| {
-        let path = dir.join(name);
-        fs::read_to_string(&path).map_err(failed(&path, "read"))
-    };
+    let text = |name: &str| fs::read_to_string(dir.join(name)).map_err(|error| unreadable(dir, name, error));
     // The key first: a rotation writes it last, so the certificates read after it know it.
     let key_pem = text(KEY)?;
     let trusted_pem = text(TRUSTED)?;
@@ -100,11 +114,15 @@ fn write(dir: &Path, name: &str, text: &str) -> Result<(), AuthorityError> {
     put().map_err(failed(&path, "written"))
 }
 
-/// Makes an authority in a directory that has none, and the directory when it is missing. Blocking.
+/// Makes an authority in a directory that has none, and the directory when it is missing. What is missing above it is made as any other
+/// directory, since the service's user has to come through there. Blocking.
 ///
 /// # Errors
 /// When there is one already, or the disk refuses.
 pub fn init(dir: &Path, now: OffsetDateTime) -> Result<(), AuthorityError> {
+    if let Some(above) = dir.parent() {
+        fs::create_dir_all(above).map_err(failed(above, "made"))?;
+    }
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed(dir, "made"))?;
     check_closed(dir, 0o700)?;
     if dir.join(KEY).exists() {
@@ -138,11 +156,11 @@ pub fn rotate(dir: &Path, now: OffsetDateTime) -> Result<(), AuthorityError> {
 }
 
 /// Trusts no authority any more but the one that signs; how many that ended. Nodes whose certificates are of another one have to enrol again,
-/// so it is refused while the signing one is younger than `ttl`, the life of such a certificate. Blocking.
+/// so it is refused while the signing one is younger than `after`, the life of such a certificate; without it, it is done at once. Blocking.
 ///
 /// # Errors
-/// [`AuthorityError::TooEarly`], unless `force`; when the directory holds no authority, or the disk refuses.
-pub fn prune(dir: &Path, now: OffsetDateTime, ttl: Duration, force: bool) -> Result<usize, AuthorityError> {
+/// [`AuthorityError::TooEarly`]; when the directory holds no authority, or the disk refuses.
+pub fn prune(dir: &Path, now: OffsetDateTime, after: Option<Duration>) -> Result<usize, AuthorityError> {
     let found = read(dir)?;
     let authority = Authority::from_files(&found)?;
     let key = authority.issuer.key();
@@ -151,7 +169,7 @@ pub fn prune(dir: &Path, now: OffsetDateTime, ttl: Duration, force: bool) -> Res
     let made = made.map_err(|problem| AuthorityError::Certificate { file: TRUSTED, problem })?;
     let age =
         made.into_iter().max().map_or(Duration::ZERO, |made| (now - made).try_into().unwrap_or_default());
-    if age < ttl && !force && !dropped.is_empty() {
+    if let Some(ttl) = after.filter(|ttl| age < *ttl && !dropped.is_empty()) {
         let whole =
             |span: Duration| humantime::format_duration(Duration::from_secs(span.as_secs())).to_string();
         return Err(AuthorityError::TooEarly { age: whole(age), ttl: whole(ttl) });

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio_rustls::rustls::ServerConfig;
 
 use super::files::{self, Found};
-use super::{Authority, AuthorityError, Issued, Request};
+use super::{Authority, AuthorityError, Issued, Request, ShownCertificate};
 
 /// The listener's certificate lives a week; made anew each day, it is always good for days.
 const LISTENER_ANEW: time::Duration = time::Duration::days(1);
@@ -74,6 +74,11 @@ impl Authorities {
         ttl: Duration,
     ) -> Result<Issued, AuthorityError> {
         self.now().issue_node(uri, request, self.clock.now(), ttl)
+    }
+
+    /// Whether the one in force vouches for what a connection began with, which may have ended since.
+    pub fn vouch_for(&self, shown: &mut ShownCertificate) -> bool {
+        shown.is_vouched_for(&self.now(), self.clock.now())
     }
 
     /// Whether what counts until then still does.

@@ -1,12 +1,14 @@
 //! The TLS of the agents' listener: a certificate of our own making, and whose clients' certificates count.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use carrel_common::certificate::{CONTROL_PLANE_NAME, Validity};
 use rcgen::{ExtendedKeyUsagePurpose, KeyPair, SanType};
 use time::OffsetDateTime;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, UnixTime};
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
@@ -17,6 +19,22 @@ use super::{Authority, AuthorityError};
 const LISTENER_LIFE: time::Duration = time::Duration::days(7);
 /// It counts from a day before: an agent's clock may be behind ours.
 const LISTENER_BACKDATED: time::Duration = time::Duration::days(1);
+
+/// Whose certificates count, when these authorities are trusted.
+pub(super) fn who_is_let_in(
+    trusted: &[CertificateDer<'static>],
+) -> Result<Arc<dyn ClientCertVerifier>, AuthorityError> {
+    let failed = |problem: String| AuthorityError::Crypto { operation: "trust what is in ca.pem", problem };
+    let mut roots = RootCertStore::empty();
+    for der in trusted {
+        roots.add(der.clone()).map_err(|e| failed(e.to_string()))?;
+    }
+    // Optional here, since a host that enrols has none yet; Session and RenewCertificate ask for it.
+    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::new(ring::default_provider()))
+        .allow_unauthenticated()
+        .build()
+        .map_err(|e| failed(e.to_string()))
+}
 
 impl Authority {
     /// What the agents' listener accepts connections with.
@@ -43,6 +61,13 @@ impl Authority {
         Ok((shown, key))
     }
 
+    /// Whether one that is trusted vouches for the node that shows this, its own certificate first, by what TLS asks when a connection begins.
+    pub(super) fn vouches_for(&self, shown: &[CertificateDer<'_>], at: OffsetDateTime) -> bool {
+        let Some((own, others)) = shown.split_first() else { return false };
+        let since_1970 = Duration::try_from(at - OffsetDateTime::UNIX_EPOCH).unwrap_or_default();
+        self.clients.verify_client_cert(own, others, UnixTime::since_unix_epoch(since_1970)).is_ok()
+    }
+
     fn accepting(
         &self,
         shown: Vec<CertificateDer<'static>>,
@@ -50,21 +75,11 @@ impl Authority {
     ) -> Result<ServerConfig, AuthorityError> {
         let failed =
             |problem: String| AuthorityError::Crypto { operation: "set up the listener's TLS", problem };
-        let mut roots = RootCertStore::empty();
-        for trusted in &self.trusted {
-            roots.add(trusted.clone()).map_err(|e| failed(e.to_string()))?;
-        }
-        let provider = Arc::new(ring::default_provider());
-        // Optional here, since a host that enrols has none yet; Session and RenewCertificate ask for it.
-        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider))
-            .allow_unauthenticated()
-            .build()
-            .map_err(|e| failed(e.to_string()))?;
         let key = PrivatePkcs8KeyDer::from(key.serialize_der()).into();
-        let mut config = ServerConfig::builder_with_provider(provider)
+        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(|e| failed(e.to_string()))?
-            .with_client_cert_verifier(clients)
+            .with_client_cert_verifier(Arc::clone(&self.clients))
             .with_single_cert(shown, key)
             .map_err(|e| failed(e.to_string()))?;
         config.alpn_protocols = vec![b"h2".to_vec()];

@@ -13,16 +13,21 @@ pub mod files;
 mod in_force;
 mod issue;
 mod listener;
+mod shown;
 
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use carrel_common::certificate::{CertificateError, pem_of_certificates};
 use rcgen::{Issuer, KeyPair};
 use tokio_rustls::rustls::pki_types::CertificateDer;
+use tokio_rustls::rustls::server::danger::ClientCertVerifier;
 
 pub use in_force::{Authorities, Renewal};
 pub use issue::{Issued, Request};
+pub use shown::ShownCertificate;
 
 /// Why the authority cannot be used, or did not sign.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -36,6 +41,20 @@ pub enum AuthorityError {
         verb: &'static str,
         /// The operating system's words.
         problem: String,
+    },
+    /// A file belongs to somebody else than the directory, and cannot be read.
+    #[error(
+        "{path} cannot be read, as it belongs to user {owner}, and {dir} to user {wanted}: chown -R {wanted} {dir}"
+    )]
+    Owner {
+        /// Which file.
+        path: String,
+        /// Whose it is, by number.
+        owner: u32,
+        /// The directory.
+        dir: String,
+        /// Whose that is.
+        wanted: u32,
     },
     /// Others than the owner could read the key.
     #[error("{path} is open to others (mode {mode:o}); close it: chmod {wanted:o} {path}")]
@@ -93,6 +112,8 @@ pub struct Authority {
     trusted: Vec<CertificateDer<'static>>,
     /// Shown after what is signed: how those who know only an older authority come to trust this one.
     chain: Vec<CertificateDer<'static>>,
+    /// Says whether one that is trusted vouches for a node: when a connection begins, and while it is open.
+    clients: Arc<dyn ClientCertVerifier>,
 }
 
 impl std::fmt::Debug for Authority {
@@ -114,7 +135,8 @@ impl Authority {
         let chain = files::certificates("chain.pem", &found.chain_pem)?;
         let chain = if chain.first().is_some_and(|der| issue::is_of(der, &key)) { chain } else { Vec::new() };
         let issuer = Issuer::from_ca_cert_der(signing, key).map_err(issue::crypto("read ca.pem"))?;
-        Ok(Self { issuer, trusted, chain })
+        let clients = listener::who_is_let_in(&trusted)?;
+        Ok(Self { issuer, trusted, chain, clients })
     }
 
     /// The certificates whose word counts, DER.

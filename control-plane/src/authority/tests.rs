@@ -180,16 +180,33 @@ fn a_pruned_authority_counts_no_more_and_not_before_its_nodes_have_renewed() {
     let dir = Dir::new();
     let node_before = issue(&dir.authority(), NOW);
     files::rotate(&dir.path(), NOW).expect("rotate");
-    let early = files::prune(&dir.path(), NOW + DAY / 2, DAY, false);
+    let early = files::prune(&dir.path(), NOW + DAY / 2, Some(DAY));
     assert!(matches!(early, Err(AuthorityError::TooEarly { .. })), "{early:?}");
     assert_eq!(lets_in(&dir.authority(), &node_before, NOW), Ok(()));
-    assert_eq!(files::prune(&dir.path(), NOW + DAY, DAY, false).expect("prune"), 1);
+    assert_eq!(files::prune(&dir.path(), NOW + DAY, Some(DAY)).expect("prune"), 1);
     let after = dir.authority();
     assert!(lets_in(&after, &node_before, NOW).is_err());
     assert_eq!(lets_in(&after, &issue(&after, NOW), NOW), Ok(()));
-    assert_eq!(files::prune(&dir.path(), NOW, DAY, false).expect("nothing to do"), 0);
+    assert_eq!(files::prune(&dir.path(), NOW, Some(DAY)).expect("nothing to do"), 0);
     files::rotate(&dir.path(), NOW).expect("rotate");
-    assert_eq!(files::prune(&dir.path(), NOW, DAY, true).expect("forced"), 1);
+    assert_eq!(files::prune(&dir.path(), NOW, None).expect("forced"), 1);
+}
+
+#[test]
+fn what_a_connection_began_with_counts_until_its_authority_is_pruned_also_after_its_own_end() {
+    let dir = Dir::new();
+    let clock = Arc::new(ManualClock::new(NOW));
+    let (authorities, renewal) = Authorities::open(dir.path(), clock.clone()).expect("open");
+    let mut shown = ShownCertificate::new(Arc::new(issue(&dir.authority(), NOW))).expect("a node's");
+    assert!(authorities.vouch_for(&mut shown));
+    files::rotate(&dir.path(), NOW).expect("rotate");
+    clock.advance(DAY * 2);
+    assert!(renewal.once().expect("taken up").is_some());
+    assert!(authorities.vouch_for(&mut shown), "the one before is trusted still");
+    files::prune(&dir.path(), NOW + DAY * 2, Some(DAY)).expect("prune");
+    assert!(renewal.once().expect("taken up").is_some());
+    assert!(!authorities.vouch_for(&mut shown));
+    assert!(!authorities.vouch_for(&mut shown), "nor when it is asked once more");
 }
 
 /// The states a crash in the middle of a rotation leaves.
@@ -235,6 +252,15 @@ fn the_key_is_for_its_owner_alone() {
 }
 
 #[test]
+fn what_is_missing_above_the_directory_is_made_as_any_other() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (above, other) = (dir.path().join("above"), dir.path().join("other"));
+    std::fs::create_dir(&other).expect("made");
+    files::init(&above.join("ca"), NOW).expect("init");
+    assert_eq!((mode(&above), mode(&above.join("ca"))), (mode(&other), 0o700));
+}
+
+#[test]
 fn what_root_rotates_stays_the_services() {
     let dir = Dir::new();
     let owner = |path: &Path| std::fs::metadata(path).expect("there").uid();
@@ -247,6 +273,23 @@ fn what_root_rotates_stays_the_services() {
     files::rotate(&dir.path(), NOW).expect("rotated");
     let owners = ["ca.key", "ca.pem", "chain.pem"].map(|name| owner(&dir.path().join(name)));
     assert_eq!(owners, [service; 3]);
+}
+
+#[test]
+fn a_file_that_was_copied_as_root_is_told_with_what_to_do() {
+    let dir = Dir::new();
+    files::rotate(&dir.path(), NOW).expect("rotate");
+    let (chain, path) = (dir.path().join("chain.pem"), dir.path().display().to_string());
+    let told = || {
+        files::unreadable(&dir.path(), "chain.pem", std::io::ErrorKind::PermissionDenied.into()).to_string()
+    };
+    // Its owner is right: something else hinders it.
+    assert_eq!(told(), format!("{} cannot be read: permission denied", chain.display()));
+    // Only root can give files away, so that whoever else runs this has seen all that it can.
+    if std::fs::metadata(&chain).expect("there").uid() == 0 {
+        chown(dir.path(), Some(4711), None).expect("chown");
+        assert!(told().ends_with(&format!("chown -R 4711 {path}")), "{}", told());
+    }
 }
 
 #[test]

@@ -20,15 +20,16 @@ pub fn ca(command: &CaCommand) -> anyhow::Result<()> {
         CaCommand::Rotate(args) => {
             files::rotate(&args.ca_dir, now).context("the authority was not replaced")?;
             println!(
-                "a new authority signs, the one before is still trusted; copy the directory to all replicas, and run \
-                 `control-plane ca prune` when every node has renewed its certificate"
+                "a new authority signs, the one before is still trusted; copy the directory to all replicas, where it has to belong to \
+                 their user, and run `control-plane ca prune` when every node has renewed its certificate"
             );
         }
         CaCommand::Prune { dir, node_certificate_ttl, force } => {
-            let dropped = files::prune(&dir.ca_dir, now, *node_certificate_ttl, *force)
-                .context("no authority was retired")?;
+            let after = node_certificate_ttl.filter(|_| !force);
+            let dropped = files::prune(&dir.ca_dir, now, after).context("no authority was retired")?;
             println!(
-                "{dropped} retired; only the one that signs is trusted; copy the directory to all replicas"
+                "{dropped} retired; only the one that signs is trusted; copy the directory to all replicas, where it has to belong \
+                 to their user"
             );
         }
     }

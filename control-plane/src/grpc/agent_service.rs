@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use carrel_common::certificate::NodeCertificate;
 use carrel_common::id::NodeId;
 use carrel_common::model::{Container, NodeFacts};
 use carrel_common::wire::WireError;
@@ -15,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::status::{bad_field, bad_metadata};
 use super::to_status;
 use crate::app::{App, AppError, Applicant, Credentials};
+use crate::authority::ShownCertificate;
 use crate::sessions::Sessions;
 
 /// Hosts that enrol at once; others wait. Whoever reaches the listener can ask for it, a student's program too, and must not
@@ -32,7 +32,7 @@ pub struct Agents {
 /// How a caller shows which node it is.
 enum Shown {
     /// Over TLS.
-    Certificate(NodeCertificate),
+    Certificate(ShownCertificate),
     /// In `--dev`, in plaintext on loopback.
     Secret(NodeId, String),
 }
@@ -49,11 +49,10 @@ impl Agents {
 
     fn shown<T>(&self, request: &Request<T>) -> Result<Shown, Status> {
         if self.over_tls() {
-            let certificates = request.peer_certs();
-            let own = certificates.as_ref().and_then(|all| all.first());
-            let own = own.ok_or_else(|| to_status(AppError::CertificateMissing))?;
+            let shown = request.peer_certs().filter(|all| !all.is_empty());
+            let shown = shown.ok_or_else(|| to_status(AppError::CertificateMissing))?;
             let refused = |_| to_status(AppError::CertificateRefused { why: "it names no node" });
-            return NodeCertificate::from_der(own).map(Shown::Certificate).map_err(refused);
+            return ShownCertificate::new(shown).map(Shown::Certificate).map_err(refused);
         }
         let node = metadata(request, "carrel-node-id")?
             .parse()
@@ -63,7 +62,7 @@ impl Agents {
 
     async fn authenticate(&self, shown: Shown) -> Result<Credentials, Status> {
         match shown {
-            Shown::Certificate(certificate) => self.app.authenticate_certificate(&certificate),
+            Shown::Certificate(certificate) => self.app.authenticate_certificate(certificate),
             Shown::Secret(node, secret) => self.app.authenticate(node, &secret).await,
         }
         .map_err(to_status)

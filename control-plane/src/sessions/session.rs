@@ -158,6 +158,10 @@ impl Session {
                     if heard.elapsed() > silence {
                         return Err(AppError::HeartbeatsMissed.into());
                     }
+                    if !self.app.is_vouched_for(&mut self.credentials) {
+                        let reason = "the authority that vouched for this session is trusted no more";
+                        return self.dial_again(reason).await;
+                    }
                     let orders = self.app.store.orders_state(self.node).await.map_err(AppError::from)?;
                     let Some(orders) = orders else { return Err(AppError::NodeBanned(self.node).into()) };
                     if orders.pair.incarnation != self.incarnation {
@@ -273,8 +277,11 @@ impl Session {
 
     /// The store was declared restored: the agent tells all that it runs once more.
     async fn begin_anew(&self) -> Result<(), End> {
-        let reason = "the store was declared restored: tell everything anew".into();
-        self.send(ToAgent::GoAway(pb::GoAway { reason })).await?;
+        self.dial_again("the store was declared restored: tell everything anew").await
+    }
+
+    async fn dial_again(&self, reason: &str) -> Result<(), End> {
+        self.send(ToAgent::GoAway(pb::GoAway { reason: reason.into() })).await?;
         Err(End::Left)
     }
 

@@ -1,5 +1,7 @@
 //! A node's identity: over TLS with both binaries, and what a host, or somebody who is none, is refused.
 
+mod authority;
+
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -80,6 +82,29 @@ async fn a_certificate_is_renewed_while_the_session_stands() {
         .await;
     client.start_and_wait("bob").await;
     assert_eq!(client.get("ada").await.state(), State::Running);
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_used_also_while_the_disk_refuses_it_and_kept_when_it_takes_it() {
+    let mut cluster = Cluster::start(Options::new().tls().flag("node-certificate-ttl", "12s")).await;
+    // The new file cannot be made, as on a disk that desks have filled.
+    let in_the_way = cluster.state_dir().join("node.pem.new");
+    std::fs::create_dir(&in_the_way).unwrap();
+    let (first, sessions) = (kept(&cluster), cluster.connections().await);
+    eventually("the kept one has ended", Duration::from_secs(20), async || {
+        time::OffsetDateTime::now_utc() > first.validity.until + Duration::from_secs(1)
+    })
+    .await;
+    assert_eq!(kept(&cluster), first);
+    cluster.control_plane().terminate().await;
+    cluster.start_control_plane().await;
+    eventually("a new session", Duration::from_secs(20), async || cluster.connections().await > sessions)
+        .await;
+    std::fs::remove_dir(&in_the_way).unwrap();
+    eventually("the newest is kept", Duration::from_secs(45), async || {
+        kept(&cluster).validity.from > first.validity.from
+    })
+    .await;
 }
 
 #[tokio::test]

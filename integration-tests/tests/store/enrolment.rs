@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use carrel_common::certificate::NodeCertificate;
+use carrel_common::certificate::{NodeCertificate, NodeUri, certificates_of_pem};
 use carrel_common::clock::SystemClock;
-use carrel_common::id::{Generation, NodeId, RequestId, WorkspaceUid};
+use carrel_common::id::{ClusterId, Generation, NodeId, RequestId, WorkspaceUid};
 use carrel_common::model::{Container, NodeFacts};
 use control_plane::app::{AppError, Applicant, Call, Certified, Credentials, Greeting};
-use control_plane::authority::{Authorities, files};
+use control_plane::authority::{Authorities, Request, ShownCertificate, files};
 use rcgen::{CertificateParams, KeyPair};
 use time::OffsetDateTime;
 
@@ -45,7 +45,7 @@ impl Enrolling {
 
     /// What a Hello does.
     async fn connect(&self, node: NodeId, facts: &NodeFacts) -> Result<(), AppError> {
-        let credentials = Credentials { node, cluster: None, secret_hash: None };
+        let credentials = Credentials { node, certificate: None, secret_hash: None };
         self.rig.app.accept_session(&credentials, &Greeting::of(facts.clone(), true)).await.map(|_| ())
     }
 
@@ -198,7 +198,7 @@ async fn a_node_that_was_banned_or_removed_gets_nothing_any_more() {
         };
         banned(it.enroll(&applicant).await);
         banned(it.enroll(&back).await);
-        let credentials = Credentials { node, cluster: None, secret_hash: None };
+        let credentials = Credentials { node, certificate: None, secret_hash: None };
         banned(it.rig.app.renew_certificate(&credentials, &applicant.csr_pem).await);
         let session = it.connect(node, &applicant.facts).await;
         assert!(matches!(session, Err(AppError::NodeBanned(_))), "{session:?}");
@@ -219,17 +219,26 @@ async fn a_node_that_was_banned_or_removed_gets_nothing_any_more() {
 async fn a_certificate_counts_for_its_own_carrel_and_its_own_time() {
     let it = Enrolling::new().await;
     let made = it.enroll(&host("h", &it.token(HOUR, None).await)).await.unwrap();
-    let shown = NodeCertificate::from_pem(&made.certificate_pem).unwrap();
-    let credentials = it.rig.app.authenticate_certificate(&shown).unwrap();
-    assert_eq!(credentials.node, made.node);
-    let mut other = shown;
-    other.uri.cluster = carrel_common::id::ClusterId::new();
-    let mut ended = shown;
-    ended.validity.until = OffsetDateTime::now_utc() - Duration::from_secs(1);
-    let refused = it.rig.app.authenticate_certificate(&ended);
-    assert!(matches!(refused, Err(AppError::CertificateRefused { .. })), "{refused:?}");
+    let shows = |pem: &str| {
+        let all = Arc::new(certificates_of_pem(pem).unwrap());
+        it.rig.app.authenticate_certificate(ShownCertificate::new(all).unwrap())
+    };
+    assert_eq!(shows(&made.certificate_pem).unwrap().node, made.node);
+    let uri = NodeCertificate::from_pem(&made.certificate_pem).unwrap().uri;
+    let request = Request::from_pem(&host("h", "").csr_pem).unwrap();
+    let ours = it.rig.app.authorities.clone().unwrap().now();
+    let now = OffsetDateTime::now_utc();
+    let ended = ours.issue_node(uri, &request, now - 48 * HOUR, 24 * HOUR).unwrap();
+    // Signed by nobody who is trusted here: what is shown on a connection whose authority was pruned meanwhile.
+    let elsewhere = authorities(&tempfile::tempdir().unwrap()).now();
+    let pruned = elsewhere.issue_node(uri, &request, now, 24 * HOUR).unwrap();
+    for issued in [ended, pruned] {
+        let refused = shows(&issued.pem);
+        assert!(matches!(refused, Err(AppError::CertificateRefused { .. })), "{refused:?}");
+    }
     // One of another Carrel says only that this one's database may be lost: it opens nothing.
-    let stranger = it.rig.app.authenticate_certificate(&other).unwrap();
+    let other = NodeUri { cluster: ClusterId::new(), ..uri };
+    let stranger = shows(&ours.issue_node(other, &request, now, 24 * HOUR).unwrap().pem).unwrap();
     let facts = host("h", "").facts;
     let refused = it.rig.app.accept_session(&stranger, &Greeting::of(facts, true)).await;
     assert!(matches!(refused, Err(AppError::CertificateRefused { .. })), "{refused:?}");

@@ -353,7 +353,7 @@ pub(crate) fn beat(student: &str, signal: Signal, age: Duration) -> Beat {
 
 /// As the listener has found them in `--dev`.
 pub(crate) fn secret_of(node: NodeId) -> Credentials {
-    Credentials { node, cluster: None, secret_hash: Some("secret".into()) }
+    Credentials { node, certificate: None, secret_hash: Some("secret".into()) }
 }
 
 pub(crate) fn call(rpc: &'static str) -> Call {

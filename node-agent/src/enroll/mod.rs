@@ -16,7 +16,10 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use carrel_common::certificate::{CONTROL_PLANE_NAME, CertificateError, NodeCertificate, Validity};
+use carrel_common::certificate::{
+    CONTROL_PLANE_NAME, CertificateError, NodeCertificate, Validity, certificates_of_pem,
+    is_of_unknown_authority,
+};
 use carrel_common::id::{ClusterId, NodeId};
 use carrel_common::wire::WireError;
 use time::OffsetDateTime;
@@ -26,7 +29,7 @@ use crate::runtime::Scope;
 
 pub use obtain::{Entry, Obtain};
 pub use renew::Renewing;
-use request::{enroll, enroll_with_token};
+use request::{enroll, enroll_with_token, reach};
 
 /// The handshake is part of the time a replica gets to answer.
 const HANDSHAKE: Duration = Duration::from_secs(5);
@@ -98,6 +101,13 @@ impl Identity {
     /// Whether its certificate has ended, by this host's clock.
     pub fn has_ended(&self, now: OffsetDateTime) -> bool {
         self.validity().is_some_and(|validity| now > validity.until)
+    }
+
+    /// Whether it trusts one of these authorities (DER).
+    fn trusts_one_of(&self, authorities: &[Vec<u8>]) -> bool {
+        let Proof::Certificate(own) = &self.proof else { return false };
+        let trusted = certificates_of_pem(&own.ca_pem).unwrap_or_default();
+        trusted.iter().any(|der| authorities.iter().any(|other| other[..] == der[..]))
     }
 
     /// The address, ready to be dialled by this node.
@@ -205,6 +215,11 @@ impl EnrollError {
             | Self::Key(_)
             | Self::Answer(_) => false,
         }
+    }
+
+    /// Whether who answers is of an authority that is not trusted: another control plane, or an authority that was replaced.
+    pub fn is_of_unknown_authority(&self) -> bool {
+        matches!(self, Self::Unreachable(error) if is_of_unknown_authority(error))
     }
 
     /// With the stable reason [`HOST_HAS_CONTAINERS`]: which node's containers may stay; `Some(None)`: none of them.

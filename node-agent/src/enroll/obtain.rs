@@ -11,7 +11,7 @@ use futures_util::TryStreamExt as _;
 use time::OffsetDateTime;
 use tonic::transport::Endpoint;
 
-use super::{EnrollError, Identity, enroll, enroll_with_token, files};
+use super::{EnrollError, Identity, enroll, enroll_with_token, files, reach};
 use crate::facts::{self, HostFacts, Told};
 use crate::runtime::{EngineFacts, Runtime, RuntimeError};
 
@@ -46,10 +46,11 @@ enum Way<'a> {
 }
 
 /// What to do with an identity that was kept and a token that was given. A token helps those alone who have no identity that
-/// counts: it may lie about long after it was used.
+/// counts, since it has ended or is `left_behind`: it may lie about long after it was used.
 fn way<'a>(
     kept: Option<&Identity>,
     token: Option<&'a JoinToken>,
+    left_behind: bool,
     now: OffsetDateTime,
 ) -> Result<Way<'a>, EnrollError> {
     match (kept, token) {
@@ -59,7 +60,7 @@ fn way<'a>(
             let (ours, theirs) = (kept.cluster, token.cluster);
             Err(EnrollError::OtherCarrel { node: kept.node, ours, theirs })
         }
-        (Some(kept), Some(token)) if kept.has_ended(now) => Ok(Way::Join(token)),
+        (Some(kept), Some(token)) if left_behind || kept.has_ended(now) => Ok(Way::Join(token)),
         (Some(_), _) => Ok(Way::Stay),
     }
 }
@@ -84,8 +85,8 @@ pub struct Obtain<'a, R> {
 }
 
 impl<R: Runtime> Obtain<'_, R> {
-    /// The identity. Waits for the container engine and the control plane as long as it takes. An identity whose certificate
-    /// has ended, without a token that helps, is given all the same: what runs goes on being looked after.
+    /// The identity. Waits for the container engine and the control plane as long as it takes. An identity that counts no more, without a
+    /// token that helps, is given all the same: what runs goes on being looked after.
     ///
     /// # Errors
     /// The files cannot be used; the host has none and no token; the control plane refuses.
@@ -93,11 +94,15 @@ impl<R: Runtime> Obtain<'_, R> {
         let Entry::Tls { token, stop_existing } = self.entry else {
             return match self.load(files::load).await? {
                 Some(kept) => Ok(kept),
-                None => self.insist(None).await,
+                None => self.insist(None, false).await,
             };
         };
         let kept = self.load(files::load_certified).await?;
-        match (way(kept.as_ref(), token.as_ref(), self.clock.now())?, kept) {
+        let left_behind = match (&kept, token) {
+            (Some(kept), Some(token)) => self.is_left_behind(kept, token).await,
+            (_, _) => false,
+        };
+        match (way(kept.as_ref(), token.as_ref(), left_behind, self.clock.now())?, kept) {
             (Way::Stay, Some(kept)) => {
                 if token.is_some() {
                     tracing::info!(node.id = %kept.node, "this host has enrolled already: the join token is not used");
@@ -105,8 +110,8 @@ impl<R: Runtime> Obtain<'_, R> {
                 Ok(kept)
             }
             (Way::Stay, None) => Err(EnrollError::NotEnrolled),
-            (Way::Join(token), None) => self.insist(Some((token, *stop_existing))).await,
-            (Way::Join(token), Some(kept)) => match self.insist(Some((token, *stop_existing))).await {
+            (Way::Join(token), None) => self.insist(Some((token, *stop_existing)), false).await,
+            (Way::Join(token), Some(kept)) => match self.insist(Some((token, *stop_existing)), true).await {
                 Ok(identity) => Ok(identity),
                 Err(error) => {
                     tracing::error!(node.id = %kept.node, "the join token did not help: {error}");
@@ -114,6 +119,22 @@ impl<R: Runtime> Obtain<'_, R> {
                 }
             },
         }
+    }
+
+    /// Whether the authority was replaced, and this identity not: the token is of an authority that it does not trust, those that it trusts vouch
+    /// for no replica, and one is there. A used token of an authority that was replaced since lies about on many a host, and changes nothing there.
+    async fn is_left_behind(&self, kept: &Identity, token: &JoinToken) -> bool {
+        if kept.trusts_one_of(&token.authorities) {
+            return false;
+        }
+        let mut of_another = false;
+        for endpoint in self.endpoints {
+            match reach(endpoint, kept).await {
+                Ok(()) => return false,
+                Err(error) => of_another |= error.is_of_unknown_authority(),
+            }
+        }
+        of_another
     }
 
     async fn load(
@@ -128,10 +149,22 @@ impl<R: Runtime> Obtain<'_, R> {
         })?
     }
 
-    /// Tries one replica after the other until one answers.
-    async fn insist(&self, join: Option<(&JoinToken, bool)>) -> Result<Identity, EnrollError> {
+    /// Tries one replica after the other until one answers. Who can do without (`may_fail`) gives up once all have been tried, and one is there
+    /// that the token's authorities do not vouch for: they were replaced since it was made.
+    async fn insist(
+        &self,
+        join: Option<(&JoinToken, bool)>,
+        may_fail: bool,
+    ) -> Result<Identity, EnrollError> {
         let facts = self.facts().await;
-        for endpoint in self.endpoints.iter().cycle() {
+        let mut of_another = None;
+        for (attempt, endpoint) in self.endpoints.iter().cycle().enumerate() {
+            if may_fail
+                && attempt.is_multiple_of(self.endpoints.len())
+                && let Some(error) = of_another
+            {
+                return Err(error);
+            }
             let answer = match join {
                 None => enroll(endpoint, facts.clone(), self.state_dir).await,
                 Some((token, stop_existing)) => self.join(endpoint, token, &facts, stop_existing).await,
@@ -139,6 +172,9 @@ impl<R: Runtime> Obtain<'_, R> {
             match answer {
                 Err(error) if error.passes() => {
                     tracing::warn!(%error, endpoint = %endpoint.uri(), "not enrolled yet; trying again");
+                    if error.is_of_unknown_authority() {
+                        of_another = Some(error);
+                    }
                 }
                 done => return done,
             }
@@ -206,7 +242,7 @@ impl<R: Runtime> Obtain<'_, R> {
 
 #[cfg(test)]
 mod tests {
-    use carrel_common::certificate::Validity;
+    use carrel_common::certificate::{Validity, pem_of_certificates};
     use carrel_common::id::new_secret;
     use time::macros::datetime;
 
@@ -230,16 +266,18 @@ mod tests {
         let cluster = ClusterId::new();
         let (good, ended) = (identity(cluster, NOW), identity(cluster, NOW - Duration::from_secs(1)));
         let token = JoinToken { cluster, secret: new_secret(), authorities: vec![vec![1]] };
-        for (kept, given, expected) in [
-            (None, Some(&token), Way::Join(&token)),
-            (Some(&good), Some(&token), Way::Stay),
-            (Some(&good), None, Way::Stay),
-            (Some(&ended), Some(&token), Way::Join(&token)),
-            (Some(&ended), None, Way::Stay),
+        for (kept, given, left_behind, expected) in [
+            (None, Some(&token), false, Way::Join(&token)),
+            (Some(&good), Some(&token), false, Way::Stay),
+            (Some(&good), Some(&token), true, Way::Join(&token)),
+            (Some(&good), None, false, Way::Stay),
+            (Some(&ended), Some(&token), false, Way::Join(&token)),
+            (Some(&ended), None, false, Way::Stay),
         ] {
-            assert_eq!(way(kept, given, NOW).expect("a way"), expected, "{kept:?} {given:?}");
+            let way = way(kept, given, left_behind, NOW).expect("a way");
+            assert_eq!(way, expected, "{kept:?} {given:?} {left_behind}");
         }
-        assert!(matches!(way(None, None, NOW), Err(EnrollError::NotEnrolled)));
+        assert!(matches!(way(None, None, false, NOW), Err(EnrollError::NotEnrolled)));
     }
 
     #[test]
@@ -247,8 +285,21 @@ mod tests {
         let token = JoinToken { cluster: ClusterId::new(), secret: new_secret(), authorities: vec![vec![1]] };
         for until in [NOW, NOW - Duration::from_secs(1)] {
             let kept = identity(ClusterId::new(), until);
-            let refused = way(Some(&kept), Some(&token), NOW);
+            let refused = way(Some(&kept), Some(&token), true, NOW);
             assert!(matches!(refused, Err(EnrollError::OtherCarrel { .. })), "{refused:?}");
         }
+    }
+
+    #[test]
+    fn an_identity_knows_whom_it_trusts() {
+        let trusting = |authorities: &[&[u8]]| {
+            let mut identity = identity(ClusterId::new(), NOW);
+            let Proof::Certificate(own) = &mut identity.proof else { panic!("a certificate") };
+            own.ca_pem = pem_of_certificates(authorities.iter().copied());
+            identity
+        };
+        let both = trusting(&[&[1], &[2]]);
+        assert!(both.trusts_one_of(&[vec![3], vec![2]]) && !both.trusts_one_of(&[vec![3]]));
+        assert!(!trusting(&[]).trusts_one_of(&[vec![1]]));
     }
 }

@@ -90,20 +90,24 @@ pub(super) async fn enroll_with_token(
     keep(identity, state_dir).await
 }
 
-/// Asks for a newer certificate for the same key, and keeps it.
+/// Whether a replica is there that the authorities of this identity vouch for.
+pub(super) async fn reach(endpoint: &Endpoint, identity: &Identity) -> Result<(), EnrollError> {
+    let endpoint = identity.endpoint(endpoint).map_err(EnrollError::Unreachable)?;
+    dial(endpoint).await.map(drop)
+}
+
+/// Asks for a newer certificate for the same key.
 pub(super) async fn renew(
     endpoint: &Endpoint,
     identity: &Identity,
     own: &Credentials,
-    state_dir: &Path,
 ) -> Result<Identity, EnrollError> {
     let key = KeyPair::from_pem(&own.key_pem.0)?;
     let request = pb::RenewCertificateRequest { csr_pem: csr(&key)? };
     let endpoint = identity.endpoint(endpoint).map_err(EnrollError::Unreachable)?;
     let said = dial(endpoint).await?.renew_certificate(request).await.map_err(refused)?.into_inner();
     let uri = NodeUri { cluster: identity.cluster, node: identity.node };
-    let renewed = certified(uri, own.key_pem.clone(), said.certificate_pem, said.ca_pem)?;
-    keep(renewed, state_dir).await
+    Ok(certified(uri, own.key_pem.clone(), said.certificate_pem, said.ca_pem)?)
 }
 
 /// An identity from what the control plane sent, if it is the one expected.
@@ -126,7 +130,7 @@ async fn keep(identity: Identity, state_dir: &Path) -> Result<Identity, EnrollEr
     blocking(move || files::save(&dir, &identity).map(|()| identity)).await
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, EnrollError> + Send + 'static,
 ) -> Result<T, EnrollError> {
     let done = tokio::task::spawn_blocking(work).await;

@@ -13,6 +13,7 @@ mod stream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use carrel_common::certificate::is_of_unknown_authority;
 use carrel_common::id::ProcessId;
 use carrel_common::model::Verdict;
 use carrel_common::wire::WireError;
@@ -197,6 +198,12 @@ impl<R: Runtime> Session<R> {
                 node.id = %node, %endpoint, ?pause,
                 "no session: {other}. The node's certificate has ended. Nothing is stopped for that, only by the lease as ever. To come back as the same node: ask an \
                  operator for a join token for it (CreateJoinToken with node nodes/{node}) and restart the agent with --join-token-file"
+            ),
+            Ending::Unreachable(error) if is_of_unknown_authority(error) => tracing::error!(
+                node.id = %node, %endpoint, ?pause,
+                "no session: {ending}. Who answers there is of no authority that this node trusts: another control plane, or its authority was replaced. Nothing \
+                 is stopped for that, only by the lease as ever. If it was replaced, to come back as the same node: ask an operator for a join token for it \
+                 (CreateJoinToken with node nodes/{node}) and restart the agent with --join-token-file"
             ),
             Ending::Status(status) if status.code() == Code::Unauthenticated => tracing::error!(
                 node.id = %node, %endpoint, ?pause,
