@@ -169,7 +169,7 @@ pub fn pem_of_certificates<'a>(certificates: impl IntoIterator<Item = &'a [u8]>)
 /// Whether a connection failed since nobody whom we trust vouches for who answered there.
 pub fn is_of_unknown_authority(error: &(dyn Error + 'static)) -> bool {
     let unknown = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-    std::iter::successors(Some(error), |error| error.source())
+    std::iter::successors(Some(error), |error: &&(dyn Error + 'static)| (*error).source())
         // What an I/O error was made from is not its source.
         .filter_map(|error| error.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref::<rustls::Error>())
         .any(|error| *error == unknown)

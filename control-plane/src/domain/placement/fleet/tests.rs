@@ -1,6 +1,6 @@
 //! The order of preferences, one by one, and the law: a placement is legal, and nobody is better.
 
-use proptest::prelude::{any, prop, prop_assert, proptest};
+use proptest::prelude::{any, prop, prop_assert, prop_assert_eq, proptest};
 use proptest::strategy::Strategy as Generator;
 
 use super::*;
