@@ -97,6 +97,8 @@ async fn no_time_is_told_to_those_who_wait_for_something_else_than_room() {
     rig.app.uncordon(&call("UncordonNode"), node, "").await.unwrap();
     let eve = rig.start("eve").await.unwrap();
     assert_eq!((eve.state, eve.status_message.as_str()), (State::Pending, "Waits for its turn."));
+    // Until it is read again it is not known what starts take.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
     for (student, position) in [("dora", 1), ("eve", 2)] {
         let shown = rig.app.get(&id(student)).await.unwrap();
         assert_eq!((shown.queue_position, shown.ready_at), (position, None), "{student}");
