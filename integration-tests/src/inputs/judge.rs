@@ -89,8 +89,8 @@ pub enum Violation {
     },
     /// The 99th of 100 stops was this late.
     Late {
-        /// Of all; else of those that had no outage to excuse them, so that the others hide none of these.
-        all: bool,
+        /// Of those that had an outage to excuse them; else of those that had none.
+        excused: bool,
         /// After what the log says, without what outages excuse.
         p99: i64,
     },
@@ -185,12 +185,10 @@ fn sit(record: &Record<'_>, events: &[Told]) -> Verdict {
     }
     verdict.unexcused.sort_unstable();
     verdict.excused.sort_unstable();
-    let mut together = [&verdict.unexcused[..], &verdict.excused].concat();
-    together.sort_unstable();
-    for (all, late) in [(false, &verdict.unexcused), (true, &together)] {
+    for (excused, late) in [(false, &verdict.unexcused), (true, &verdict.excused)] {
         let p99 = lateness_at(99, late);
         if p99 > LATE {
-            verdict.violations.push(Violation::Late { all, p99 });
+            verdict.violations.push(Violation::Late { excused, p99 });
         }
     }
     verdict
