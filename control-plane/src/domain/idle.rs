@@ -16,7 +16,7 @@ use super::drain::{Drain, Terms};
 use super::workspace::{Grounds, IdleEvidence, State, Warning, Workspace};
 
 /// The idle clock stands still for at most this long in one go: a node that is gone for days must not keep a
-/// workspace's clock from ever ending.
+/// workspace's clock from ever ending. It is time that passed; what a clock was set forward passed for nobody.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(60 * 60);
 
 /// The times in force for one workspace.
@@ -51,6 +51,8 @@ pub struct Pause {
     pub from: OffsetDateTime,
     /// To here.
     pub to: OffsetDateTime,
+    /// By how much of that the clock was set forward, as far as a replica saw it: the rest is time that passed.
+    pub set_forward: Duration,
 }
 
 /// Everything a decision is made from.
@@ -389,7 +391,9 @@ impl Look<'_> {
     /// [`Look::basis`] adds again.
     pub fn after_silence(&self, since: OffsetDateTime) -> Option<OffsetDateTime> {
         let (seen, now) = (self.seen()?, self.now);
-        let silent_from = since.max(seen).max(now - LONGEST_PAUSE);
+        let within = self.pauses.iter().filter(|pause| pause.to > since);
+        let stepped: Duration = within.map(|pause| pause.set_forward).sum();
+        let silent_from = since.max(seen).max(now - LONGEST_PAUSE - stepped);
         let before = silent_from - seen;
         let mut idle = (before - lost(self.pauses, seen, silent_from)).max(time::Duration::ZERO);
         let mut at = now;
@@ -410,10 +414,14 @@ impl Look<'_> {
 
 /// What of a pause the clock stands still for.
 fn counted(pause: &Pause) -> (OffsetDateTime, OffsetDateTime) {
-    (pause.from.max(pause.to - LONGEST_PAUSE), pause.to)
+    (pause.from.max(pause.to - pause.set_forward - LONGEST_PAUSE), pause.to)
 }
 
 /// How much of the time between these could not be observed.
+///
+/// What is told after a step forward with an age that reaches back over it lies in the pause, and counts as seen at its end:
+/// later by its age at most. To take the step from that age could be too early: it may have taken the place, as the later of the
+/// two times, of what was seen by the clock as it was and is in truth newer.
 fn lost(pauses: &[Pause], from: OffsetDateTime, to: OffsetDateTime) -> time::Duration {
     let within = |(start, end): (OffsetDateTime, OffsetDateTime)| {
         (end.min(to) - start.max(from)).max(time::Duration::ZERO)

@@ -40,12 +40,15 @@ const SET_BACK: [&str; 7] = [
     "UPDATE nodes SET last_heartbeat_at = least(last_heartbeat_at, $2) WHERE last_heartbeat_at > $2",
     MOVE_DRAINS,
     // One that lies in the future moves back with the activity about it; where it is not sure to, it may be longer, never
-    // shorter. Of a step forward that is taken back, what is left is a pause. And no lead goes on through a step.
+    // shorter. Of a step forward that is taken back, what is left is a pause: what is taken back is taken of the step first, so
+    // that of the pause no more is a step than it is long. And no lead goes on through a step.
     "WITH over AS (
          DELETE FROM pauses WHERE to_at > $2 AND from_at <= $2::timestamptz - interval '3 s' AND to_at + make_interval(secs => $1) <= from_at
      ), moved AS (
          UPDATE pauses SET to_at = to_at + make_interval(secs => $1), from_at =
-                CASE WHEN from_at > $2::timestamptz - interval '3 s' THEN from_at + make_interval(secs => $1) ELSE from_at END
+                CASE WHEN from_at > $2::timestamptz - interval '3 s' THEN from_at + make_interval(secs => $1) ELSE from_at END,
+                set_forward_seconds = CASE WHEN from_at > $2::timestamptz - interval '3 s' THEN set_forward_seconds
+                                           ELSE greatest(set_forward_seconds + $1, 0) END
          WHERE to_at > $2 AND (from_at > $2::timestamptz - interval '3 s' OR to_at + make_interval(secs => $1) > from_at)
      )
      INSERT INTO pauses (from_at, to_at) VALUES ($2, $2)",
@@ -95,17 +98,18 @@ impl Store {
         match pulse {
             Pulse::Steady => {}
             Pulse::Missed { set_forward, .. } => {
+                let stepped = set_forward.as_secs_f64();
                 work.write(
-                    "INSERT INTO pauses (from_at, to_at) VALUES ($1, $2)",
-                    [alive_at.into(), now.into()],
+                    "INSERT INTO pauses (from_at, to_at, set_forward_seconds) VALUES ($1, $2, $3)",
+                    [alive_at.into(), now.into(), stepped.into()],
                 )
                 .await?;
-                let stood_still = by.min(LONGEST_PAUSE.as_secs_f64());
+                let stood_still = (by - stepped).clamp(0.0, LONGEST_PAUSE.as_secs_f64()) + stepped;
                 work.write(MOVE_JOBS, [stood_still.into(), now.into()]).await?;
                 work.write(MOVE_EXTENSIONS, [stood_still.into(), now.into()]).await?;
                 work.write(MOVE_STAYS, [by.into(), now.into(), tolerance.as_secs_f64().into()]).await?;
                 work.write(MOVE_HEARTBEATS, [by.into(), now.into()]).await?;
-                work.write(MOVE_DRAINS, [set_forward.as_secs_f64().into(), now.into()]).await?;
+                work.write(MOVE_DRAINS, [stepped.into(), now.into()]).await?;
             }
             Pulse::SetBack(_) => {
                 for statement in SET_BACK {

@@ -103,11 +103,19 @@ async fn load(connection: &impl ConnectionTrait) -> Result<StoredRules> {
         .map(|row| read(row).map(|kept| (kept.scope, kept.policy)))
         .collect::<Result<BTreeMap<_, _>>>()?;
     let rows = connection
-        .query_all_raw(sql("SELECT from_at, to_at FROM pauses ORDER BY from_at, to_at", []))
+        .query_all_raw(sql(
+            "SELECT from_at, to_at, set_forward_seconds FROM pauses ORDER BY from_at, to_at",
+            [],
+        ))
         .await
         .map_err(&sorted)?;
     let pause = |row: &QueryResult| -> std::result::Result<_, sea_orm::DbErr> {
-        Ok(Pause { from: row.try_get("", "from_at")?, to: row.try_get("", "to_at")? })
+        let set_forward: f64 = row.try_get("", "set_forward_seconds")?;
+        Ok(Pause {
+            from: row.try_get("", "from_at")?,
+            to: row.try_get("", "to_at")?,
+            set_forward: Duration::try_from_secs_f64(set_forward).unwrap_or_default(),
+        })
     };
     let pauses = rows.iter().map(pause).collect::<std::result::Result<_, _>>().map_err(&sorted)?;
     let rows = connection

@@ -81,6 +81,44 @@ async fn a_step_forward_that_is_shorter_than_an_outage_takes_nothing_of_a_timeou
 }
 
 #[tokio::test]
+async fn of_a_step_forward_is_left_what_is_not_taken_back() {
+    let (rig, postgres, _) = rig(Duration::from_secs(900), Duration::from_secs(120)).await;
+    for step in [1750, 1000, 0] {
+        postgres.clock().set(step);
+        rig.app.pulse().await.unwrap();
+        let steps = "SELECT coalesce(sum(set_forward_seconds), 0)::int::text FROM pauses";
+        let steps: i64 = rig.database.text(steps).await.parse().unwrap();
+        assert!((step - 2..=step + 3).contains(&steps), "set to {step}: {steps} s are kept");
+        let longer = "SELECT count(*)::text FROM pauses
+                      WHERE set_forward_seconds > extract(epoch FROM to_at - from_at) + 0.001";
+        assert_eq!(rig.database.text(longer).await, "0", "set to {step}");
+        // Sooner it could be another pause that lies in the future.
+        tokio::time::sleep(Duration::from_secs(4)).await;
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn jobs_and_extensions_have_all_of_their_time_after_a_step_of_hours() {
+    let (rig, postgres, node) = rig(Duration::from_secs(900), Duration::from_secs(120)).await;
+    rig.running(node, "ada").await;
+    let span = Duration::from_secs(600);
+    let extent = control_plane::app::Extent::By(span);
+    rig.app.extend(&call("ExtendWorkspace"), &id("ada"), extent, "").await.unwrap();
+    let job = Beat { keep_awake: span, ..beat("ada", Signal::Job, Duration::ZERO) };
+    rig.app.record(vec![job]).await.unwrap().remove(0).unwrap();
+    postgres.clock().set(10_000);
+    rig.app.pulse().await.unwrap();
+    let now = rig.app.store.now().await.unwrap();
+    let desk = rig.app.explain_idle(&id("ada")).await.unwrap();
+    for until in [desk.workspace.extended_until.unwrap(), desk.activity.awake.until.unwrap()] {
+        let left = (until - now).as_seconds_f64();
+        assert!((590.0..=602.0).contains(&left), "{left} s are left");
+    }
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn who_waits_when_the_clock_is_set_back_is_stopped_about_when_he_would_have_been() {
     let (idle, lead) = (Duration::from_secs(6), Duration::from_secs(1));
     let waited = wait_out(idle, lead, &[(4500, -1750)]).await;

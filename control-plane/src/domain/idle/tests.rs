@@ -48,6 +48,16 @@ fn at(seconds: i64) -> OffsetDateTime {
     T0 + time::Duration::seconds(seconds)
 }
 
+/// A time that passed.
+fn pause(from: i64, to: i64) -> Pause {
+    step(from, to, 0)
+}
+
+/// A sign of life found that the clock was set forward.
+fn step(from: i64, to: i64, set_forward: u64) -> Pause {
+    Pause { from: at(from), to: at(to), set_forward: Duration::from_secs(set_forward) }
+}
+
 /// A desk that is looked at, on a node whose session acks each warning at once.
 struct Desk {
     policy: IdlePolicy,
@@ -157,7 +167,7 @@ fn a_silence_counts_for_an_hour_at_most() {
 fn an_outage_is_not_idleness_and_a_lead_begins_anew_after_it() {
     let mut desk = Desk::new();
     assert!(matches!(desk.decide(780), Verdict::Warn { .. }));
-    desk.pauses = vec![Pause { from: at(800), to: at(890) }];
+    desk.pauses = vec![pause(800, 890)];
     assert!(matches!(desk.decide(890), Verdict::Withdraw { .. }), "nobody could answer that warning");
     assert_eq!(desk.runs_out(890), (890, 1010, StopReason::Idle));
 }
@@ -165,8 +175,27 @@ fn an_outage_is_not_idleness_and_a_lead_begins_anew_after_it() {
 #[test]
 fn an_hours_step_of_the_clock_stops_nobody() {
     let mut desk = Desk::new();
-    desk.pauses = vec![Pause { from: at(100), to: at(3700) }];
+    desk.pauses = vec![pause(100, 3700)];
     assert_eq!(desk.runs_out(3700), (3600 + 780, 3600 + 900, StopReason::Idle));
+}
+
+#[test]
+fn a_step_of_any_size_stops_nobody_and_an_outage_in_it_counts_for_an_hour_at_most() {
+    let mut desk = Desk::new();
+    desk.pauses = vec![step(100, 100 + 10_810, 10_800)];
+    assert_eq!(desk.runs_out(10_910), (10_810 + 780, 10_810 + 900, StopReason::Idle));
+    desk.pauses = vec![step(100, 100 + 10_800 + 7200, 10_800)];
+    assert_eq!(desk.look(18_100).basis(), Some(at(10_800 + 3600)));
+}
+
+#[test]
+fn what_is_told_after_a_step_with_an_age_that_reaches_back_over_it_makes_nothing_early() {
+    let mut desk = Desk::new();
+    // By the clock of now, what was clicked last is as old as if it had been at 3694.
+    desk.signals(Signal::LmsInput, 95);
+    desk.pauses = vec![step(100, 3700, 3599)];
+    desk.types(3100);
+    assert_eq!(desk.look(3700).basis(), Some(at(3700)));
 }
 
 #[test]
@@ -190,7 +219,7 @@ fn an_hours_step_of_the_clock_takes_nothing_of_a_lifetime() {
     let mut desk = Desk::new();
     (desk.policy.idle_timeout, desk.policy.max_lifetime) =
         (Duration::from_secs(20_000), Duration::from_secs(9000));
-    desk.pauses = vec![Pause { from: at(8000), to: at(8000 + 3600) }];
+    desk.pauses = vec![pause(8000, 8000 + 3600)];
     assert_eq!(desk.runs_out(11_600), (12_480, 12_600, StopReason::MaxLifetime));
 }
 

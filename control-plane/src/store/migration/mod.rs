@@ -16,6 +16,7 @@ mod m20261124_000021_restored;
 mod m20261128_000022_own_orphans;
 mod m20261128_000023_bans;
 mod m20261128_000024_drain_forced;
+mod m20261129_000025_steps;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -38,6 +39,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261128_000022_own_orphans::Migration),
             Box::new(m20261128_000023_bans::Migration),
             Box::new(m20261128_000024_drain_forced::Migration),
+            Box::new(m20261129_000025_steps::Migration),
         ]
     }
 }

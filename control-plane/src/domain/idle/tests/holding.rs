@@ -73,7 +73,7 @@ fn an_extension_is_cut_at_the_budget_and_at_the_end_of_the_lifetime() {
     assert_eq!(desk.look(100).grant(at(9000)), (at(3700), true));
     desk.policy.max_lifetime = Duration::from_secs(2000);
     assert_eq!(desk.look(100).grant(at(3000)), (at(2000), true));
-    desk.pauses = vec![Pause { from: at(10), to: at(90) }];
+    desk.pauses = vec![pause(10, 90)];
     assert_eq!(desk.look(100).grant(at(3000)), (at(2080), true), "a pause moves the end of the lifetime");
     desk.workspace.ready_at = None;
     assert_eq!(desk.look(100).grant(at(3000)), (at(3000), false), "its lifetime has not begun");

@@ -15,14 +15,14 @@ fn ack(desk: &mut Desk, now: i64) {
 }
 
 proptest! {
-    /// Whatever the order of looks, key presses, jobs, acks, rounds, outages and exams: a stop for idleness comes never
-    /// before the timeout after the last activity that counts, never before the end of a job, never before its warning has
-    /// been out for the whole lead (since its ack, or, without one, for as long as an ack is waited for), never before the
-    /// node was heard, and never in an exam. A deadline that was told is never followed by an earlier one while its warning
-    /// is out, whatever lead the policies set meanwhile.
+    /// Whatever the order of looks, key presses, jobs, acks, rounds, outages, steps of the clock and exams: a stop for
+    /// idleness comes never before the timeout after the last activity that counts, be it by the clock or by the time that
+    /// passed, never before the end of a job, never before its warning has been out for the whole lead (since its ack, or,
+    /// without one, for as long as an ack is waited for), never before the node was heard, and never in an exam. A deadline
+    /// that was told is never followed by an earlier one while its warning is out, whatever lead the policies set meanwhile.
     #[test]
     fn never_stops_an_active_workspace_and_never_without_the_lead(
-        steps in proptest::collection::vec((1_i64..400, 0..10_u8), 1..80),
+        steps in proptest::collection::vec((1_i64..400, 0..12_u8), 1..80),
         exam in proptest::option::of((0_i64..9000, 1_i64..4000)),
         (lms_counts, lead) in (any::<bool>(), 5_u64..200),
     ) {
@@ -32,15 +32,23 @@ proptest! {
         desk.policy.warning_lead = Duration::from_secs(lead);
         desk.policy.quiet = exam.map(|(start, long)| (at(start), at(start + long))).into_iter().collect();
         let mut now = 0;
+        // By how much the clock is ahead of the time that passed, and the last input of each kind by that.
+        let (mut ahead, mut typed, mut clicked, mut declared) = (0_i64, 0_i64, 0_i64, 0_i64);
         let mut told: Option<(OffsetDateTime, OffsetDateTime)> = None;
         for (step, what) in steps {
             let before = now;
             now += step;
             match what {
-                0 => desk.types(now),
-                1 => desk.signals(Signal::LmsInput, now),
+                0 => {
+                    desk.types(now);
+                    typed = now - ahead;
+                }
+                1 => {
+                    desk.signals(Signal::LmsInput, now);
+                    clicked = now - ahead;
+                }
                 2 => {
-                    desk.pauses.push(Pause { from: at(before), to: at(now) });
+                    desk.pauses.push(pause(before, now));
                     desk.heard = false;
                 }
                 3 | 4 => ack(&mut desk, now),
@@ -48,8 +56,20 @@ proptest! {
                     let awake = Awake { until: Some(at(now + step * 3)), granted: Duration::ZERO };
                     desk.activity.awake = Awake { until: awake.until.max(desk.activity.awake.until), ..awake };
                     desk.signals(Signal::Job, now);
+                    declared = now - ahead;
                 }
                 6 => desk.policy.warning_lead = Duration::from_secs(step.unsigned_abs() / 2 + 5),
+                7 => {
+                    let by = step * 40;
+                    (now, ahead) = (now + by, ahead + by);
+                    desk.pauses.push(super::step(before, now, by.unsigned_abs()));
+                    desk.heard = false;
+                }
+                8 => {
+                    let age = step * 3;
+                    desk.signals(Signal::LmsInput, now - age);
+                    clicked = clicked.max(now - age - ahead);
+                }
                 _ => desk.heard = true,
             }
             let verdict = desk.decide(now);
@@ -66,6 +86,9 @@ proptest! {
                     let patience = desk.policy.ack_within;
                     prop_assert!(desk.heard);
                     prop_assert!(at(now) >= last + desk.policy.idle_timeout);
+                    let timeout = desk.policy.idle_timeout;
+                    let newest = typed.max(declared).max(if lms_counts { clicked } else { 0 });
+                    prop_assert!(time::Duration::seconds(now - ahead - newest) >= timeout);
                     prop_assert!(desk.activity.awake.until.is_none_or(|until| at(now) >= until));
                     prop_assert!(at(now) >= evidence.warned_at + desk.policy.warning_lead);
                     match evidence.warning_acked_at {

@@ -4,10 +4,6 @@ use proptest::prelude::*;
 
 use super::*;
 
-fn pause(from: i64, to: i64) -> Pause {
-    Pause { from: at(from), to: at(to) }
-}
-
 /// Silent until now, after which it goes on.
 fn resume(desk: &mut Desk, since: i64, now: i64) {
     desk.workspace.resumed_at = desk.look(now).after_silence(at(since));
@@ -29,6 +25,14 @@ fn a_pause_before_a_silence_counts_once() {
     resume(&mut desk, 600, 1600);
     assert_eq!(desk.look(1600).basis(), Some(at(1300)));
     assert_eq!(desk.runs_out(1600), (2080, 2200, StopReason::Idle));
+}
+
+#[test]
+fn a_silence_in_which_the_clock_is_set_forward_is_as_long_as_the_node_was_silent() {
+    let mut desk = Desk::new();
+    desk.pauses = vec![step(700, 700 + 10_801, 10_800)];
+    resume(&mut desk, 600, 11_600);
+    assert_eq!(desk.look(11_600).basis(), Some(at(11_000)), "ten minutes were seen to be idle");
 }
 
 proptest! {
