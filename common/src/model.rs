@@ -244,8 +244,8 @@ pub struct DesiredItem {
     pub run: Run,
     /// W3C trace context of the request that caused the order; empty when there is none.
     pub traceparent: String,
-    /// With an idle stop: age of the newest activity its decision knew, when the order was sent. A node that has seen younger
-    /// refuses the stop; `None`: it cannot be refused.
+    /// With an idle stop: age, when the order was sent, of what its timeout was counted from. A node that has seen younger
+    /// activity refuses the stop; `None`: it cannot be refused.
     pub idle_basis_age: Option<Duration>,
 }
 

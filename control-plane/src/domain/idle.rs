@@ -366,9 +366,10 @@ impl Look<'_> {
                         warned_at: warning.at,
                         warning_acked_at: self.acked_at(warning),
                         decided_at: self.now,
-                        refusable_after: ready_at
-                            .max(last.map(|(at, _)| at))
-                            .filter(|_| self.policy.counts.editor_input),
+                        // By the clock of now, as the basis is, and so is the age that the agent is told: the input itself
+                        // may be by the clock as it was. And no stop is early for it: it comes the timeout after the basis, so
+                        // what an agent has seen before that is older than the timeout.
+                        refusable_after: Some(basis_at).filter(|_| self.policy.counts.editor_input),
                         // Added by whoever knows the policies.
                         grounds: Grounds::default(),
                     },

@@ -72,7 +72,7 @@ pub fn desired_item(
     }
 }
 
-/// How old the newest activity is that an idle stop was decided on: a node that has seen younger refuses it.
+/// How long ago it is what the timeout of an idle stop was counted from: a node that has seen younger activity refuses it.
 fn idle_basis_age(placement: &Placement, workspace: &Workspace, now: OffsetDateTime) -> Option<Duration> {
     let evidence = workspace.stop.as_ref()?.evidence.as_ref()?;
     let refusable = workspace.is_refusable() && workspace.generation == placement.generation;

@@ -81,6 +81,28 @@ async fn a_step_forward_that_is_shorter_than_an_outage_takes_nothing_of_a_timeou
 }
 
 #[tokio::test]
+async fn a_stop_after_a_step_forward_of_hours_is_in_time_and_no_node_refuses_it_for_what_is_known() {
+    let (idle, lead) = (Duration::from_secs(4), Duration::from_secs(1));
+    let (rig, postgres, node) = rig(idle, lead).await;
+    let uid = rig.running(node, "ada").await.uid;
+    let before = Instant::now();
+    rig.app.record(vec![beat("ada", Signal::EditorInput, Duration::ZERO)]).await.unwrap().remove(0).unwrap();
+    let start = Instant::now();
+    postgres.clock().set(10_000);
+    while rig.get("ada").await.state != State::Stopping {
+        assert!(start.elapsed() < idle + Duration::from_secs(5), "it is late");
+        rig.heartbeat(node).await;
+        rig.app.check_idle(uid).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(start.elapsed() + NEARLY >= idle, "{:?}: stopped early", start.elapsed());
+    let age = rig.desired_set(node).await.items.remove(0).idle_basis_age.unwrap();
+    let input = before.elapsed();
+    assert!((idle..=input).contains(&age), "{age:?}, and the input was {input:?} ago");
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn of_a_step_forward_is_left_what_is_not_taken_back() {
     let (rig, postgres, _) = rig(Duration::from_secs(900), Duration::from_secs(120)).await;
     for step in [1750, 1000, 0] {

@@ -145,7 +145,7 @@ pub struct IdleEvidence {
     /// When it was decided.
     #[serde(with = "time::serde::rfc3339")]
     pub decided_at: OffsetDateTime,
-    /// A node that has seen activity after this refuses the stop; `None`: what a node sees does not count.
+    /// A node that has seen activity after this, the basis, refuses the stop; `None`: what a node sees does not count.
     #[serde(default, with = "time::serde::rfc3339::option")]
     pub refusable_after: Option<OffsetDateTime>,
     /// Where the policies stood.

@@ -20,6 +20,7 @@ proptest! {
     /// passed, never before the end of a job, never before its warning has been out for the whole lead (since its ack, or,
     /// without one, for as long as an ack is waited for), never before the node was heard, and never in an exam. A deadline
     /// that was told is never followed by an earlier one while its warning is out, whatever lead the policies set meanwhile.
+    /// And the node, which knows how long ago the last key press was, does not refuse.
     #[test]
     fn never_stops_an_active_workspace_and_never_without_the_lead(
         steps in proptest::collection::vec((1_i64..400, 0..12_u8), 1..80),
@@ -89,6 +90,9 @@ proptest! {
                     let timeout = desk.policy.idle_timeout;
                     let newest = typed.max(declared).max(if lms_counts { clicked } else { 0 });
                     prop_assert!(time::Duration::seconds(now - ahead - newest) >= timeout);
+                    let age = at(now) - evidence.refusable_after.expect("what is typed counts");
+                    prop_assert!(age >= timeout);
+                    prop_assert!(age <= time::Duration::seconds(now - ahead - typed), "it is refused");
                     prop_assert!(desk.activity.awake.until.is_none_or(|until| at(now) >= until));
                     prop_assert!(at(now) >= evidence.warned_at + desk.policy.warning_lead);
                     match evidence.warning_acked_at {

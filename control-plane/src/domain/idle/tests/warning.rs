@@ -133,6 +133,17 @@ fn a_node_that_has_seen_more_can_refuse_unless_what_it_sees_does_not_count() {
 }
 
 #[test]
+fn after_a_step_forward_a_node_is_told_an_age_by_the_clock_of_now_and_does_not_refuse_for_what_is_known() {
+    let mut desk = Desk::new();
+    desk.types(10);
+    desk.pauses = vec![step(100, 3700, 3599)];
+    assert!(matches!(desk.decide(3610 + 780), Verdict::Warn { .. }));
+    let Verdict::Stop { evidence, .. } = desk.decide(3610 + 900) else { panic!("not stopped") };
+    assert_eq!(evidence.last_active_at, Some(at(10)), "as it is recorded");
+    assert_eq!(evidence.refusable_after, Some(at(3610)));
+}
+
+#[test]
 fn a_warning_that_is_out_is_told_while_its_program_starts_again() {
     let mut desk = Desk::new();
     desk.workspace.state = State::Starting;
