@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use carrel_common::id::{Generation, NodeId, WorkspaceUid};
+use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
 use carrel_common::model::Signal;
 use sea_orm::{ConnectionTrait, QueryResult};
 use time::OffsetDateTime;
@@ -22,7 +22,8 @@ pub(super) const ACTIVITY: &str = "
     a.workspace_id, a.lms_input_at, a.editor_input_at, a.keep_working_at, a.job_at, a.awake_until,
     a.awake_granted_seconds, a.acked_warning_at, a.warning_acked_at, a.version AS deadline_version";
 
-/// What a deadline is derived from beside the activity, of the table `w`.
+/// What a deadline is derived from beside the activity, of the table `w`. Of a workspace that runs the row of activity has copies,
+/// which the database keeps (the migration `one_lookup`): what is added here is added there.
 pub(super) const CLOCKED: &str = "
     w.id, w.student_id, w.course_id, w.node_id, w.state, w.generation, w.ready_at, w.extended_until, w.resumed_at, w.warning";
 
@@ -102,18 +103,23 @@ pub(super) fn activity(row: &QueryResult) -> Result<Activity> {
     })
 }
 
-/// The workspace of a row that has [`CLOCKED`], as far as its deadline is derived from it; the rest of it does not matter here.
-pub(super) fn clocked(row: &QueryResult) -> Result<Workspace> {
+/// A workspace of which nothing else is known: no deadline needs what it runs.
+pub(super) fn bare(uid: WorkspaceUid, student: StudentId, generation: Generation) -> Workspace {
     let spec = carrel_common::model::WorkspaceSpec {
         image: String::new(),
         resources: carrel_common::model::Resources { cpu_millicores: 0, memory_bytes: 0, pids: 0 },
         probe_port: 0,
         probe_path: String::new(),
     };
+    Workspace::new(uid, student, generation, spec, OffsetDateTime::UNIX_EPOCH)
+}
+
+/// The workspace of a row that has [`CLOCKED`], as far as its deadline is derived from it; the rest of it does not matter here.
+pub(super) fn clocked(row: &QueryResult) -> Result<Workspace> {
     let uid = WorkspaceUid(refuse(row.try_get("", "id"))?);
     let student = value("workspaces", refuse(row.try_get::<String>("", "student_id"))?.into())?;
     let generation = Generation(refuse(row.try_get("", "generation"))?);
-    let mut workspace = Workspace::new(uid, student, generation, spec, OffsetDateTime::UNIX_EPOCH);
+    let mut workspace = bare(uid, student, generation);
     workspace.state = value("workspaces", refuse(row.try_get::<String>("", "state"))?.into())?;
     let course: Option<String> = nullable(row, "course_id")?;
     workspace.course = course.map(|course| value("workspaces", course.into())).transpose()?;
@@ -217,14 +223,14 @@ impl Store {
     }
 }
 
-/// In the order of ids, as every batch of activity rows is locked. The first ack of a warning is the one that counts; one of
+/// In the order of students' keys, as every batch of activity rows is locked. The first ack of a warning is the one that counts; one of
 /// an older warning, late, undoes nothing. It moves the deadline, so whoever follows that is told.
 const ACK: &str = "
 WITH locked AS (
     SELECT a.workspace_id, t.warned_at
     FROM unnest($1::uuid[], $2::timestamptz[]) AS t (id, warned_at) JOIN workspace_activity a ON a.workspace_id = t.id
     WHERE coalesce(a.acked_warning_at < t.warned_at, true)
-    ORDER BY a.workspace_id FOR UPDATE OF a
+    ORDER BY a.student_key FOR UPDATE OF a
 )
 UPDATE workspace_activity a
 SET acked_warning_at = locked.warned_at, warning_acked_at = clock_timestamp(), version = a.version + 1

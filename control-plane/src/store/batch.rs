@@ -51,8 +51,8 @@ fn is_a_turn(before: &Workspace, after: &Workspace) -> bool {
 }
 
 impl Work {
-    /// Locks workspaces as [`Work::lock`] does, in the order of their ids; those that are gone, or cannot be read, are left out. And the
-    /// database's time.
+    /// Locks workspaces as [`Work::lock`] does: all activity rows first, in the order of their students' keys, then the workspaces in that
+    /// of their ids; those that are gone, or cannot be read, are left out. And the database's time.
     ///
     /// # Errors
     /// When the database cannot be reached, or the locks are not had in time.
@@ -61,7 +61,7 @@ impl Work {
         let ids: Vec<_> = uids.iter().map(|uid| uid.0).collect();
         self.tx
             .execute_raw(sql(
-                "SELECT 1 AS one FROM workspace_activity WHERE workspace_id = ANY ($1) ORDER BY workspace_id FOR UPDATE",
+                "SELECT 1 AS one FROM workspace_activity WHERE workspace_id = ANY ($1) ORDER BY student_key FOR UPDATE",
                 [ids.clone().into()],
             ))
             .await

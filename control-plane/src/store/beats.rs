@@ -1,13 +1,18 @@
-//! Reports of activity, many in one statement. An activity write never touches the workspace row.
+//! Reports of activity, many in one statement. An activity write never touches the workspace row, and input does not even look at
+//! it: the row of activity has the student's key, and of a workspace that runs all that its deadline is derived from.
 
+mod row;
+
+use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use carrel_common::id::{Generation, NodeId, StudentId, WorkspaceUid};
 use carrel_common::model::{ActivityReport, Signal};
+use sea_orm::prelude::Uuid;
 use sea_orm::{ConnectionTrait, DbErr, QueryResult, Value};
 use sqlx::Arguments as _;
-use sqlx::postgres::PgArguments;
+use sqlx::postgres::{PgArguments, PgRow};
 use time::OffsetDateTime;
 
 use super::activity::{ACTIVITY, CLOCKED, activity, clocked, refuse};
@@ -91,8 +96,8 @@ impl Beaten {
     }
 }
 
-/// Settings under which [`RECORD`] comes to its rows in the order of ids: a nested loop whose outer side is sorted, or is read
-/// by the index. None of the other ways could be the quicker one for a batch anyway, but for a table of a few rows.
+/// Settings under which [`RECORD`] comes to its rows in the order of students' keys: a nested loop whose outer side is sorted, or is
+/// read by the index. None of the other ways could be the quicker one for a batch anyway, but for a table of a few rows.
 ///
 /// Planned once: to plan it anew for the values of each batch costs more than to run it for a small one, and finds the same.
 pub(super) const SETTINGS: [(&str, &str); 5] = [
@@ -103,39 +108,41 @@ pub(super) const SETTINGS: [(&str, &str); 5] = [
     ("enable_bitmapscan", "off"),
 ];
 
-/// Writes in the order of ids ([`SETTINGS`]), as everybody locks these rows, so that two batches cannot deadlock; to lock them
+/// Writes in the order of students' keys ([`SETTINGS`]), as everybody locks these rows, so that two batches cannot deadlock; to lock them
 /// first would write each twice, which is a third of the cost. `closed` and the generation are checked on the row as the
 /// update found it, after whoever held it, so that activity is never recorded behind an idle stop's back. A time later than
 /// the present one cannot come out, and none earlier than the recorded one replaces it; but one that lies in the future is by
 /// a clock that was set back since, and says nothing of which is newer: then it is now. An age below zero is none. What the
-/// answer needs of the workspace is read on the way: a second look at its row would cost a tenth of all.
+/// answer needs of a workspace that runs is in the same row, as the update left it: a look at the workspace's own, which is wide,
+/// would cost a tenth of all.
+///
+/// `closed` is compared, since the index of what is open would come to the rows in another order.
 ///
 /// It may be made twice ([`super::kept`]), which does no harm: no time moves back, input counts from as much later as a new
 /// connection takes, and what was closed in between is refused as all is that comes late.
 static RECORD: LazyLock<String> = LazyLock::new(|| {
     format!(
         "
-WITH beat AS MATERIALIZED (
-    SELECT w.id AS beaten, {CLOCKED}, beat.number, beat.generation AS told,
+UPDATE workspace_activity a
+SET lms_input_at = {},
+    editor_input_at = {},
+    keep_working_at = {},
+    version = a.version + 1
+FROM (
+    SELECT beat.key COLLATE \"C\" AS key, beat.number, beat.generation AS told,
            CASE WHEN beat.lms >= 0 THEN clock.now - make_interval(secs => beat.lms) END AS lms_at,
            CASE WHEN beat.editor >= 0 THEN clock.now - make_interval(secs => beat.editor) END AS editor_at,
            CASE WHEN beat.keep >= 0 THEN clock.now - make_interval(secs => beat.keep) END AS keep_at
     FROM unnest($1::text[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[])
         WITH ORDINALITY AS beat (key, generation, lms, editor, keep, number)
         CROSS JOIN (SELECT clock_timestamp() AS now OFFSET 0) AS clock
-        JOIN workspaces w ON lower(w.student_id) = beat.key AND w.deleted_at IS NULL
-    ORDER BY w.id
-)
-UPDATE workspace_activity a
-SET lms_input_at = {},
-    editor_input_at = {},
-    keep_working_at = {},
-    version = a.version + 1
-FROM beat w WHERE a.workspace_id = w.beaten AND NOT a.closed AND (w.told = 0 OR w.told = a.generation)
-RETURNING w.number, clock_timestamp() AS now, {ACTIVITY}, {CLOCKED}",
+    ORDER BY beat.key COLLATE \"C\"
+) w WHERE a.student_key = w.key AND a.closed < true AND (w.told = 0 OR w.told = a.generation)
+RETURNING {}",
         newer("a.lms_input_at", "w.lms_at"),
         newer("a.editor_input_at", "w.editor_at"),
         newer("a.keep_working_at", "w.keep_at"),
+        row::RETURNED,
     )
 });
 
@@ -149,10 +156,10 @@ pub(super) fn newer(recorded: &str, at: &str) -> String {
 /// As [`RECORD`], for jobs, whose grant is decided outside: the row stays locked meanwhile.
 const LOCK_JOBS: &str = "
 FROM unnest($1::text[], $2::bigint[]) WITH ORDINALITY AS beat (key, generation, number)
-     JOIN workspaces w ON lower(w.student_id) = beat.key AND w.deleted_at IS NULL
-     JOIN workspace_activity a ON a.workspace_id = w.id
+     JOIN workspace_activity a ON a.student_key = beat.key
+     JOIN workspaces w ON w.id = a.workspace_id
 WHERE NOT a.closed AND (beat.generation = 0 OR beat.generation = a.generation)
-ORDER BY a.workspace_id FOR UPDATE OF a";
+ORDER BY a.student_key FOR UPDATE OF a";
 
 /// As [`RECORD`], of what a node has seen in its own containers: whatever it says of others is not recorded. Tells those that
 /// carry a warning.
@@ -167,7 +174,7 @@ WITH clock AS (
          JOIN workspaces w ON w.id = seen.id AND w.node_id = $1
          JOIN workspace_activity a ON a.workspace_id = w.id
     WHERE NOT a.closed AND a.generation = seen.generation
-    ORDER BY a.workspace_id FOR UPDATE OF a
+    ORDER BY a.student_key FOR UPDATE OF a
 )
 UPDATE workspace_activity a SET editor_input_at = {}, version = a.version + 1
 FROM locked WHERE a.workspace_id = locked.workspace_id AND NOT a.closed AND a.generation = locked.generation
@@ -179,23 +186,23 @@ RETURNING a.workspace_id, locked.warned",
 
 /// Why those that were not recorded were not.
 const REFUSED: &str = "
-SELECT lower(w.student_id) AS key, w.stop, a.closed, a.generation
-FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id
-WHERE lower(w.student_id) = ANY ($1::text[]) AND w.deleted_at IS NULL";
+SELECT a.student_key AS key, w.stop, a.closed, a.generation
+FROM workspace_activity a JOIN workspaces w ON w.id = a.workspace_id
+WHERE a.student_key = ANY ($1::text[])";
 
 /// What the database answered to input that it committed.
 #[derive(Debug)]
-pub struct Written(Vec<QueryResult>);
+pub struct Written(Vec<PgRow>);
 
 /// What became of those that a statement named, in its order; `None`: it was not recorded.
 type Answers = Vec<Option<Beaten>>;
 
-/// The place of a row in what the statement named, counted from 0.
-fn place(row: &QueryResult) -> Result<usize> {
-    let number: i64 = refuse(row.try_get("", "number"))?;
-    Ok(usize::try_from(number - 1).unwrap_or(usize::MAX))
+/// A place in what the statement named, which it counts from 1.
+fn from_zero(number: i64) -> usize {
+    usize::try_from(number - 1).unwrap_or(usize::MAX)
 }
 
+/// What became of a row that has [`ACTIVITY`] and [`CLOCKED`].
 fn recorded(row: &QueryResult) -> Result<Beaten> {
     let (workspace, activity) = (Box::new(clocked(row)?), activity(row)?);
     Ok(Beaten::Recorded { workspace, activity, now: refuse(row.try_get("", "now"))? })
@@ -251,11 +258,19 @@ impl Store {
     /// When the database cannot be reached to look why some was not recorded.
     pub async fn what_became_of(&self, input: &[Input], Written(rows): &Written) -> Result<Vec<Beaten>> {
         let mut answers: Answers = vec![None; input.len()];
+        let mut others = HashMap::new();
         for row in rows {
-            if let Some(answer) = answers.get_mut(place(row)?) {
-                *answer = Some(Beaten::read(recorded(row)));
+            let place = row::place(row)?;
+            let Some(answer) = answers.get_mut(place) else { continue };
+            match row::read(row) {
+                Ok(row::Recorded { copied: Some(workspace), activity, now, .. }) => {
+                    *answer = Some(Beaten::Recorded { workspace: Box::new(workspace), activity, now });
+                }
+                Ok(other) => _ = others.insert(other.uid.0, (place, other)),
+                Err(error) => *answer = Some(Beaten::read(Err(error))),
             }
         }
+        self.read_others(&mut answers, others).await?;
         self.with_refused(answers, &keys(input)).await
     }
 
@@ -282,7 +297,7 @@ impl Store {
         }
         let mut answers: Answers = vec![None; jobs.len()];
         for row in &rows {
-            let place = place(row)?;
+            let place = from_zero(refuse(row.try_get("", "number"))?);
             let (Some(job), Some(answer)) = (jobs.get(place), answers.get_mut(place)) else { continue };
             let locked = answer.insert(Beaten::read(recorded(row)));
             let Beaten::Recorded { workspace, activity, now } = locked else { continue };
@@ -317,7 +332,7 @@ impl Store {
         node: NodeId,
         seen: &[ActivityReport],
     ) -> Result<(Vec<WorkspaceUid>, OffsetDateTime)> {
-        let ids: Vec<sea_orm::prelude::Uuid> = seen.iter().map(|report| report.workspace.0).collect();
+        let ids: Vec<Uuid> = seen.iter().map(|report| report.workspace.0).collect();
         let generations: Vec<i64> = seen.iter().map(|report| report.generation.0).collect();
         let ages: Vec<f64> = seen.iter().map(|report| report.age.as_secs_f64()).collect();
         let rows = self
@@ -332,6 +347,36 @@ impl Store {
             }
         }
         Ok((warned, self.now().await?))
+    }
+
+    /// Adds to the answers those of what does not run, each named by its workspace: that is read, as it is by now. Of one that was
+    /// deleted since it is told why nothing is recorded there.
+    async fn read_others(
+        &self,
+        answers: &mut Answers,
+        mut others: HashMap<Uuid, (usize, row::Recorded)>,
+    ) -> Result<()> {
+        if others.is_empty() {
+            return Ok(());
+        }
+        let ids: Vec<Uuid> = others.keys().copied().collect();
+        let query = format!(
+            "SELECT {CLOCKED} FROM workspaces w WHERE w.id = ANY ($1::uuid[]) AND w.deleted_at IS NULL"
+        );
+        let rows = self.db.query_all_raw(sql(&query, [ids.into()])).await;
+        for row in &rows.map_err(StoreError::sort("read workspaces that do not run"))? {
+            let other = others.remove(&refuse(row.try_get::<Uuid>("", "id"))?);
+            let Some((place, row::Recorded { activity, now, .. })) = other else { continue };
+            let read = clocked(row).map(|workspace| Beaten::Recorded {
+                workspace: Box::new(workspace),
+                activity,
+                now,
+            });
+            if let Some(answer) = answers.get_mut(place) {
+                *answer = Some(Beaten::read(read));
+            }
+        }
+        Ok(())
     }
 
     /// Adds to the answers those that were not recorded, with why.

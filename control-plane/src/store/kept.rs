@@ -7,7 +7,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use sea_orm::{DbErr, QueryResult};
+use sea_orm::DbErr;
 use sqlx::Connection as _;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgConnection, PgRow};
 use tokio::sync::Semaphore;
@@ -41,7 +41,7 @@ impl Kept {
         &self,
         statement: &'static str,
         arguments: PgArguments,
-    ) -> Result<Vec<QueryResult>, DbErr> {
+    ) -> Result<Vec<PgRow>, DbErr> {
         let held = async {
             let place = self.places.acquire().await.map_err(|_| silent("the connections are closed"))?;
             Ok((place, self.kept().await))
@@ -106,7 +106,6 @@ async fn in_time<T>(connection: impl Future<Output = Result<T, DbErr>>) -> Resul
     timeout(ACQUIRE, connection).await.map_err(|_| silent("no connection in time"))?
 }
 
-fn rows(done: sqlx::Result<Vec<PgRow>>) -> Result<Vec<QueryResult>, DbErr> {
-    let rows = done.map_err(|error| DbErr::Query(runtime(error)))?;
-    Ok(rows.into_iter().map(QueryResult::from).collect())
+fn rows(done: sqlx::Result<Vec<PgRow>>) -> Result<Vec<PgRow>, DbErr> {
+    done.map_err(|error| DbErr::Query(runtime(error)))
 }

@@ -17,7 +17,8 @@ use crate::domain::idle::LONGEST_PAUSE;
 use crate::domain::pulse::{Pulse, Reading};
 
 /// In the order of locks, by $1 seconds back, as is all below.
-const SET_BACK: [&str; 7] = [
+const SET_BACK: [&str; 8] = [
+    LOCK_MOVED,
     MOVE_JOBS,
     "UPDATE workspace_activity SET
             lms_input_at = CASE WHEN lms_input_at > $2 THEN least(lms_input_at + make_interval(secs => $1), $2) ELSE lms_input_at END,
@@ -53,6 +54,15 @@ const SET_BACK: [&str; 7] = [
      )
      INSERT INTO pauses (from_at, to_at) VALUES ($2, $2)",
 ];
+
+/// The activity rows of all that is moved, those of workspaces too, into which the database copies their times: in the order in
+/// which everybody locks several. What was being written meanwhile may match only later: should that lead to a deadlock, it is a
+/// conflict, and the next pulse accounts for the same time.
+const LOCK_MOVED: &str = "
+    SELECT 1 AS one FROM workspace_activity a JOIN workspaces w ON w.id = a.workspace_id
+     WHERE greatest(a.awake_until, w.extended_until) > $2::timestamptz - make_interval(secs => greatest($1::float8, 0))
+        OR greatest(a.lms_input_at, a.editor_input_at, a.keep_working_at, a.job_at, a.acked_warning_at, w.ready_at, w.resumed_at) > $2
+     ORDER BY a.student_key FOR UPDATE OF a";
 
 /// Jobs last for a span from when they were declared, so they move with the clock.
 const MOVE_JOBS: &str = "
@@ -105,6 +115,7 @@ impl Store {
                 )
                 .await?;
                 let stood_still = (by - stepped).clamp(0.0, LONGEST_PAUSE.as_secs_f64()) + stepped;
+                work.write(LOCK_MOVED, [stood_still.into(), now.into()]).await?;
                 work.write(MOVE_JOBS, [stood_still.into(), now.into()]).await?;
                 work.write(MOVE_EXTENSIONS, [stood_still.into(), now.into()]).await?;
                 work.write(MOVE_STAYS, [by.into(), now.into(), tolerance.as_secs_f64().into()]).await?;

@@ -21,8 +21,7 @@ FROM unnest($1::uuid[], $2::bigint[], $3::text[]) AS t (id, version, warning)
 WHERE w.id = t.id AND w.version = t.version";
 
 impl Work {
-    /// Locks those workspaces that nobody else holds, as [`Work::lock`] does each: all activity rows first, both kinds in the
-    /// order of their ids. Who asks for many must not wait for one. All have the time at which the last was locked.
+    /// Locks those workspaces that nobody else holds, as [`Work::lock_many`] does. Who asks for many must not wait for one. All have the time at which the last was locked.
     ///
     /// # Errors
     /// When the database cannot be reached, or a row means nothing.
@@ -31,7 +30,7 @@ impl Work {
         let ids: Vec<Uuid> = uids.iter().map(|uid| uid.0).collect();
         let query = format!(
             "SELECT {ACTIVITY} FROM workspace_activity a WHERE a.workspace_id = ANY ($1::uuid[])
-             ORDER BY a.workspace_id FOR UPDATE SKIP LOCKED"
+             ORDER BY a.student_key FOR UPDATE SKIP LOCKED"
         );
         let rows = self.tx.query_all_raw(sql(&query, [ids.into()])).await.map_err(&sorted)?;
         let mut activities = HashMap::with_capacity(rows.len());

@@ -17,6 +17,7 @@ mod m20261128_000022_own_orphans;
 mod m20261128_000023_bans;
 mod m20261128_000024_drain_forced;
 mod m20261129_000025_steps;
+mod m20261129_000026_one_lookup;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -40,6 +41,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261128_000023_bans::Migration),
             Box::new(m20261128_000024_drain_forced::Migration),
             Box::new(m20261129_000025_steps::Migration),
+            Box::new(m20261129_000026_one_lookup::Migration),
         ]
     }
 }
