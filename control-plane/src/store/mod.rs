@@ -1,9 +1,10 @@
 //! All state, in Postgres: the only place that knows `sea_orm`.
 //!
 //! [`Store`] reads and opens [`Work`]; a `Work` is one transaction with the rows it has locked, in the one order that
-//! cannot deadlock: activity row, workspace row, node row; of several activity rows in the order of students' keys, of all others in
-//! that of ids. The database copies some of a workspace into its activity row, which whoever changes that holds. It writes the events of what it changes, raises the version
-//! of each node's desired set that it touched, and tells at its commit whom to nudge. Rows never leave this folder.
+//! cannot deadlock: activity row, workspace row, node row; of several activity rows in the order of students' keys, of
+//! several others in that of ids. The database copies some of a workspace into its activity row, which whoever changes
+//! that holds. A `Work` writes the events of what it changes, raises the version of each node's desired set that it
+//! touched, and tells at its commit whom to nudge. Rows never leave this folder.
 
 mod activity;
 mod address;

@@ -9,6 +9,7 @@ mod awaited;
 mod bans;
 mod broken;
 mod clock;
+mod copies;
 mod drains;
 mod enrolment;
 mod events;

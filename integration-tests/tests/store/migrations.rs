@@ -1,5 +1,10 @@
+use std::time::Duration;
+
+use carrel_common::model::Signal;
 use control_plane::store::Store;
 use integration_tests::{database::Database, settings};
+
+use crate::rig::{Rig, beat, call, id};
 
 #[tokio::test]
 async fn four_that_migrate_at_once_all_succeed() {
@@ -33,6 +38,33 @@ async fn no_index_speaks_of_what_a_heartbeat_writes() {
     let indexed = "SELECT string_agg(DISTINCT column_name, ' ' ORDER BY column_name)
                    FROM information_schema.columns c JOIN pg_indexes i ON i.tablename = c.table_name
                    WHERE c.table_name = 'workspace_activity' AND i.indexdef ~ ('\\m' || c.column_name || '\\M')";
-    assert_eq!(database.text(indexed).await, "closed workspace_id");
+    assert_eq!(database.text(indexed).await, "closed student_key workspace_id");
     database.drop_now().await;
+}
+
+#[tokio::test]
+async fn desks_of_before_have_their_keys_and_copies() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    rig.running(node, "Ada").await;
+    for student in ["bob", "eve"] {
+        rig.was_on(node, student).await;
+    }
+    rig.app.delete(&call("DeleteWorkspace"), &id("eve"), "", false).await.unwrap();
+    let back = "DROP TRIGGER copy_from_workspace ON workspace_activity;
+                DROP TRIGGER copy_to_activity ON workspaces;
+                DROP FUNCTION copy_from_workspace(), copy_to_activity();
+                ALTER TABLE workspace_activity DROP COLUMN student_key, DROP COLUMN running, DROP COLUMN course_id,
+                    DROP COLUMN node_id, DROP COLUMN ready_at, DROP COLUMN extended_until, DROP COLUMN resumed_at,
+                    DROP COLUMN warning;
+                DELETE FROM seaql_migrations WHERE version LIKE '%one_lookup'";
+    rig.database.execute(back).await;
+    assert!(!rig.app.store.schema_is_current().await.unwrap());
+    Store::migrate(&rig.database.url()).await.unwrap();
+    assert_eq!(rig.copies_apart().await, "");
+    let keys =
+        "SELECT string_agg(coalesce(student_key, '-'), ' ' ORDER BY student_key) FROM workspace_activity";
+    assert_eq!(rig.database.text(keys).await, "ada bob -");
+    rig.app.record(vec![beat("ada", Signal::LmsInput, Duration::ZERO)]).await.unwrap().remove(0).unwrap();
+    rig.end().await;
 }

@@ -316,7 +316,20 @@ impl Rig {
         placement
     }
 
+    /// The students of whose workspace the row of activity has something else than the workspace itself.
+    pub(crate) async fn copies_apart(&self) -> String {
+        let apart = "SELECT coalesce(string_agg(w.student_id, ' ' ORDER BY w.student_id), '')
+                     FROM workspaces w JOIN workspace_activity a ON a.workspace_id = w.id
+                     WHERE a.student_key IS DISTINCT FROM CASE WHEN w.deleted_at IS NULL THEN lower(w.student_id) END
+                        OR a.running <> (w.state = 'RUNNING')
+                        OR a.running AND (a.course_id, a.node_id, a.ready_at, a.extended_until, a.resumed_at, a.warning)
+                           IS DISTINCT FROM (w.course_id, w.node_id, w.ready_at, w.extended_until, w.resumed_at, w.warning)";
+        self.database.text(apart).await
+    }
+
+    /// Whatever a test has done, the database has kept the copies.
     pub(crate) async fn end(self) {
+        assert_eq!(self.copies_apart().await, "");
         self.stop.cancel();
         self.app.store.close().await;
         self.database.drop_now().await;
