@@ -108,15 +108,16 @@ pub(super) const SETTINGS: [(&str, &str); 5] = [
     ("enable_bitmapscan", "off"),
 ];
 
-/// Writes in the order of students' keys ([`SETTINGS`]), as everybody locks these rows, so that two batches cannot deadlock; to lock them
-/// first would write each twice, which is a third of the cost. `closed` and the generation are checked on the row as the
-/// update found it, after whoever held it, so that activity is never recorded behind an idle stop's back. A time later than
-/// the present one cannot come out, and none earlier than the recorded one replaces it; but one that lies in the future is by
-/// a clock that was set back since, and says nothing of which is newer: then it is now. An age below zero is none. What the
-/// answer needs of a workspace that runs is in the same row, as the update left it: a look at the workspace's own, which is wide,
-/// would cost a tenth of all.
+/// Writes in the order of students' keys ([`SETTINGS`]), as everybody locks these rows, so that two batches cannot deadlock; to
+/// lock them first would write each twice, which is a third of the cost. `closed` and the generation are checked on the row
+/// as the update found it, after whoever held it, so that activity is never recorded behind an idle stop's back. A time later
+/// than the present one cannot come out, and none earlier than the recorded one replaces it; but one that lies in the future
+/// is by a clock that was set back since, and says nothing of which is newer: then it is now. An age below zero is none. What
+/// the answer needs of a workspace that runs is in the same row, as the update left it: a look at the workspace's own, which
+/// is wide, would cost a tenth of all.
 ///
-/// `closed` is compared, since the index of what is open would come to the rows in another order.
+/// `closed < true` is `NOT closed`, but keeps away the index of what is open: planned on a night on which hardly anything is,
+/// it would be read whole for each batch of the day after, and in the order of ids.
 ///
 /// It may be made twice ([`super::kept`]), which does no harm: no time moves back, input counts from as much later as a new
 /// connection takes, and what was closed in between is refused as all is that comes late.

@@ -143,7 +143,12 @@ async fn whoever_locks_many_rows_of_activity_does_so_in_the_order_of_students_ke
     for number in (10..42).rev() {
         let desk = rig.start(&format!("s{number}")).await.unwrap();
         uids.push(desk.uid);
-        seen.push(ActivityReport { workspace: desk.uid, generation: desk.generation, age: Duration::ZERO });
+        seen.push(ActivityReport {
+            workspace: desk.uid,
+            generation: desk.generation,
+            signal: Signal::EditorInput,
+            age: Duration::ZERO,
+        });
         let job = beat(desk.student.as_str(), Signal::Job, Duration::ZERO);
         jobs.push(Beat { keep_awake: Duration::from_secs(60), ..job });
         forth.push(Input { key: desk.student.key(), generation: None, ages });
