@@ -30,7 +30,7 @@ impl App {
         batch: &[Observation],
     ) -> Result<Vec<(WorkspaceUid, i64)>> {
         let mut batch: Vec<_> = batch.iter().collect();
-        // The order of ids is the order of locks.
+        // What is told of one workspace stands together, in the order in which it was told.
         batch.sort_by_key(|o| (o.workspace, o.generation, o.sequence));
         // Unlike `concerns_all` a conflict as well: what is not acked is told again by the next session alone, so this one ends.
         let of_all = |error: &AppError| error.is_passing() || matches!(error, AppError::SessionSuperseded(_));
@@ -49,7 +49,7 @@ impl App {
         Ok(acked)
     }
 
-    /// All of them in one transaction, in the order of their workspaces.
+    /// All of them in one transaction.
     async fn observe_once(
         &self,
         node: NodeId,
@@ -58,6 +58,12 @@ impl App {
     ) -> Result<Vec<(WorkspaceUid, i64)>> {
         let news = self.without_repeats(node, batch.to_vec()).await?;
         let mut work = self.store.begin().await?;
+        let mut uids: Vec<_> = news.iter().map(|observation| observation.workspace).collect();
+        uids.dedup();
+        if uids.len() > 1 {
+            // Several are locked at once: their order is that of their students, whom a report does not name.
+            work.lock_many(&uids).await?;
+        }
         let (mut changes, mut outcomes) = (Vec::new(), Outcomes::default());
         for observation in &news {
             if let Some(change) = self.observe_one(&mut work, node, observation, &mut outcomes).await? {

@@ -3,7 +3,8 @@
 use carrel_proto::v1::workspace::State;
 use sqlx::postgres::PgPool;
 
-/// `$1`: node, `$2`: first number, `$3`: last number, `$4`: state. What runs has its place on the node.
+/// `$1`: node, `$2`: first number, `$3`: last number, `$4`: state. What runs has its place on the node. A trigger copies into each row of
+/// activity what it has of its workspace, which was made before it.
 const FILL: &str = "
 WITH made AS (
     INSERT INTO workspaces (id, student_id, course_id, state, state_since, desired, generation, version, status_message, spec,
