@@ -69,6 +69,35 @@ async fn a_fleet_that_tells_everything_anew_waits_for_no_lock_and_loses_no_news(
     rig.end().await;
 }
 
+/// Else they and whoever locks many could wait for each other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reports_on_several_lock_them_in_the_order_of_their_students() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let (zoe, ada) = (rig.running(node, "zoe").await, rig.running(node, "ada").await);
+    assert!(zoe.uid < ada.uid, "the order of ids is another one");
+    let epoch = rig.epoch(node).await;
+    let mut held = rig.app.store.begin().await.unwrap();
+    held.lock(ada.uid).await.unwrap().unwrap();
+    let state = Observed::Running { endpoint: "127.0.0.1:2".into() };
+    let news = [&zoe, &ada].map(|desk| Observation { state: state.clone(), ..still_running(desk) });
+    let app = rig.app.clone();
+    let acked = tokio::spawn(async move { app.observe(node, epoch, &news).await });
+    somebody_waits(&rig).await;
+    let free = format!(
+        "SELECT count(*)::text FROM (
+             SELECT 1 FROM workspace_activity WHERE workspace_id = '{}' FOR UPDATE SKIP LOCKED) AS free",
+        zoe.uid
+    );
+    assert_eq!(rig.database.text(&free).await, "1", "who waits for the first holds nothing of the rest");
+    drop(held);
+    assert_eq!(acked.await.unwrap().unwrap().len(), 2);
+    for student in ["ada", "zoe"] {
+        assert_eq!(rig.get(student).await.endpoint.as_deref(), Some("127.0.0.1:2"));
+    }
+    rig.end().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn replicas_with_other_times_order_the_same_and_a_set_that_is_refused_is_followed_by_the_next() {
     let rig = Rig::new().await;
