@@ -96,8 +96,8 @@ impl Beaten {
     }
 }
 
-/// Settings under which [`RECORD`] comes to its rows in the order of students' keys: a nested loop whose outer side is sorted, or is
-/// read by the index. None of the other ways could be the quicker one for a batch anyway, but for a table of a few rows.
+/// Settings under which [`RECORD`] comes to its rows in the order of students' keys: a nested loop whose outer side is what was
+/// named, in that order. None of the other ways could be the quicker one for a batch anyway, but for a table of a few rows.
 ///
 /// Planned once: to plan it anew for the values of each batch costs more than to run it for a small one, and finds the same.
 pub(super) const SETTINGS: [(&str, &str); 5] = [
@@ -108,13 +108,13 @@ pub(super) const SETTINGS: [(&str, &str); 5] = [
     ("enable_bitmapscan", "off"),
 ];
 
-/// Writes in the order of students' keys ([`SETTINGS`]), as everybody locks these rows, so that two batches cannot deadlock; to
-/// lock them first would write each twice, which is a third of the cost. `closed` and the generation are checked on the row
-/// as the update found it, after whoever held it, so that activity is never recorded behind an idle stop's back. A time later
-/// than the present one cannot come out, and none earlier than the recorded one replaces it; but one that lies in the future
-/// is by a clock that was set back since, and says nothing of which is newer: then it is now. An age below zero is none. What
-/// the answer needs of a workspace that runs is in the same row, as the update left it: a look at the workspace's own, which
-/// is wide, would cost a tenth of all.
+/// Writes in the order in which it names students, that of their keys ([`SETTINGS`]), as everybody locks these rows, so that two
+/// batches cannot deadlock; to lock them first would write each twice, which is a third of the cost. `closed` and the generation
+/// are checked on the row as the update found it, after whoever held it, so that activity is never recorded behind an idle stop's
+/// back. A time later than the present one cannot come out, and none earlier than the recorded one replaces it; but one that lies
+/// in the future is by a clock that was set back since, and says nothing of which is newer: then it is now. An age below zero is
+/// none. What the answer needs of a workspace that runs is in the same row, as the update left it: a look at the workspace's own,
+/// which is wide, would cost a tenth of all.
 ///
 /// `closed < true` is `NOT closed`, but keeps away the index of what is open: planned on a night on which hardly anything is,
 /// it would be read whole for each batch of the day after, and in the order of ids.
@@ -131,13 +131,12 @@ SET lms_input_at = {},
     version = a.version + 1
 FROM (
     SELECT beat.key COLLATE \"C\" AS key, beat.number, beat.generation AS told,
-           CASE WHEN beat.lms >= 0 THEN clock.now - make_interval(secs => beat.lms) END AS lms_at,
-           CASE WHEN beat.editor >= 0 THEN clock.now - make_interval(secs => beat.editor) END AS editor_at,
-           CASE WHEN beat.keep >= 0 THEN clock.now - make_interval(secs => beat.keep) END AS keep_at
+           CASE WHEN beat.lms >= 0 THEN statement_timestamp() - make_interval(secs => beat.lms) END AS lms_at,
+           CASE WHEN beat.editor >= 0 THEN statement_timestamp() - make_interval(secs => beat.editor) END AS editor_at,
+           CASE WHEN beat.keep >= 0 THEN statement_timestamp() - make_interval(secs => beat.keep) END AS keep_at
     FROM unnest($1::text[], $2::bigint[], $3::float8[], $4::float8[], $5::float8[])
         WITH ORDINALITY AS beat (key, generation, lms, editor, keep, number)
-        CROSS JOIN (SELECT clock_timestamp() AS now OFFSET 0) AS clock
-    ORDER BY beat.key COLLATE \"C\"
+    OFFSET 0
 ) w WHERE a.student_key = w.key AND a.closed < true AND (w.told = 0 OR w.told = a.generation)
 RETURNING {}",
         newer("a.lms_input_at", "w.lms_at"),
@@ -193,7 +192,11 @@ WHERE a.student_key = ANY ($1::text[])";
 
 /// What the database answered to input that it committed.
 #[derive(Debug)]
-pub struct Written(Vec<PgRow>);
+pub struct Written {
+    rows: Vec<PgRow>,
+    /// Which input the statement named first, second, and so on.
+    order: Vec<usize>,
+}
 
 /// What became of those that a statement named, in its order; `None`: it was not recorded.
 type Answers = Vec<Option<Beaten>>;
@@ -237,31 +240,35 @@ impl Store {
     /// # Errors
     /// When the database cannot be reached: then it is not known whether they were recorded.
     pub async fn write_input(&self, input: &[Input]) -> Result<Written> {
-        let sorted = StoreError::sort("record activity");
+        let refused = StoreError::sort("record activity");
+        let mut order: Vec<usize> = (0..input.len()).collect();
+        order.sort_unstable_by_key(|place| &input[*place].key);
+        let named: Vec<&Input> = order.iter().map(|place| &input[*place]).collect();
         let ages = |signal| -> Vec<f64> {
-            let age = |input: &Input| input.ages.get(signal).map_or(-1.0, |age| age.as_secs_f64());
-            input.iter().map(age).collect()
+            let age = |input: &&Input| input.ages.get(signal).map_or(-1.0, |age| age.as_secs_f64());
+            named.iter().map(age).collect()
         };
         let mut arguments = PgArguments::default();
         let added = arguments
-            .add(keys(input))
-            .and_then(|()| arguments.add(numbers(input.iter().map(|input| input.generation))))
+            .add(named.iter().map(|input| input.key.as_str()).collect::<Vec<_>>())
+            .and_then(|()| arguments.add(numbers(named.iter().map(|input| input.generation))))
             .and_then(|()| arguments.add(ages(Signal::LmsInput)))
             .and_then(|()| arguments.add(ages(Signal::EditorInput)))
             .and_then(|()| arguments.add(ages(Signal::KeepWorking)));
-        added.map_err(|error| sorted(DbErr::Custom(error.to_string())))?;
-        self.beats.rows(&RECORD, arguments).await.map(Written).map_err(sorted)
+        added.map_err(|error| refused(DbErr::Custom(error.to_string())))?;
+        let rows = self.beats.rows(&RECORD, arguments).await.map_err(refused)?;
+        Ok(Written { rows, order })
     }
 
     /// What became of input that was [written](Store::write_input), one answer for each, in order.
     ///
     /// # Errors
     /// When the database cannot be reached to look why some was not recorded.
-    pub async fn what_became_of(&self, input: &[Input], Written(rows): &Written) -> Result<Vec<Beaten>> {
+    pub async fn what_became_of(&self, input: &[Input], written: &Written) -> Result<Vec<Beaten>> {
         let mut answers: Answers = vec![None; input.len()];
         let mut others = HashMap::new();
-        for row in rows {
-            let place = row::place(row)?;
+        for row in &written.rows {
+            let Some(&place) = written.order.get(row::place(row)?) else { continue };
             let Some(answer) = answers.get_mut(place) else { continue };
             match row::read(row) {
                 Ok(row::Recorded { copied: Some(workspace), activity, now, .. }) => {

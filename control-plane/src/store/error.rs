@@ -45,8 +45,8 @@ pub enum StoreError {
 /// only follows. 53100: its disk is full.
 const UNAVAILABLE_STATES: [&str; 9] =
     ["57P01", "57P02", "57P03", "53300", "25P03", "57014", "25006", "55000", "53100"];
-/// Serialization failure, deadlock, lock timeout, unique violation: somebody else was first.
-const CONFLICT_STATES: [&str; 4] = ["40001", "40P01", "55P03", "23505"];
+/// Serialization failure, deadlock, lock timeout, unique violation, and that of a key by its hash: somebody else was first.
+const CONFLICT_STATES: [&str; 5] = ["40001", "40P01", "55P03", "23505", "23P01"];
 
 impl StoreError {
     /// Sorts a driver's error.

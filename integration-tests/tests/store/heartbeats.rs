@@ -44,6 +44,21 @@ async fn nothing_is_acked_before_its_commit() {
 }
 
 #[tokio::test]
+async fn each_of_a_batch_hears_of_itself_in_whatever_order_they_are_named() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let told = [("zoe", Signal::EditorInput), ("Ada", Signal::LmsInput), ("mia", Signal::KeepWorking)];
+    for (student, _) in told {
+        rig.running(node, student).await;
+    }
+    let beats = told.map(|(student, signal)| rig::beat(student, signal, Duration::ZERO));
+    let answers = rig.app.record(beats.to_vec()).await.unwrap();
+    let last = answers.into_iter().map(|answer| answer.unwrap().idle.last.unwrap().1);
+    assert_eq!(last.collect::<Vec<_>>(), told.map(|(_, signal)| signal));
+    rig.end().await;
+}
+
+#[tokio::test]
 async fn a_batch_answers_each_report_in_order() {
     let rig = Rig::new().await;
     let node = rig.node(4).await;

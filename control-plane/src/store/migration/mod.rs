@@ -18,6 +18,7 @@ mod m20261128_000023_bans;
 mod m20261128_000024_drain_forced;
 mod m20261129_000025_steps;
 mod m20261129_000026_one_lookup;
+mod m20261129_000027_key_by_hash;
 
 /// All steps, in order.
 #[derive(Debug)]
@@ -42,6 +43,7 @@ impl MigratorTrait for Migrator {
             Box::new(m20261128_000024_drain_forced::Migration),
             Box::new(m20261129_000025_steps::Migration),
             Box::new(m20261129_000026_one_lookup::Migration),
+            Box::new(m20261129_000027_key_by_hash::Migration),
         ]
     }
 }
