@@ -92,7 +92,15 @@ impl App {
         if seen.is_empty() {
             return Ok(());
         }
-        let (warned, now) = self.store.record_seen(node, seen).await?;
+        let (rules, now) = self.steady_rules().await?;
+        // After a step of the clock a node tells all again, and most of it was told before.
+        let of_then = |report: &ActivityReport| {
+            let told = now - report.age;
+            let stepped = Duration::try_from(told - rules.by_the_clock_of_then(told)).unwrap_or_default();
+            ActivityReport { age: report.age + stepped, ..*report }
+        };
+        let seen: Vec<_> = seen.iter().map(of_then).collect();
+        let warned = self.store.record_seen(node, &seen).await?;
         for uid in warned {
             self.nudge.look_at(uid, now);
         }

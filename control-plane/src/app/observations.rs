@@ -57,6 +57,10 @@ impl App {
         batch: &[&Observation],
     ) -> Result<Vec<(WorkspaceUid, i64)>> {
         let news = self.without_repeats(node, batch.to_vec()).await?;
+        if news.iter().any(|told| matches!(told.state, Observed::RefusedStop { .. })) {
+            // The order may have met a clock that was set since it was decided.
+            self.steady_rules().await?;
+        }
         let mut work = self.store.begin().await?;
         let mut uids: Vec<_> = news.iter().map(|observation| observation.workspace).collect();
         uids.dedup();
@@ -115,7 +119,9 @@ impl App {
         let (mut next, mut log) = before.apply(event, now)?;
         // Seen there, and not known here when the stop was decided.
         let refused_for = match &seen.state {
-            Observed::RefusedStop { seen_ago, .. } if before.is_refusable() => Some(now - *seen_ago),
+            Observed::RefusedStop { seen_ago, .. } if before.is_refusable() => {
+                Some(self.rules.get().by_the_clock_of_then(now - *seen_ago))
+            }
             _ => None,
         };
         if let Some(at) = refused_for {

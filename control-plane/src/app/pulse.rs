@@ -3,6 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use time::OffsetDateTime;
+
+use super::rules::Rules;
 use super::{App, Result};
 use crate::domain::pulse::{Pulse, Reading};
 use crate::store::Standing;
@@ -48,6 +51,24 @@ impl App {
             Pulse::SetBack(span) => tracing::warn!(?span, "the database's clock was set back"),
         }
         self.refresh_rules().await
+    }
+
+    /// The rules that the store has, with every step of the clock accounted for that this replica can see; the database's time.
+    ///
+    /// # Errors
+    /// The database.
+    pub(super) async fn steady_rules(&self) -> Result<(Arc<Rules>, OffsetDateTime)> {
+        let mut standing = self.store.standing().await?;
+        if !self.is_steady(&standing) {
+            if self.pulse().await? {
+                self.nudge.sweep.notify_one();
+            }
+            standing = self.store.standing().await?;
+        }
+        if standing.version != self.rules.get().book.version {
+            self.refresh_rules().await?;
+        }
+        Ok((self.rules.get(), standing.clock.shown))
     }
 
     /// Whether somebody gave a sign of life a moment ago, and the database's clock was not set since this replica did.

@@ -16,7 +16,7 @@ use super::{App, AppError, Call, IdleView, Result, Settings};
 use crate::domain::activity::Activity;
 use crate::domain::drain::Drain;
 use crate::domain::event::{Actor, Entry, Subject};
-use crate::domain::idle::{Clock, IdlePolicy, Look, Pause};
+use crate::domain::idle::{Clock, IdlePolicy, Look, Pause, by_the_clock_of_then};
 use crate::domain::policy::{Defaults, Effective, Policy, PolicyBook, Scope};
 use crate::domain::workspace::{Grounds, SignalEvidence, State, Workspace};
 use crate::store::{StoredDrain, StoredPolicy, StoredRules, Work};
@@ -78,6 +78,11 @@ impl Rules {
             max_lifetime_origin: origins.get("max_lifetime").cloned().unwrap_or_default(),
             signals: Signal::ALL.into_iter().map(seen).collect(),
         }
+    }
+
+    /// When something was that is told with an age which leads to this time.
+    pub(super) fn by_the_clock_of_then(&self, at: OffsetDateTime) -> OffsetDateTime {
+        by_the_clock_of_then(&self.pauses, at)
     }
 
     /// A look at a workspace whose node has told all that it saw.

@@ -413,6 +413,17 @@ impl Look<'_> {
     }
 }
 
+/// When something was that is told with an age which leads to this time: before a step forward the clock had not been set yet, and
+/// what was seen then has to be compared with what was told then. `pauses` are sorted.
+///
+/// Never earlier than it was: a step is known to be at least as long, and what was not surely before it is taken for later.
+pub fn by_the_clock_of_then(pauses: &[Pause], at: OffsetDateTime) -> OffsetDateTime {
+    let before = |at: OffsetDateTime, pause: &Pause| {
+        if at <= pause.from + pause.set_forward { at - pause.set_forward } else { at }
+    };
+    pauses.iter().rev().fold(at, before)
+}
+
 /// What of a pause the clock stands still for.
 fn counted(pause: &Pause) -> (OffsetDateTime, OffsetDateTime) {
     (pause.from.max(pause.to - pause.set_forward - LONGEST_PAUSE), pause.to)
@@ -420,9 +431,9 @@ fn counted(pause: &Pause) -> (OffsetDateTime, OffsetDateTime) {
 
 /// How much of the time between these could not be observed.
 ///
-/// What is told after a step forward with an age that reaches back over it lies in the pause, and counts as seen at its end:
-/// later by its age at most. To take the step from that age could be too early: it may have taken the place, as the later of the
-/// two times, of what was seen by the clock as it was and is in truth newer.
+/// What was told after a step forward with an age that reaches back over it, and was not [set right](by_the_clock_of_then), lies in
+/// the pause, and counts as seen at its end: later by its age at most. To take the step from it now could be too early: it may have
+/// taken the place, as the later of the two times, of what was seen by the clock as it was and is in truth newer.
 fn lost(pauses: &[Pause], from: OffsetDateTime, to: OffsetDateTime) -> time::Duration {
     let within = |(start, end): (OffsetDateTime, OffsetDateTime)| {
         (end.min(to) - start.max(from)).max(time::Duration::ZERO)

@@ -330,16 +330,11 @@ impl Store {
         self.with_refused(answers, &keys).await.map(Some)
     }
 
-    /// Records what a node has seen of the workspaces that run there, each named once; those that carry a warning, and the
-    /// database's time.
+    /// Records what a node has seen of the workspaces that run there, each named once; those that carry a warning.
     ///
     /// # Errors
     /// When the database cannot be reached: then it is not known whether anything was recorded.
-    pub async fn record_seen(
-        &self,
-        node: NodeId,
-        seen: &[ActivityReport],
-    ) -> Result<(Vec<WorkspaceUid>, OffsetDateTime)> {
+    pub async fn record_seen(&self, node: NodeId, seen: &[ActivityReport]) -> Result<Vec<WorkspaceUid>> {
         let ids: Vec<Uuid> = seen.iter().map(|report| report.workspace.0).collect();
         let generations: Vec<i64> = seen.iter().map(|report| report.generation.0).collect();
         let ages: Vec<f64> = seen.iter().map(|report| report.age.as_secs_f64()).collect();
@@ -354,7 +349,7 @@ impl Store {
                 warned.push(WorkspaceUid(refuse(row.try_get("", "workspace_id"))?));
             }
         }
-        Ok((warned, self.now().await?))
+        Ok(warned)
     }
 
     /// Adds to the answers those of what does not run, each named by its workspace: that is read, as it is by now. Of one that was

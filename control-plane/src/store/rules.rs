@@ -157,6 +157,14 @@ async fn standing(connection: &impl ConnectionTrait) -> Result<Standing> {
 }
 
 impl Store {
+    /// How the rules stand.
+    ///
+    /// # Errors
+    /// When the database cannot be reached.
+    pub async fn standing(&self) -> Result<Standing> {
+        standing(&self.db).await
+    }
+
     /// Everything that decisions are made by.
     ///
     /// # Errors

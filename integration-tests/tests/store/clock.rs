@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use carrel_common::id::NodeId;
-use carrel_common::model::{Signal, StopReason};
+use carrel_common::model::{ActivityReport, Observed, Signal, StopReason};
 use control_plane::app::{App, LastReading};
 use control_plane::domain::policy::Policy;
 use control_plane::domain::workspace::State;
@@ -99,6 +99,48 @@ async fn a_stop_after_a_step_forward_of_hours_is_in_time_and_no_node_refuses_it_
     let age = rig.desired_set(node).await.items.remove(0).idle_basis_age.unwrap();
     let input = before.elapsed();
     assert!((idle..=input).contains(&age), "{age:?}, and the input was {input:?} ago");
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn what_a_node_tells_again_after_steps_forward_is_no_newer_than_it_was() {
+    let (rig, postgres, node) = rig(Duration::from_secs(3), Duration::from_secs(1)).await;
+    let ada = rig.running(node, "ada").await;
+    rig.app.pulse().await.unwrap();
+    let told = async |began: Instant| {
+        let (workspace, generation, age) = (ada.uid, ada.generation, began.elapsed());
+        let report = ActivityReport { workspace, generation, signal: Signal::EditorInput, age };
+        rig.app.record_seen(node, &[report]).await.unwrap();
+        rig.app.explain_idle(&id("ada")).await.unwrap().activity.seen.editor_input.unwrap()
+    };
+    let input = Instant::now();
+    let first = told(input).await;
+    // Well before the steps: what is not surely older than one is taken for newer.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for step in [4000, 10_000] {
+        rig.app.pulse().await.unwrap();
+        postgres.clock().set(step);
+        let again = told(input).await;
+        assert!(again - first < Duration::from_millis(200), "{first} became {again}");
+        let new = told(Instant::now()).await;
+        assert!(new - first > Duration::from_secs(step.unsigned_abs()), "{new} is by the clock as it is");
+        rig.database.execute(&format!("UPDATE workspace_activity SET editor_input_at = '{first}'")).await;
+    }
+    // Nor is what it refuses a stop for.
+    loop {
+        rig.heartbeat(node).await;
+        rig.app.check_idle(ada.uid).await.unwrap();
+        if rig.get("ada").await.state == State::Stopping {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    postgres.clock().set(20_000);
+    let refused = Observed::RefusedStop { endpoint: "127.0.0.1:1".into(), seen_ago: input.elapsed() };
+    rig.report(node, ada.uid, ada.generation, refused).await;
+    assert_eq!(rig.get("ada").await.state, State::Running);
+    let kept = rig.app.explain_idle(&id("ada")).await.unwrap().activity.seen.editor_input.unwrap();
+    assert!(kept - first < Duration::from_millis(200), "{first} became {kept}");
     rig.end().await;
 }
 

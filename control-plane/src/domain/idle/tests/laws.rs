@@ -14,13 +14,19 @@ fn ack(desk: &mut Desk, now: i64) {
     }
 }
 
+/// What is told with an age, as it is recorded.
+fn of_then(desk: &Desk, told: i64) -> i64 {
+    (by_the_clock_of_then(&desk.pauses, at(told)) - T0).whole_seconds()
+}
+
 proptest! {
     /// Whatever the order of looks, key presses, jobs, acks, rounds, outages, steps of the clock and exams: a stop for
     /// idleness comes never before the timeout after the last activity that counts, be it by the clock or by the time that
     /// passed, never before the end of a job, never before its warning has been out for the whole lead (since its ack, or,
     /// without one, for as long as an ack is waited for), never before the node was heard, and never in an exam. A deadline
     /// that was told is never followed by an earlier one while its warning is out, whatever lead the policies set meanwhile.
-    /// And the node, which knows how long ago the last key press was, does not refuse.
+    /// And the node, which knows how long ago the last key press was, does not refuse. When it tells of it again, after whatever
+    /// steps, it is as old as it was.
     #[test]
     fn never_stops_an_active_workspace_and_never_without_the_lead(
         steps in proptest::collection::vec((1_i64..400, 0..12_u8), 1..80),
@@ -68,10 +74,19 @@ proptest! {
                 }
                 8 => {
                     let age = step * 3;
-                    desk.signals(Signal::LmsInput, now - age);
+                    // Set right, as what a node tells, or not, as what the LMS tells.
+                    let told = if step % 2 == 0 { of_then(&desk, now - age) } else { now - age };
+                    desk.signals(Signal::LmsInput, told);
                     clicked = clicked.max(now - age - ahead);
                 }
-                _ => desk.heard = true,
+                _ => {
+                    desk.heard = true;
+                    if let Some(known) = desk.activity.seen.editor_input {
+                        let again = of_then(&desk, typed + ahead);
+                        prop_assert_eq!(at(again), known);
+                        desk.types(again);
+                    }
+                }
             }
             let verdict = desk.decide(now);
             let times = desk.look(now).clock().times();
