@@ -54,10 +54,7 @@ impl App {
     /// # Errors
     /// [`AppError::DrainTooShort`], [`AppError::DrainInQuietWindow`], [`AppError::StoreBehind`], and the rest of [`AppError`].
     pub async fn drain(&self, call: &Call, id: NodeId, order: &DrainOrder) -> Result<Drained> {
-        let drained = settle!(self.drain_once(call, id, order))?;
-        // Everyone is warned at once.
-        self.nudge.sweep.notify_one();
-        Ok(drained)
+        settle!(self.drain_once(call, id, order))
     }
 
     async fn drain_once(&self, call: &Call, id: NodeId, order: &DrainOrder) -> Result<Drained> {
@@ -93,7 +90,8 @@ impl App {
         keep_answer(&mut work, call, &answer).await?;
         let rules = self.rules_after(&mut work).await?;
         let touched = work.commit().await?;
-        self.rules.put(rules);
+        // Everyone is warned at once.
+        self.know(rules);
         self.nudge.ring(&touched);
         tracing::info!(node.id = %id, workspaces = answer.students.len(), "node is being drained");
         Ok(answer)

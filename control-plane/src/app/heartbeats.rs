@@ -178,8 +178,8 @@ impl App {
             activity.awake.grant(budget, job.keep_awake, now)
         };
         let recorded = self.store.record_jobs(jobs, |standing| self.is_steady(standing), grant).await?;
-        if recorded.is_none() && self.pulse().await? {
-            self.nudge.sweep.notify_one();
+        if recorded.is_none() {
+            self.pulse().await?;
         }
         recorded.ok_or_else(clock_was_set)
     }

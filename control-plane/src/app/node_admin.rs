@@ -92,7 +92,6 @@ impl App {
         let answer = self.finish_node(work, call, id).await?;
         // Warnings of a drain no longer hold.
         self.refresh_rules().await?;
-        self.nudge.sweep.notify_one();
         Ok(answer)
     }
 

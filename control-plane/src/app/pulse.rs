@@ -60,9 +60,7 @@ impl App {
     pub(super) async fn steady_rules(&self) -> Result<(Arc<Rules>, OffsetDateTime)> {
         let mut standing = self.store.standing().await?;
         if !self.is_steady(&standing) {
-            if self.pulse().await? {
-                self.nudge.sweep.notify_one();
-            }
+            self.pulse().await?;
             standing = self.store.standing().await?;
         }
         if standing.version != self.rules.get().book.version {

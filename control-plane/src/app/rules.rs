@@ -119,13 +119,14 @@ impl SharedRules {
         *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
     }
 
-    pub(super) fn put(&self, rules: Rules) -> Arc<Rules> {
-        let rules = Arc::new(rules);
+    /// Whether they are newer than what was known.
+    fn put(&self, rules: &Arc<Rules>) -> bool {
         let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        if known.book.version < rules.book.version {
-            *known = Arc::clone(&rules);
+        let newer = known.book.version < rules.book.version;
+        if newer {
+            *known = Arc::clone(rules);
         }
-        rules
+        newer
     }
 }
 
@@ -162,7 +163,7 @@ impl App {
         if self.store.rules_version().await? == self.rules.get().book.version {
             return Ok(false);
         }
-        self.rules.put(Rules::new(&self.settings, self.store.rules().await?));
+        self.know(Rules::new(&self.settings, self.store.rules().await?));
         Ok(true)
     }
 
@@ -191,7 +192,16 @@ impl App {
         if known.book.version == version {
             return Ok(known);
         }
-        Ok(self.rules.put(Rules::new(&self.settings, work.rules().await?)))
+        Ok(self.know(Rules::new(&self.settings, work.rules().await?)))
+    }
+
+    /// Newer rules move deadlines, whoever reads them first, and for whatever: the next sign of life finds nothing new then.
+    pub(super) fn know(&self, rules: Rules) -> Arc<Rules> {
+        let rules = Arc::new(rules);
+        if self.rules.put(&rules) {
+            self.nudge.sweep.notify_one();
+        }
+        rules
     }
 
     /// The rules as a transaction that changes them leaves them.
@@ -261,9 +271,8 @@ impl App {
         let StoredPolicy { policy, version, updated_at, .. } = after.clone();
         keep_answer(&mut work, call, &Answered { policy, version, updated_at }).await?;
         let touched = work.commit().await?;
-        self.rules.put(rules);
+        self.know(rules);
         self.nudge.ring(&touched);
-        self.nudge.sweep.notify_one();
         Ok(after)
     }
 

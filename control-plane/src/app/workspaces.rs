@@ -211,9 +211,7 @@ impl App {
         let once = || async {
             // What was granted before moves with a clock that was set, before anything is granted by it as it is now: else the
             // later of both would be one of the clock that was.
-            if self.pulse().await? {
-                self.nudge.sweep.notify_one();
-            }
+            self.pulse().await?;
             let mut work = self.store.begin().await?;
             let missing = || AppError::WorkspaceNotFound(student.clone());
             if let Some(answer) = replay(&mut work, call).await? {

@@ -70,11 +70,7 @@ pub async fn see_to_drains(app: App, stop: CancellationToken) {
 /// Gives a sign of life each second, and follows changes of the policies by other replicas.
 pub async fn keep_pulse(app: App, stop: CancellationToken) {
     run_loop("keep_pulse", SECOND, &Notify::new(), stop, || async {
-        let changed = app.pulse().await?;
-        if changed {
-            app.nudge.sweep.notify_one();
-        }
-        Ok::<_, AppError>(changed.then_some("rules"))
+        app.pulse().await.map(|changed| changed.then_some("rules"))
     })
     .await;
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use carrel_common::id::CourseId;
-use carrel_common::model::{Observed, Signal, Stage, StopReason};
+use carrel_common::model::{ActivityReport, Observed, Signal, Stage, StopReason};
 use control_plane::app::{AppError, Extent};
 use control_plane::domain::idle::Clock;
 use control_plane::domain::policy::{Policy, QuietWindow, Scope};
@@ -27,6 +27,17 @@ async fn deadline(rig: &Rig, student: &str) -> OffsetDateTime {
     let idle = rig.app.get(&id(student)).await.unwrap().idle.unwrap();
     let Clock::Running(times) = idle.clock else { panic!("the clock does not run: {idle:?}") };
     times.deadline_at
+}
+
+/// Another replica sets the site's policy.
+async fn set_elsewhere(rig: &Rig) {
+    let longer = r#"{"idle_timeout": {"secs": 900, "nanos": 0}, "quiet_windows": []}"#;
+    let set = format!(
+        "WITH p AS (INSERT INTO policies (scope, policy) VALUES ('site', '{longer}')
+                    ON CONFLICT (scope) DO UPDATE SET policy = excluded.policy RETURNING 1)
+         UPDATE cluster SET rules_version = rules_version + 1 RETURNING 'set'"
+    );
+    rig.database.text(&set).await;
 }
 
 #[tokio::test]
@@ -61,16 +72,43 @@ async fn a_decision_is_made_by_the_newest_policy_whoever_set_it() {
     rig.app.check_idle(uid).await.unwrap();
     assert!(rig.get("ada").await.warning.is_some());
     // Another replica sets it: this one has not read it yet, and must not stop by what it knows.
-    let longer = r#"{"idle_timeout": {"secs": 900, "nanos": 0}, "quiet_windows": []}"#;
-    let set = format!(
-        "WITH p AS (INSERT INTO policies (scope, policy) VALUES ('site', '{longer}') RETURNING 1)
-         UPDATE cluster SET rules_version = rules_version + 1 RETURNING 'set'"
-    );
-    rig.database.text(&set).await;
+    set_elsewhere(&rig).await;
     tokio::time::sleep(Duration::from_millis(200)).await;
     rig.app.check_idle(uid).await.unwrap();
     let workspace = rig.get("ada").await;
     assert_eq!((workspace.state, workspace.warning), (State::Running, None));
+    rig.end().await;
+}
+
+#[tokio::test]
+async fn whoever_reads_a_newer_policy_first_has_every_deadline_looked_at() {
+    let rig = Rig::new().await;
+    let node = rig.node(4).await;
+    let ada = rig.running(node, "ada").await;
+    let swept = async || {
+        let rung = rig.app.nudge.sweep.notified();
+        tokio::time::timeout(Duration::from_millis(50), rung).await.is_ok()
+    };
+    rig.app.pulse().await.unwrap();
+    swept().await;
+    for reader in ["a sign of life", "a question", "a decision", "a report"] {
+        set_elsewhere(&rig).await;
+        assert!(!swept().await, "nobody has read it yet");
+        match reader {
+            "a sign of life" => drop(rig.app.pulse().await.unwrap()),
+            "a question" => drop(rig.app.explain_idle(&id("ada")).await.unwrap()),
+            "a decision" => drop(rig.app.check_idle(ada.uid).await.unwrap()),
+            _ => {
+                let (workspace, generation) = (ada.uid, ada.generation);
+                let (signal, age) = (Signal::EditorInput, Duration::ZERO);
+                let report = ActivityReport { workspace, generation, signal, age };
+                rig.app.record_seen(node, &[report]).await.unwrap();
+            }
+        }
+        assert!(swept().await, "{reader}");
+        rig.app.pulse().await.unwrap();
+        assert!(!swept().await, "once is enough");
+    }
     rig.end().await;
 }
 

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use carrel_common::model::{DesiredItem, Observed, Run, Stage, StatusReason};
+use carrel_common::model::{DesiredItem, Observed, Run, Stage};
 use carrel_common::telemetry;
 use tokio::sync::{SemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +16,7 @@ use super::Accepted;
 use super::failure::{self, Failure};
 use super::host::Host;
 use super::images::Pull;
+use super::remove;
 use crate::fence::lease::LeaseError;
 use crate::reconcile::crash::Verdict;
 use crate::reconcile::{From, Settled};
@@ -148,7 +149,13 @@ impl<'a, R: Runtime> Bring<'a, R> {
         match same {
             None => {}
             Some(found) if found.phase == Phase::Running => {
-                return Ok(Step::Go(From::Running(found.container.container_id)));
+                let id = found.container.container_id.clone();
+                let look = self.host.runtime.inspect(&id, self.item.spec.probe_port).await?;
+                if look.is_none_or(|look| look.phase != Phase::Running || look.endpoint.is_some()) {
+                    return Ok(Step::Go(From::Running(id)));
+                }
+                // A daemon that was killed amid a start may run this container without a network for ever.
+                remove::take_away(self.host, &found.container, remove::GRACE, self.item.spec.probe_port).await?;
             }
             // Made anew: a daemon that was killed amid a start refuses this container for ever ("task already exists").
             Some(found) => {
@@ -452,9 +459,7 @@ impl<'a, R: Runtime> Bring<'a, R> {
 fn reached(id: String, look: Inspected, left: Duration) -> Result<Step, End> {
     match (look.phase, look.endpoint) {
         (Phase::Running, Some(endpoint)) => Ok(Step::Probe { id, endpoint, image: look.image_id, left }),
-        (Phase::Running, None) => {
-            Err(Failure::of(StatusReason::RuntimeError, "Docker gave the editor no address.".into()).into())
-        }
+        (Phase::Running, None) => Err(RuntimeError::NoAddress.into()),
         (Phase::Exited | Phase::Created, _) => Ok(Step::Go(From::Exited(id))),
     }
 }

@@ -14,7 +14,7 @@ use crate::runtime::{Inspected, Runtime, RuntimeError};
 use crate::storage::fence_file::Token;
 
 /// Between SIGTERM and SIGKILL where no order says how long: time enough to save a file.
-const GRACE: Duration = Duration::from_secs(10);
+pub(super) const GRACE: Duration = Duration::from_secs(10);
 
 /// Before another attempt at something that did not work.
 const PAUSE: Duration = Duration::from_secs(2);
@@ -130,7 +130,7 @@ fn again_now<R: Runtime>(host: &Host<R>) -> Settled {
 }
 
 /// How the container ended, when it could still be looked at.
-async fn take_away<R: Runtime>(
+pub(super) async fn take_away<R: Runtime>(
     host: &Host<R>,
     container: &Container,
     grace: Duration,

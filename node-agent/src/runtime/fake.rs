@@ -48,6 +48,8 @@ struct State {
     pulled: BTreeSet<String>,
     halves: usize,
     endless_logs: bool,
+    /// So many starts more give no address.
+    unaddressed: usize,
     calls: Vec<&'static str>,
 }
 
@@ -95,6 +97,11 @@ impl Fake {
     /// This student's container can be looked at no more, as one whose layer is lost.
     pub(crate) fn spoil(&self, student: &str) {
         self.lock().spoilt.insert(student.to_owned());
+    }
+
+    /// The next starts, so many, give their containers no address, as a daemon that is killed amid a start.
+    pub(crate) fn give_no_address(&self, starts: usize) {
+        self.lock().unaddressed = starts;
     }
 
     /// No log that is read comes to its end from now on.
@@ -290,7 +297,8 @@ impl Runtime for Fake {
     async fn ensure_started(&self, id: &str) -> Result<(), RuntimeError> {
         self.enter_about("start", id).await?;
         let mut state = self.lock();
-        let Some(kept) = state.containers.get_mut(id) else {
+        let State { containers, unaddressed, .. } = &mut *state;
+        let Some(kept) = containers.get_mut(id) else {
             return Err(RuntimeError::NotFound { operation: "start" });
         };
         if kept.phase == Phase::Running {
@@ -298,7 +306,11 @@ impl Runtime for Fake {
         }
         let listener = StdListener::bind("127.0.0.1:0").expect("a free port");
         listener.set_nonblocking(true).expect("nonblocking");
-        kept.endpoint = Some(listener.local_addr().expect("address").to_string());
+        let address = listener.local_addr().expect("address").to_string();
+        kept.endpoint = unaddressed.checked_sub(1).map_or(Some(address), |left| {
+            *unaddressed = left;
+            None
+        });
         (kept.phase, kept.exit_code) = (Phase::Running, None);
         let _ = self.hints.send(Hint::Started(id.to_owned()));
         match mode(&kept.plan.item.spec.image) {

@@ -202,6 +202,9 @@ pub enum RuntimeError {
         /// The engine's words.
         problem: String,
     },
+    /// The container runs, but where its port is reached the engine does not say.
+    #[error("Docker gave the editor no address")]
+    NoAddress,
     /// The engine refused.
     #[error("{operation}: Docker refused: {problem}")]
     Refused {
