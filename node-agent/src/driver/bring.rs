@@ -154,8 +154,9 @@ impl<'a, R: Runtime> Bring<'a, R> {
                 if look.is_none_or(|look| look.phase != Phase::Running || look.endpoint.is_some()) {
                     return Ok(Step::Go(From::Running(id)));
                 }
-                // A daemon that was killed amid a start may run this container without a network for ever.
-                remove::take_away(self.host, &found.container, remove::GRACE, self.item.spec.probe_port).await?;
+                // Not for a moment only: nobody can ever reach it. A daemon that was killed has left such behind.
+                remove::take_away(self.host, &found.container, remove::GRACE, self.item.spec.probe_port)
+                    .await?;
             }
             // Made anew: a daemon that was killed amid a start refuses this container for ever ("task already exists").
             Some(found) => {
